@@ -14,6 +14,7 @@ from test_attribution import build
 from test_parity import experiment as parity_experiment
 
 from acdc.engine.experiment import Experiment
+from acdc.errors import OptionError
 from acdc.methods import METHODS, Search
 from acdc.methods.eap import eap, eap_ig
 from acdc.methods.hisp import hisp
@@ -149,8 +150,13 @@ def test_circuits(name: str) -> None:
     )
     assert list(found.details["node_scores"]) == list(experiment.graph.senders)
     assert found.details["ranking"] == "absolute"
-    signed = method.find(experiment, Search(n_edges=60, ranking="signed"), counted.append)
-    assert signed.details["ranking"] == "signed"
+    by_sign = Search(n_edges=60, ranking="signed")
+    if method.signed:
+        found = method.find(experiment, by_sign, counted.append)
+        assert found.details["ranking"] == "signed"
+    else:
+        with pytest.raises(OptionError, match="scores without a sign"):
+            method.find(experiment, by_sign, counted.append)
 
 
 def test_same_prompts_have_no_scores() -> None:
