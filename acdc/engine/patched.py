@@ -110,7 +110,7 @@ class SoftPatchedModel(PatchedModel):
         i
             Which of ``experiment.batches``.
         weights
-            ``[edge]`` in [0, 1], may require a gradient.
+            ``[edge]``, or ``[prompt, edge]`` of the batch, in [0, 1]; may require a gradient.
 
         Returns
         -------
@@ -120,12 +120,11 @@ class SoftPatchedModel(PatchedModel):
         graph, batch = self.experiment.graph, self.experiment.batches[i]
         with torch.no_grad():
             plain = self._plain(i)
-        place = tuple(
-            torch.as_tensor(index, dtype=torch.long, device=weights.device)
-            for index in (graph.edge_receiver, graph.edge_sender)
-        )
-        zeros = weights.new_zeros(len(graph.receivers), graph.n_senders)
-        matrix = zeros.index_put(place, weights)
+        weights = weights.expand(batch.n_prompts, -1)
+        at = graph.edge_receiver.astype(np.int64) * graph.n_senders + graph.edge_sender
+        matrix = weights.new_zeros(len(weights), len(graph.receivers) * graph.n_senders)
+        matrix = matrix.index_copy(1, torch.as_tensor(at, device=weights.device), weights)
+        matrix = matrix.unflatten(1, (len(graph.receivers), graph.n_senders))
         return _SoftPatchedRun(self.experiment, batch, plain, matrix).rows()
 
 
@@ -163,7 +162,7 @@ class _PatchedRun:
         self.ablated = plain.ablated
         self.current = plain.out.clone()  # replaced layer by layer
         self.n_sources = 2 if self.model.shape.split_embed else 1
-        self.kept = kept  # (receiver, sender)
+        self.kept = kept  # (receiver, sender), in soft runs (batch, receiver, sender)
 
     def rows(self) -> Tensor:
         """Metric of every scored row of the batch: ``[row]``."""
@@ -211,7 +210,7 @@ class _PatchedRun:
 
         ``below`` counts the layers whose attention they read.
         """
-        kept = self.kept[torch.as_tensor(receivers), :n_seen].to(self.current.dtype)
+        kept = self.kept[..., torch.as_tensor(receivers), :n_seen].to(self.current.dtype)
         layers = [block.attention for block in self.model.layers[:below]]
         if not self.model.has_post_norm:
             out = self._mix(kept, slice(0, n_seen))
@@ -220,10 +219,10 @@ class _PatchedRun:
         heads = self.model.shape.n_heads
         mlps = [self._start(i) + heads for i in range(len(self.model.layers))]
         direct = [*range(self.n_sources), *(u for u in mlps if u < n_seen)]
-        out = self._mix(kept[:, direct], torch.tensor(direct, device=self.current.device))
+        out = self._mix(kept[..., direct], torch.tensor(direct, device=self.current.device))
         for layer, attention in enumerate(layers):
             nodes = slice(self._start(layer), self._start(layer) + heads)
-            raw = self._mix(kept[:, nodes], nodes)
+            raw = self._mix(kept[..., nodes], nodes)
             post = self.model.layers[layer].attention_post
             assert post is not None
             out = out + post(raw if attention.b_O is None else raw + attention.b_O)
@@ -241,3 +240,8 @@ class _SoftPatchedRun(_PatchedRun):
 
     def _write(self, start: int, out: Tensor) -> None:
         self.current = torch.cat([self.current[:start], out])  # later senders are not read yet
+
+    def _mix(self, kept: Tensor, senders: slice | Tensor) -> Tensor:
+        ablated = self.ablated[senders]
+        change = self.current[senders] - ablated
+        return torch.einsum("brs,sbpd->rbpd", kept, change) + ablated.sum(0)

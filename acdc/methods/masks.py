@@ -7,15 +7,23 @@ A mask of each node or edge is a hard concrete variable (Louizos, Welling & King
     z = clamp(s (zeta - gamma) + gamma, 0, 1)
 
 so that z is exactly 0 or 1 with some probability, and the expected share of edges that are out
-has a gradient.  Every edge reads ``z * current + (1 - z) * ablated``.  Adam minimises, and on the
-two multipliers maximises,::
+has a gradient.  Every edge reads ``z * current + (1 - z) * ablated``, each prompt with noise of
+its own.  Adam minimises the loss under the constraint that the expected sparsity is a given one;
+it rises to ``--sparsity`` over the first two thirds of the steps.  Where Bhaskar et al. 2024 put a
+Lagrangian ::
 
     loss + l1 (target - sparsity) + l2 (target - sparsity)^2
 
-(Bhaskar et al. 2024) with a target that rises linearly to ``--sparsity`` over the first two
-thirds of the steps.  The loss of a row is ``|metric - metric of the base run|`` over the metric's
-gap between all edges and none: for KL and mse in noising the metric itself, up to a factor; for
-metrics that a circuit can overshoot (logit_diff), a circuit that does so is no better.
+and let Adam maximise over the multipliers, here a shift common to all ``log_alpha`` meets the
+constraint at every step: a multiplier has to grow to the number of edges once the target exceeds
+what the task can spare, swings past it on the way, and drops in one swing what the task needs.
+The target rises evenly on a logit scale, from where one mask is expected not to be whole: a
+circuit whose edges are all needed shows itself while few edges are out, never later.
+
+The loss of a row is ``|metric - metric of the base run|`` over the metric's gap between all edges
+and none: for KL and mse in noising the metric itself, up to a factor; for metrics that a circuit
+can overshoot (logit_diff), a circuit that does so is no better.  Adam's epsilon is in the same
+unit: masks that move the loss by less than a thousandth of the gap are noise and hardly pushed.
 
 The score of a mask is the mean of ``P(z > 0)`` over the steps: how long it held out while the
 target rose.  So the ranking tells apart masks that all end at 0 or at 1, and one training ranks
@@ -56,8 +64,10 @@ __all__ = [
 Scores = NDArray[np.float64]
 
 _WARM = 2 / 3
-_MULTIPLIERS = 2.0
-"""Learning rate of the multipliers, as a multiple of the masks'."""
+_EPSILON = 1e-3
+_BISECTIONS = 40
+_FARTHEST = 60.0
+"""Bound of the shift of ``log_alpha``: probabilities are 0 or 1 there."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +93,7 @@ class Training:
 
     sparsity: float = 0.9
     steps: int = 500
-    learning_rate: float = 0.1
+    learning_rate: float = 0.3
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -99,7 +109,7 @@ def check_training(sparsity: float | None, steps: int | None, learning_rate: flo
     if steps is not None and steps < 1:
         raise OptionError(f"mask_steps {steps}: expected at least 1")
     if learning_rate is not None and not 0 < learning_rate < math.inf:
-        raise OptionError(f"learning_rate {learning_rate}: expected a number above 0, as 0.1")
+        raise OptionError(f"learning_rate {learning_rate}: expected a number above 0, as 0.3")
 
 
 class HardConcrete:
@@ -116,9 +126,14 @@ class HardConcrete:
     def __init__(self, log_alpha: Tensor) -> None:
         self.log_alpha = log_alpha
 
-    def sample(self, generator: torch.Generator) -> Tensor:
-        """Draw ``[mask]``; the generator is on the CPU, so that devices agree."""
-        noise = torch.rand(len(self.log_alpha), generator=generator).clamp(1e-6, 1 - 1e-6)
+    @classmethod
+    def whole(cls, n: int) -> float:
+        """``log_alpha`` at which one mask in ``n`` is expected to be below 1."""
+        return cls.beta * math.log((1 - cls.gamma) / (cls.zeta - 1)) + math.log(max(1, n - 1))
+
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draw ``[n, mask]``; the generator is on the CPU, so that devices agree."""
+        noise = torch.rand(n, len(self.log_alpha), generator=generator).clamp(1e-6, 1 - 1e-6)
         logistic = torch.logit(noise).to(self.log_alpha)
         soft = torch.sigmoid((logistic + self.log_alpha) / self.beta)
         return (soft * (self.zeta - self.gamma) + self.gamma).clamp(0, 1)
@@ -193,10 +208,11 @@ def subnetwork_probing(
     reader = torch.repeat_interleave(torch.arange(len(n_fed), device=device), n_fed)
 
     def nodes(z: Tensor) -> Tensor:
-        return torch.cat([z.new_ones(n_sources), z, z.new_ones(1)])  # embeddings, ..., logits
+        ends = z.new_ones(*z.shape[:-1], n_sources + 1)  # embeddings and logits
+        return torch.cat([ends[..., :-1], z, ends[..., -1:]], -1)
 
     def weights(z: Tensor) -> Tensor:
-        return nodes(z)[sender]
+        return nodes(z)[..., sender]
 
     def both_ends(p: Tensor) -> Tensor:
         """Probability of each edge that its ends are in, the likeliest where several are fed."""
@@ -229,8 +245,8 @@ def _train(
 ) -> Scores:
     """``[mask]``: mean probability over the training.
 
-    ``weights`` turns masks into what edges carry, ``edges`` probabilities of masks into those of
-    edges: ``[mask] -> [edge]``.
+    ``weights`` turns masks into what edges carry, ``[..., mask] -> [..., edge]``, and ``edges``
+    probabilities of masks into those of edges, ``[mask] -> [edge]``.
     """
     model = SoftPatchedModel(experiment, memory)
     device, generator = experiment.model.device, torch.Generator().manual_seed(training.seed)
@@ -240,29 +256,47 @@ def _train(
         empty = [model.rows(i, weights(0 * every)) for i in range(len(experiment.batches))]
     gap = torch.cat([abs(a - b) for a, b in zip(base, empty, strict=True)]).mean()
     scale = 1 / gap if gap > 0 else torch.ones_like(gap)
+
+    def sparsity(log_alpha: Tensor) -> float:
+        return 1 - float(edges(HardConcrete(log_alpha).probability()).mean())
+
+    start = min(sparsity(every * HardConcrete.whole(n_masks)), training.sparsity)
     with torch.enable_grad():
-        log_alpha = torch.full((n_masks,), 2.0, device=device, requires_grad=True)
-        multipliers = torch.zeros(2, device=device, requires_grad=True)
-        masks, rate = HardConcrete(log_alpha), training.learning_rate
-        optimizer = torch.optim.Adam(
-            [
-                {"params": [log_alpha], "lr": rate},
-                {"params": [multipliers], "lr": _MULTIPLIERS * rate, "maximize": True},
-            ]
-        )
+        free = torch.zeros(n_masks, device=device, requires_grad=True)
+        optimizer = torch.optim.Adam([free], lr=training.learning_rate, eps=_EPSILON)
         for step in range(training.steps):
-            i = step % len(base)
-            target = training.sparsity * min(1.0, (step + 1) / (_WARM * training.steps))
-            rows = model.rows(i, weights(masks.sample(generator)))
-            loss = (rows - base[i]).abs().mean() * scale
-            probability = masks.probability()
-            total += probability.detach().double().cpu()
-            sparsity = 1 - edges(probability).mean()
-            short = target - sparsity
-            objective = loss + multipliers[0] * short + multipliers[1] * short.square()
+            target = _between(start, training.sparsity, (step + 1) / (_WARM * training.steps))
+            log_alpha = free + _shift(free.detach(), target, sparsity)
+            masks, i = HardConcrete(log_alpha), step % len(base)
+            z = masks.sample(experiment.batches[i].n_prompts, generator)
+            loss = (model.rows(i, weights(z)) - base[i]).abs().mean() * scale
+            total += masks.probability().detach().double().cpu()
             optimizer.zero_grad()
-            objective.backward()
+            loss.backward()
             optimizer.step()
-            note(f"loss {loss.item():.3f}, sparsity {sparsity.item():.3f}")
+            note(f"loss {loss.item():.3f}, sparsity {sparsity(log_alpha.detach()):.3f}")
             progress(1)
-    return (total / training.steps).cpu().numpy()
+    return (total / training.steps).numpy()
+
+
+def _between(start: float, end: float, part: float) -> float:
+    """Go from one share to another, evenly in log odds; ``part`` from 0 to 1, beyond it the end."""
+    if part >= 1:
+        return end
+    odds = math.exp((1 - part) * _logit(start) + part * _logit(end))
+    return odds / (1 + odds)
+
+
+def _logit(share: float) -> float:
+    share = max(share, 1e-12)
+    return math.log(share / (1 - share))
+
+
+def _shift(free: Tensor, target: float, sparsity: Callable[[Tensor], float]) -> float:
+    """Shift of all ``free [mask]`` that gives the sparsity, which falls with it."""
+    middle = float(free.mean())
+    low, high = -_FARTHEST - middle, _FARTHEST - middle
+    for _ in range(_BISECTIONS):
+        shift = (low + high) / 2
+        low, high = (shift, high) if sparsity(free + shift) > target else (low, shift)
+    return (low + high) / 2

@@ -1,0 +1,77 @@
+"""Integrated gradients on the bundled models: where they must add up, they do, at 50 steps.
+
+Completeness (Sundararajan et al. 2017): along a straight path of some variables alone, the
+attributions of these variables add up to the difference of the metric between its ends.
+
+* ``eap-ig`` and ``nap-ig`` go from one run's embeddings to the other's, so the edges out of the
+  embeddings (the node ``input``) add up to the metric of the corrupt run less that of the clean
+  one.  The other edges do not: inner activations do not move on straight lines there.
+* ``eap-ig-activations`` moves one group of senders at a time (embeddings, the heads of a layer,
+  an MLP), so the edges out of each group add up to the effect of ablating all of them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from acdc.engine.experiment import Experiment
+from acdc.engine.patched import metric_of_circuit
+from acdc.methods.eap import eap_ig, eap_ig_activations
+from acdc.methods.nap import nap_ig
+from acdc.metrics import get_metric
+from acdc.models import load_model
+from acdc.tasks import load_task
+from graphs.graph import parse_node
+
+STEPS = 50
+TASKS = {"ioi-small": "ioi", "docstring-small": "docstring"}
+
+
+def bundled(model: str, metric: str, n_prompts: int, **options: Any) -> Experiment:
+    lowered, tokenizer = load_model(model)
+    task = load_task(TASKS[model], tokenizer, n_prompts=n_prompts, seed=0)
+    return Experiment(lowered, task, get_metric(metric), **options)
+
+
+def gap(experiment: Experiment) -> float:
+    """Change of the metric from the run that ablation starts from to the other one."""
+    full, empty = experiment.plain("clean"), experiment.plain("corrupt")
+    return empty - full if experiment.direction == "noising" else full - empty
+
+
+@pytest.mark.parametrize(("metric", "direction"), [("logit_diff", "noising"), ("kl", "denoising")])
+@pytest.mark.parametrize("model", TASKS)
+def test_node_attribution_of_the_embeddings_is_complete(
+    model: str, metric: str, direction: str
+) -> None:
+    experiment = bundled(model, metric, 16, direction=direction)
+    found = nap_ig(experiment, STEPS)[experiment.graph.sender_index["input"]]
+    assert abs(gap(experiment)) > 1
+    assert found == pytest.approx(gap(experiment), rel=0.02)
+
+
+@pytest.mark.parametrize("model", TASKS)
+def test_edges_out_of_the_embeddings_are_complete(model: str) -> None:
+    experiment = bundled(model, "logit_diff", 8)
+    graph = experiment.graph
+    scores = eap_ig(experiment, STEPS)
+    from_input = graph.source[graph.edge_sender]
+    assert scores[from_input].sum() == pytest.approx(gap(experiment), rel=0.02)
+    assert abs(scores.sum() / gap(experiment)) > 1.5, "all edges are no such sum"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", TASKS)
+def test_edges_out_of_each_group_are_complete(model: str) -> None:
+    experiment = bundled(model, "logit_diff", 16)
+    graph = experiment.graph
+    scores = eap_ig_activations(experiment, STEPS)
+    full = metric_of_circuit(experiment, np.ones(graph.n_edges, dtype=bool))
+    group = [parse_node(graph.senders[u])[:2] for u in graph.edge_sender]
+    for name in dict.fromkeys(group):
+        out = np.array([g == name for g in group])
+        effect = metric_of_circuit(experiment, ~out) - full
+        assert scores[out].sum() == pytest.approx(effect, abs=0.02 * abs(gap(experiment))), name
