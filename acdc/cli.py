@@ -96,7 +96,10 @@ def discover(
     model: Model = None,
     method: Annotated[
         str | None,
-        typer.Option("--method", help="See acdc list methods (default: acdc; with --saes eap-ig)."),
+        typer.Option(
+            "--method",
+            help="See acdc list methods (default: acdc; with --saes or --neurons eap-ig).",
+        ),
     ] = None,
     metric: Metric = None,
     threshold: Annotated[
@@ -120,7 +123,7 @@ def discover(
         int | None, typer.Option("--mask-steps", help="Training steps of masks (default: 500).")
     ] = None,
     learning_rate: Annotated[
-        float | None, typer.Option("--learning-rate", help="Of masks (default: 0.1).")
+        float | None, typer.Option("--learning-rate", help="Of masks (default: 0.3).")
     ] = None,
     n_prompts: NPrompts = None,
     batch_size: BatchSize = 32,
@@ -135,9 +138,15 @@ def discover(
     split_embed: SplitEmbed = False,
     trust_remote_code: Trust = False,
     saes: Saes = None,
+    neurons: Annotated[
+        bool, typer.Option("--neurons", help="The neurons of every MLP are nodes (m3.n12).")
+    ] = False,
     max_latents: Annotated[
         int | None,
-        typer.Option("--max-latents", help="Nodes for at most so many latents (default: active)."),
+        typer.Option(
+            "--max-latents",
+            help="Nodes for at most so many latents (default: active) or neurons (1000).",
+        ),
     ] = None,
     candidates: Annotated[
         int,
@@ -166,7 +175,8 @@ def discover(
 
     n_bytes = _bytes(memory)
     settings = Settings(
-        task=task, model=model, method=method or ("eap-ig" if saes else "acdc"), metric=metric,
+        task=task, model=model, metric=metric,
+        method=method or ("eap-ig" if saes or neurons else "acdc"),
         threshold=threshold, n_edges=edges,
         ranking=ranking,
         steps=steps, floor=floor, sparsity=sparsity, mask_steps=mask_steps,
@@ -174,8 +184,8 @@ def discover(
         n_prompts=n_prompts, batch_size=batch_size, seed=seed, corruption=corruption,
         device=device, dtype=dtype, prepend_bos=prepend_bos, intervention=intervention,
         direction=direction, split_qkv=split_qkv, split_embed=split_embed,
-        trust_remote_code=trust_remote_code, saes=saes, max_latents=max_latents,
-        candidates=candidates,
+        trust_remote_code=trust_remote_code, saes=saes, neurons=neurons,
+        max_latents=max_latents, candidates=candidates,
     )  # fmt: skip
     settings = check_settings(settings)
     folder = out or _default_folder(Path(task).stem)

@@ -16,8 +16,8 @@ from acdc.dictionaries import quality_on_task
 from acdc.engine.experiment import Experiment
 from acdc.errors import DictionaryError, OptionError, TaskError, UnknownNameError
 from acdc.evaluation import Evaluation, Evaluator
-from acdc.latents.attach import Attached, attach
-from acdc.latents.attachment import site_kind
+from acdc.latents.attach import Attached, attach, attach_neurons
+from acdc.latents.attachment import NeuronAttachment, site_kind
 from acdc.latents.faithfulness import default_thresholds, errors_in_and_out, sweep_nodes
 from acdc.latents.sources import load_dictionaries
 from acdc.lowering import LoweredModel
@@ -141,7 +141,7 @@ def discover(
     timer = Timer()
     with timer.phase("load"), reporter.phase("load model and task", None):
         experiment = build_experiment(asked)
-        attached = None if asked.saes is None else attach_dictionaries(experiment, asked, memory)
+        attached = _attached(experiment, asked, memory)
         experiment = experiment if attached is None else attached.experiment
     if checkpoint is not None:
         identity = {**vars(asked), **_fingerprint(experiment), "versions": versions()}
@@ -173,6 +173,15 @@ def _fingerprint(experiment: Experiment) -> dict[str, str]:
         "graph": " ".join((*experiment.graph.senders, *experiment.graph.receivers)).encode(),
     }
     return {name: hashlib.sha256(part).hexdigest()[:16] for name, part in parts.items()}
+
+
+def _attached(experiment: Experiment, settings: Settings, memory: int) -> Attached | None:
+    """Attach what settings name, if anything."""
+    if settings.saes is not None:
+        return attach_dictionaries(experiment, settings, memory)
+    if settings.neurons:
+        return attach_neurons(experiment, max_neurons=settings.max_latents, memory=memory)
+    return None
 
 
 def attach_dictionaries(
@@ -221,7 +230,9 @@ def latent_details(attached: Attached, evaluator: Evaluator, circuit: Circuit) -
         "latents": {
             **attached.summary(),
             "quality": [
-                asdict(quality_on_task(a.dictionary, experiment)) for a in experiment.attachments
+                asdict(quality_on_task(a.dictionary, experiment))
+                for a in experiment.attachments
+                if not isinstance(a, NeuronAttachment)
             ],
             "error_nodes": asdict(errors_in_and_out(evaluator, circuit.in_circuit)),
             "node_thresholds": [
@@ -249,11 +260,16 @@ def circuit_info(
 
 def check_settings(settings: Settings) -> Settings:
     """Check names before anything is loaded, and fill in the task's model and metric."""
-    get_method(settings.method).check_nodes(latents=settings.saes is not None)
+    splits = settings.saes is not None or settings.neurons
+    get_method(settings.method).check_nodes(latents=splits)
     if settings.metric is not None:
         get_metric(settings.metric)
-    if settings.saes is None and settings.max_latents is not None:
-        raise OptionError(f"max_latents {settings.max_latents}: give it together with saes")
+    if settings.saes is not None and settings.neurons:
+        raise OptionError(f"saes {settings.saes!r} and neurons: give one of them")
+    if not splits and settings.max_latents is not None:
+        raise OptionError(
+            f"max_latents {settings.max_latents}: give it together with saes or neurons"
+        )
     if settings.task not in TASKS and not is_task_file(settings.task):
         raise UnknownNameError("task", settings.task, TASKS)
     if is_task_file(settings.task) and not Path(settings.task).is_file():
@@ -374,7 +390,12 @@ def fit(
         replace(settings, split_qkv=shape.split_qkv, split_embed=shape.split_embed)
     )
     experiment = build_experiment(asked, prompts)
-    if shape.sites:
+    if any(site.kind == "neurons" for site in shape.sites):
+        if asked.saes is not None:
+            raise OptionError("the circuit has neurons, not latents: leave --saes out")
+        chosen = {site.layer: site.latents for site in shape.sites}
+        experiment = attach_neurons(experiment, neurons=chosen).experiment
+    elif shape.sites:
         if asked.saes is None:
             raise OptionError(
                 "the circuit has latents: say with --saes which dictionaries they are of"

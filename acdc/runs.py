@@ -69,10 +69,10 @@ class Settings:
         Granularity of the graph.
     trust_remote_code
         Whether the model's folder may run its own code.
-    saes, max_latents, candidates
+    saes, neurons, max_latents, candidates
         Dictionaries whose latents are nodes (separated by commas, see
-        :func:`acdc.latents.sources.load_dictionaries`), how many latents at most, and how many
-        edges methods that try them one by one try.
+        :func:`acdc.latents.sources.load_dictionaries`), or whether the neurons of MLPs are, how
+        many latents or neurons at most, and how many edges methods that try them one by one try.
     """
 
     task: str
@@ -100,6 +100,7 @@ class Settings:
     split_embed: bool = False
     trust_remote_code: bool = False
     saes: str | None = None
+    neurons: bool = False
     max_latents: int | None = None
     candidates: int = 3000
 

@@ -30,7 +30,7 @@ from graphs.select import prune
 __all__ = ["BasesComparison", "InComponents", "basis_name", "compare_bases"]
 
 _HEAD = re.compile(r"a(\d+)\.h\d+")
-_KIND_NAMES = {"transcoder": "transcoders", "resid_pre": "SAEs", "resid_mid": "SAEs"}
+_KIND_NAMES = {"transcoder": "transcoders", "neurons": "neurons"}
 
 
 @dataclass(frozen=True)

@@ -380,7 +380,7 @@ def parse_node(name: str) -> tuple[str, int, int]:
         return latent[0], latent[2], latent[3]
     raise GraphError(
         f"{name!r} is no node name: expected a3.h7, m3, input, tok, pos, logits, or with "
-        "dictionaries m3.f12, m3.err, r3"
+        "dictionaries m3.f12, m3.err, r3, with neurons m3.n12"
     )
 
 

@@ -1,12 +1,14 @@
 """Latents of dictionaries (sparse autoencoders, transcoders) as nodes of a component graph.
 
 A *site* is the place where a dictionary is attached, with the latents that are nodes there.
-The rest of what the site writes is its error node.
+The rest of what the site writes is its error node.  The neurons of an MLP are an exact dictionary
+of its output: their error node writes the bias and the neurons that are no nodes.
 
 ============= ======== ========================================================================
 kind          nodes    what changes
 ============= ======== ========================================================================
 mlp_out       m3.f12   sender ``m3`` is split; receiver ``m3`` feeds every part
+neurons       m3.n12   the same, for the neurons of the MLP itself
 attn_out      a3.f12   the layer's heads are no senders any more; their q, k and v receivers
 attn_z                 feed every latent of the layer and its error node
 transcoder    m3.f12   ``m3`` is split, and every latent (and ``m3.err``) is a receiver of its own
@@ -37,10 +39,10 @@ __all__ = [
     "sites_to_text",
 ]
 
-SITE_KINDS = ("mlp_out", "transcoder", "attn_out", "attn_z", "resid_pre", "resid_mid")
-_LETTER = {"mlp_out": "m", "transcoder": "m", "attn_out": "a", "attn_z": "a"}
+SITE_KINDS = ("mlp_out", "neurons", "transcoder", "attn_out", "attn_z", "resid_pre", "resid_mid")
+_LETTER = {"mlp_out": "m", "neurons": "m", "transcoder": "m", "attn_out": "a", "attn_z": "a"}
 _SITE = re.compile(r"(\w+):(\d+):([\d,]*)")
-_LATENT = re.compile(r"([amr])(\d+)(mid)?(?:\.(?:f(\d+)|(err)))?")
+_LATENT = re.compile(r"([amr])(\d+)(mid)?(?:\.(?:([fn])(\d+)|(err)))?")
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,8 @@ class Site:
     def nodes(self) -> tuple[str, ...]:
         """Names of its latents and of its error node, which comes last."""
         name = self.name
-        return (*(f"{name}.f{i}" for i in self.latents), f"{name}.err")
+        letter = "n" if self.kind == "neurons" else "f"
+        return (*(f"{name}.{letter}{i}" for i in self.latents), f"{name}.err")
 
     @property
     def is_cut(self) -> bool:
@@ -176,7 +179,7 @@ def _site_from_config(entry: Any) -> Site:
 
 
 def parse_latent(name: str) -> tuple[str, str, int, int] | None:
-    """Return ``(kind, place, layer, latent)`` of a latent, error node or cut, else None.
+    """Return ``(kind, place, layer, latent)`` of a latent or neuron, error node or cut, else None.
 
     Examples
     --------
@@ -184,11 +187,11 @@ def parse_latent(name: str) -> tuple[str, str, int, int] | None:
     (('latent', 'm', 3, 12), ('error', 'rmid', 4, -1), ('cut', 'r', 4, -1))
     """
     match = _LATENT.fullmatch(name)
-    if match is None or (match[3] and match[1] != "r"):
+    if match is None or (match[3] and match[1] != "r") or (match[4] == "n" and match[1] != "m"):
         return None
     place, layer = match[1] + (match[3] or ""), int(match[2])
     if match[4] is not None:
-        return "latent", place, layer, int(match[4])
-    if match[5]:
+        return "latent", place, layer, int(match[5])
+    if match[6]:
         return "error", place, layer, -1
     return ("cut", place, layer, -1) if match[1] == "r" else None

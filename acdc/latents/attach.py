@@ -1,8 +1,8 @@
-"""Attaching dictionaries to an experiment: which latents become nodes."""
+"""Attaching dictionaries, or MLP neurons, to an experiment: which latents become nodes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -14,15 +14,26 @@ from acdc.dictionaries import Dictionary
 from acdc.dictionaries.activations import activation
 from acdc.engine.experiment import Experiment
 from acdc.errors import OptionError
-from acdc.latents.attachment import Attachment, check_dictionaries
+from acdc.latents.attachment import Attachment, NeuronAttachment, check_dictionaries
 from acdc.latents.attribution import Points, node_scores
 from acdc.latents.experiment import LatentExperiment
+from acdc.latents.neurons import Neurons, neurons_of
 from acdc.latents.program import Program
+from acdc.lowering.model import LoweredModel
 from acdc.methods.eap import between_inputs
 
-__all__ = ["Attached", "SiteReport", "active_latents", "attach"]
+__all__ = [
+    "MOST_NEURONS",
+    "Attached",
+    "SiteReport",
+    "active_latents",
+    "attach",
+    "attach_neurons",
+]
 
 _STEPS = 5
+MOST_NEURONS = 1000
+"""Neurons that are nodes unless another number is asked for."""
 
 
 @dataclass(frozen=True)
@@ -125,14 +136,63 @@ def attach(
     >>> attached = attach(experiment, read_dictionaries(["sae"]))  # doctest: +SKIP
     >>> eap_ig(attached.experiment)  # doctest: +SKIP
     """
+    check_dictionaries(experiment.model, dictionaries)
+    return _attach(experiment, dictionaries, max_latents, latents, memory)
+
+
+def attach_neurons(
+    experiment: Experiment,
+    *,
+    max_neurons: int | None = None,
+    neurons: Mapping[int, Sequence[int]] | None = None,
+    memory: int = 1 << 30,
+) -> Attached:
+    """Make the neurons of every MLP nodes of an experiment's graph.
+
+    Parameters
+    ----------
+    experiment
+        Model, prompts and metric.
+    max_neurons
+        At most so many nodes in all, chosen as in :func:`attach`; None: :data:`MOST_NEURONS`.
+    neurons
+        By layer, which of them are nodes, as in a circuit that was found before; None: chosen.
+    memory
+        Bytes that the activations of one pass may take.
+
+    Raises
+    ------
+    OptionError
+        If ``max_neurons`` is below 1, the model has no MLPs, or lacks one of the neurons.
+    UnsupportedModelError
+        If the neurons of an MLP do not add up to what it writes.
+    """
+    found = neurons_of(experiment.model)
+    if neurons is None:
+        return _attach(experiment, found, max_neurons or MOST_NEURONS, None, memory)
+    found = [n for n in found if n.layer in neurons]
+    for n in found:
+        if max(neurons[n.layer], default=0) >= n.n_latents:
+            raise OptionError(
+                f"the circuit has neuron {max(neurons[n.layer])} of m{n.layer}, which has "
+                f"{n.n_latents} in {experiment.model.name!r}: name the model it was found in"
+            )
+    return _attach(experiment, found, None, [neurons[n.layer] for n in found], memory)
+
+
+def _attach(
+    experiment: Experiment,
+    dictionaries: Sequence[Dictionary | Neurons],
+    max_latents: int | None,
+    latents: Sequence[Sequence[int]] | None,
+    memory: int,
+) -> Attached:
     if max_latents is not None and max_latents < 1:
         raise OptionError(f"max_latents {max_latents}: expected at least 1")
-    model = experiment.model
-    check_dictionaries(model, dictionaries)
-    moved = [d.to(model.device, model.dtype) for d in dictionaries]
+    moved = [_placed(d, experiment.model) for d in dictionaries]
     active = active_latents(experiment, moved) if latents is None else latents
     attachments = [
-        Attachment(model, d, tuple(map(int, some))) for d, some in zip(moved, active, strict=True)
+        _attachment(experiment.model, d, some) for d, some in zip(moved, active, strict=True)
     ]
     kept, scores = attachments, [np.zeros(len(some)) for some in active]
     if max_latents is not None and max_latents < sum(map(len, active)):
@@ -145,9 +205,25 @@ def attach(
     return Attached(chosen, reports, folded / total if total else 0.0)
 
 
+def _placed(dictionary: Dictionary | Neurons, model: LoweredModel) -> Dictionary | Neurons:
+    """Return a dictionary in the type of a model, or the neurons of that model."""
+    if isinstance(dictionary, Neurons):
+        return Neurons(model, dictionary.layer)
+    return dictionary.to(model.device, model.dtype)
+
+
+def _attachment(
+    model: LoweredModel, dictionary: Dictionary | Neurons, latents: Sequence[int]
+) -> Attachment:
+    chosen = tuple(map(int, latents))
+    if isinstance(dictionary, Neurons):
+        return NeuronAttachment(model, dictionary, chosen)
+    return Attachment(model, dictionary, chosen)
+
+
 @torch.no_grad()
 def active_latents(
-    experiment: Experiment, dictionaries: Sequence[Dictionary]
+    experiment: Experiment, dictionaries: Sequence[Dictionary | Neurons]
 ) -> list[tuple[int, ...]]:
     """Latents that are active anywhere in the clean or the corrupt run, by dictionary."""
     model = experiment.model
@@ -156,8 +232,8 @@ def active_latents(
         for tokens in (batch.clean, batch.corrupt):
             trace = model.forward(tokens)
             for dictionary, active in zip(dictionaries, found, strict=True):
-                x = activation(model, trace, dictionary.reads).flatten(0, 1)
-                active |= (dictionary.encode(x) != 0).any(0)
+                x = activation(model, trace, dictionary.reads)
+                active |= (dictionary.encode(x) != 0).flatten(0, 1).any(0)
     return [tuple(active.nonzero()[:, 0].tolist()) for active in found]
 
 
@@ -212,14 +288,16 @@ def _report(whole: Attachment, kept: Attachment, scores: NDArray[np.float64]) ->
 
 
 def _with_latents(
-    experiment: Experiment, dictionaries: Sequence[Dictionary], kept: Sequence[Attachment]
+    experiment: Experiment,
+    dictionaries: Sequence[Dictionary | Neurons],
+    kept: Sequence[Attachment],
 ) -> LatentExperiment:
     """Return the experiment with these nodes, and its float32 twin too."""
     values = {f.name: getattr(experiment, f.name) for f in fields(Experiment)}
     if experiment.in_float32 is not None:
         exact = experiment.in_float32.model
         same = [
-            Attachment(exact, d.to(exact.device, exact.dtype), a.latents)
+            _attachment(exact, _placed(d, exact), a.latents)
             for d, a in zip(dictionaries, kept, strict=True)
         ]
         values["in_float32"] = _with_latents(experiment.in_float32, dictionaries, same)

@@ -19,16 +19,19 @@ from torch import Tensor
 from acdc.dictionaries import Dictionary
 from acdc.dictionaries.activations import check_fits
 from acdc.errors import DictionaryError
+from acdc.latents.neurons import Neurons
 from acdc.lowering.model import LoweredModel
 from acdc.lowering.norm import Norm
 from graphs.latents import Site
 
-__all__ = ["Attachment", "check_dictionaries", "site_kind"]
+__all__ = ["Attachment", "NeuronAttachment", "check_dictionaries", "site_kind"]
 
 
-def site_kind(dictionary: Dictionary) -> tuple[str, int]:
+def site_kind(dictionary: Dictionary | Neurons) -> tuple[str, int]:
     """Return the kind and the layer of a dictionary's site, see :class:`graphs.latents.Site`."""
     writes = dictionary.writes
+    if isinstance(dictionary, Neurons):
+        return "neurons", writes.layer
     if dictionary.is_transcoder:
         return "transcoder", writes.layer
     if writes.site == "resid_post":
@@ -176,3 +179,14 @@ class Attachment:
             out = self.dictionary.pre(x)
             slots = [torch.autograd.grad(out, x, row, retain_graph=True)[0] for row in g]
         return torch.stack(slots).to(g.dtype) if slots else g
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronAttachment(Attachment):
+    """Neurons of one MLP as nodes.  Parameters as :class:`Attachment`."""
+
+    dictionary: Neurons  # type: ignore[assignment]  # has of a dictionary what is used here
+
+    def coefficients(self, x: Tensor) -> Tensor:
+        """Activations ``[..., neuron]`` of the nodes at the raw stream ``x [..., d_model]``."""
+        return self.dictionary.encode(x)[..., self._ids]

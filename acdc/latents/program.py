@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from acdc.latents.attachment import Attachment
+from acdc.latents.attachment import Attachment, NeuronAttachment
 from acdc.lowering.attention import KINDS
 from acdc.lowering.model import LoweredModel, Trace
 
@@ -30,6 +30,7 @@ __all__ = [
     "LatentMlp",
     "Logits",
     "Mlp",
+    "NeuronMlp",
     "Program",
     "Stage",
     "Transcoder",
@@ -276,6 +277,23 @@ class LatentMlp(Mlp):
 
 
 @dataclass(eq=False)
+class NeuronMlp(LatentMlp):
+    """An MLP whose neurons are senders."""
+
+    def compute(self, inputs: Inputs) -> list[Tensor]:
+        """Values of the blocks, from what the MLP reads."""
+        return self._split(inputs.all()[0])
+
+    def of_trace(self, trace: Trace) -> list[Tensor]:
+        """Values of the blocks in an ordinary forward pass."""
+        return self._split(trace.mlp_in[self.layer][None])
+
+    def _split(self, stream: Tensor) -> list[Tensor]:
+        found = self.attachment.coefficients(stream)
+        return [found, (self.run(stream) - found @ self.attachment.directions)[None]]
+
+
+@dataclass(eq=False)
 class Transcoder(LatentMlp):
     """An MLP behind a transcoder: every latent and the error node reads for itself."""
 
@@ -421,6 +439,8 @@ class Program:
             return Mlp(self.model, layer, 1)
         if attached.site.kind == "transcoder":
             return Transcoder(self.model, layer, len(attached.latents) + 1, attachment=attached)
+        if isinstance(attached, NeuronAttachment):
+            return NeuronMlp(self.model, layer, 1, attachment=attached)
         return LatentMlp(self.model, layer, 1, attachment=attached)
 
     def _cut(self, name: str, layer: int) -> None:

@@ -152,7 +152,14 @@ def _read_layer(
         return LoweredLayer(ln1, attention, post, None, None)
     ln2 = _norm(block.ln2)
     ln2_post = _norm(block.ln2_post) if hasattr(block, "ln2_post") else None
-    mlp = FeedForward(ln2, _module(block.mlp), ln2_post, bool(bridge.cfg.gated_mlp))
+    mlp = FeedForward(
+        norm=ln2,
+        module=_module(block.mlp),
+        post=ln2_post,
+        gated=bool(bridge.cfg.gated_mlp),
+        writer=block.mlp.out,
+        W_out=block.mlp.W_out,
+    )
     return LoweredLayer(ln1, attention, post, ln2, mlp)
 
 

@@ -76,9 +76,10 @@ def _layer(layer: LoweredLayer, rules: GimRules) -> LoweredLayer:
     mlp = layer.mlp
     if mlp is not None:
         assert isinstance(mlp, FeedForward)
-        norm_after = None if mlp.post is None else _norm(mlp.post, rules)
-        scale = rules.gate if mlp.gated else 1.0
-        mlp = GimFeedForward(_norm(mlp.norm, rules), mlp.module, norm_after, mlp.gated, scale)
+        values = {f.name: getattr(mlp, f.name) for f in fields(FeedForward)}
+        values["norm"] = _norm(mlp.norm, rules)
+        values["post"] = None if mlp.post is None else _norm(mlp.post, rules)
+        mlp = GimFeedForward(**values, scale=rules.gate if mlp.gated else 1.0)
     norms = {
         kind: _norm(norm, rules) if isinstance(norm, Norm) else norm
         for kind, norm in layer.attention.norm.items()

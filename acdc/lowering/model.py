@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from acdc.lowering.attention import Attention
 from acdc.lowering.norm import Norm
@@ -31,17 +31,45 @@ class FeedForward:
         The model's own module.
     gated
         Whether it multiplies two projections of its input (SwiGLU, GeGLU).
+    writer
+        Part of the module that maps neurons ``[..., d_mlp]`` to the output.
+    W_out
+        ``[d_mlp, d_model]``: its matrix.
     """
 
     norm: Norm
     module: Callable[[Tensor], Tensor]
     post: Norm | None
     gated: bool
+    writer: nn.Module
+    W_out: Tensor
 
     def __call__(self, x: Tensor) -> Tensor:
         """``[..., pos, d_model]`` (raw stream) -> output."""
         out = self.module(self.norm(x))
         return out if self.post is None else self.post(out)
+
+    def neurons(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What the neurons do, and what they write together, before a post-norm.
+
+        Parameters
+        ----------
+        x
+            ``[..., pos, d_model]`` (raw stream).
+
+        Returns
+        -------
+        tuple
+            ``[..., pos, d_mlp]``: what the output matrix is multiplied with (for gated MLPs the
+            product of gate and input), and ``[..., pos, d_model]`` with the bias.
+        """
+        found: list[Tensor] = []
+        handle = self.writer.register_forward_pre_hook(lambda _, read: found.append(read[0]))
+        try:
+            out = self.module(self.norm(x))
+        finally:
+            handle.remove()
+        return found[0], out
 
 
 @dataclass(frozen=True, eq=False)
