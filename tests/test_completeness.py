@@ -1,4 +1,5 @@
-"""Integrated gradients on the bundled models: where they must add up, they do, at 50 steps.
+"""Attribution on the bundled models: finite differences, and what integrated gradients add up to.
+
 
 Completeness (Sundararajan et al. 2017): along a straight path of some variables alone, the
 attributions of these variables add up to the difference of the metric between its ends.
@@ -8,22 +9,28 @@ attributions of these variables add up to the difference of the metric between i
   one.  The other edges do not: inner activations do not move on straight lines there.
 * ``eap-ig-activations`` moves one group of senders at a time (embeddings, the heads of a layer,
   an MLP), so the edges out of each group add up to the effect of ablating all of them.
+
+What remains at 50 steps is the error of the sum that stands for the integral.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+from oracle import Oracle
 
 from acdc.engine.experiment import Experiment
 from acdc.engine.patched import metric_of_circuit
 from acdc.methods.eap import eap_ig, eap_ig_activations
-from acdc.methods.nap import nap_ig
+from acdc.methods.hisp import hisp
+from acdc.methods.nap import nap, nap_ig
 from acdc.metrics import get_metric
 from acdc.models import load_model
 from acdc.tasks import load_task
+from acdc.tasks.base import Task
 from graphs.graph import parse_node
 
 STEPS = 50
@@ -75,3 +82,26 @@ def test_edges_out_of_each_group_are_complete(model: str) -> None:
         out = np.array([g == name for g in group])
         effect = metric_of_circuit(experiment, ~out) - full
         assert scores[out].sum() == pytest.approx(effect, abs=0.02 * abs(gap(experiment))), name
+
+
+@pytest.mark.parametrize("model", TASKS)
+def test_nodes_score_what_finite_differences_say(model: str) -> None:
+    """Node attribution and HISP, of the nodes that score highest and of some others."""
+    experiment = bundled(model, "logit_diff", 2)
+    graph = experiment.graph
+    alone = [replace(experiment, task=Task("one", (p,))) for p in experiment.task.pairs]
+    slow = [Oracle(experiment.model, one.task, "logit_diff") for one in alone]
+    scores, importance = nap(experiment), hisp(experiment)
+    order = np.argsort(-np.abs(scores))
+    for u in (*order[:5], *order[5::9]):
+        edges = [e for e in graph.edge_names() if e.startswith(f"{graph.senders[u]}->")]
+        found = np.array([derivative(oracle, edges) for oracle in slow])
+        wanted = found.mean(), np.abs(found).mean()
+        got = scores[u], importance[u]
+        assert got == pytest.approx(wanted, abs=1e-3 * np.abs(scores).max()), graph.senders[u]
+
+
+def derivative(slow: Oracle, edges: list[str], eps: float = 1e-2) -> float:
+    """Derivative of the metric as some edges start to be ablated."""
+    ends = {s: slow.metric(dict.fromkeys(edges, s * eps)) for s in (-2, -1, 1, 2)}
+    return (8 * (ends[1] - ends[-1]) - (ends[2] - ends[-2])) / (12 * eps)

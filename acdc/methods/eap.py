@@ -91,7 +91,9 @@ def eap_ig(
     """EAP with integrated gradients over the input embeddings.
 
     The gradient is averaged over the inputs ``other + k / steps * (base - other)`` for
-    ``k = 0 .. steps - 1``.  Parameters and result as :func:`eap`.
+    ``k = 0 .. steps - 1``.  Parameters and result as :func:`eap`.  Under resample ablation the
+    edges out of the embeddings add up to the metric's difference between the runs, up to the
+    error of the sum (completeness); no other set of edges does.
     """
     return experiment.attribute(between_inputs(experiment, steps), steps, memory, progress)
 

@@ -57,7 +57,8 @@ def nap_ig(
 
     The gradient is averaged over the inputs ``other + k / steps * (base - other)`` for
     ``k = 0 .. steps - 1``, as in :func:`acdc.methods.eap.eap_ig` (EAP-IG's own code takes
-    ``k = 1 .. steps`` for nodes).  Parameters and result as :func:`nap`.
+    ``k = 1 .. steps`` for nodes).  Parameters and result as :func:`nap`.  Under resample ablation
+    the embeddings' score tends to the metric's difference between the runs (completeness).
     """
     points = between_inputs(experiment, steps)
     return experiment.attribute_nodes(points, steps, memory, progress)
