@@ -20,6 +20,7 @@ __all__ = [
     "Overlap",
     "ReferenceComparison",
     "RoleCount",
+    "common_form",
     "compare",
     "compare_reference",
     "differing_shapes",
@@ -187,7 +188,7 @@ def compare_reference(circuit: Circuit, reference: Reference) -> ReferenceCompar
     GraphError
         If the reference is of another model's graph; the message names what differs.
     """
-    found, true = _common_form(circuit, reference)
+    found, true = common_form(circuit, reference)
     nodes, inner = set(circuit.nodes()), inner_nodes(reference.graph)
     counted = [name for name in inner if name not in reference.optional_nodes]
     return ReferenceComparison(
@@ -228,7 +229,7 @@ def to_dot_reference(circuit: Circuit, reference: Reference, label: str = "circu
     GraphError
         If the reference is of another model's graph.
     """
-    found, true = _common_form(circuit, reference)
+    found, true = common_form(circuit, reference)
     title = f"{label} and the reference {reference.name}"
     comparison = compare_reference(circuit, reference)
     if comparison.edges is None:
@@ -242,8 +243,16 @@ def to_dot_reference(circuit: Circuit, reference: Reference, label: str = "circu
     return _draw_both(found, true, masks, title, comparison.edges, texts)
 
 
-def _common_form(circuit: Circuit, reference: Reference) -> tuple[Circuit, Circuit]:
-    """The circuit and the reference in the finest graph that both can be put in, uncounted out."""
+def common_form(circuit: Circuit, reference: Reference) -> tuple[Circuit, Circuit]:
+    """Return the circuit and the reference in the finest graph that both can be put in.
+
+    Edges of the reference's optional nodes are out of both.
+
+    Raises
+    ------
+    GraphError
+        If the reference is of another model's graph; the message names what differs.
+    """
     ours, true = circuit.graph.shape, reference.circuit.graph.shape
     shape = joined_shape(ours, qkv=not true.split_qkv, embed=not true.split_embed)
     other = joined_shape(true, qkv=not ours.split_qkv, embed=not ours.split_embed)

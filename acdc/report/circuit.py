@@ -1,0 +1,246 @@
+"""The interactive circuit: its pictures, and what the page's script shows of edges and nodes.
+
+Only edges that can be looked at go into the page: those of the circuit (the strongest, if there
+are very many) and the best-scored others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from acdc.engine.experiment import Experiment
+from acdc.latents.experiment import LatentExperiment
+from acdc.looking.activations import record
+from acdc.looking.gallery import token_shares
+from acdc.report.patterns import Patterns, encode_patterns
+from acdc.texts import Texts, visible
+from graphs import Circuit, Graph, prune, select_top, top_edges
+from graphs.draw import MOST_EDGES, styled_lines
+from graphs.errors import GraphError
+from graphs.graph import parse_node
+from graphs.svg import to_svg
+
+__all__ = ["CircuitView", "view_circuit"]
+
+N_OTHERS = 100
+_TOKENS = 4
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class CircuitView:
+    """What the page holds of a circuit.
+
+    Parameters
+    ----------
+    pictures
+        SVG of the circuit, and of the circuit with the best-scored other edges (if there are
+        any).
+    data
+        For the script, see ``report.js``.
+    n_edges, n_shown, n_others
+        Edges of the circuit, those of them on the page, and other edges on it.
+    n_without_pattern
+        Heads on the page whose attention patterns found no room.
+    """
+
+    pictures: tuple[str, ...]
+    data: dict[str, Any]
+    n_edges: int
+    n_shown: int
+    n_others: int
+    n_without_pattern: int
+
+
+def view_circuit(
+    circuit: Circuit,
+    experiment: Experiment,
+    texts: Texts,
+    *,
+    n_prompts: int,
+    n_kept: Mapping[str, int] | None = None,
+) -> CircuitView:
+    """Gather what the page shows of a circuit.
+
+    Parameters
+    ----------
+    circuit
+        With its scores.
+    experiment
+        What it was found in.
+    texts
+        Of token ids.
+    n_prompts
+        Pairs of prompts whose attention patterns are shown, the first of the task.
+    n_kept
+        Edge -> in how many runs it was kept; None if that was not measured.
+    """
+    graph = circuit.graph
+    inside = _shown(circuit)
+    others = _others(circuit)
+    edges = np.flatnonzero(inside | others)
+    place = {int(edge): i for i, edge in enumerate(edges)}
+    pictures, members = [], []
+    for mask in (inside, inside | others) if others.any() else (inside,):
+        svg, lines = _picture(circuit, mask)
+        pictures.append(svg)
+        members.append([[place[edge] for edge in line] for line in lines])
+    nodes = _nodes(graph, edges)
+    heads = _ranked_heads(circuit, edges, nodes)
+    patterns = encode_patterns(experiment, texts, heads, n_prompts)
+    fires = _fires_on(experiment, nodes, texts)
+    data = {
+        "edges": [_edge(circuit, int(edge), n_kept) for edge in edges],
+        "pictures": members,
+        "nodes": {name: {**about, "tokens": fires.get(name, [])} for name, about in nodes.items()},
+        **_plain(patterns),
+    }
+    return CircuitView(
+        tuple(pictures),
+        data,
+        circuit.n_edges,
+        int(inside.sum()),
+        int(others.sum()),
+        len(heads) - len(patterns.patterns),
+    )
+
+
+# --- edges --------------------------------------------------------------------------------
+
+
+def _shown(circuit: Circuit) -> Mask:
+    """The circuit's edges, or the largest connected part that a picture can hold."""
+    inside = circuit.in_circuit
+    if inside.sum() <= MOST_EDGES:
+        return inside
+    kept = prune(circuit.graph, inside)
+    ranked = np.where(kept, np.abs(circuit.scores), -1.0)
+    return kept & select_top(circuit.graph, ranked, MOST_EDGES, absolute=False)
+
+
+def _others(circuit: Circuit) -> Mask:
+    """The best-scored edges outside the circuit; a score of 0 says nothing."""
+    scores = np.where(circuit.in_circuit, 0.0, np.abs(circuit.scores))
+    return top_edges(scores, min(N_OTHERS, int((scores > 0).sum())))
+
+
+def _picture(circuit: Circuit, drawn: Mask) -> tuple[str, list[list[int]]]:
+    """An SVG, and the edges of each of its lines; lines of no edge of the circuit are dashed."""
+    graph, lines, members = circuit.graph, [], []
+    for line in styled_lines(circuit, drawn):
+        edges = [graph.edge_index(f"{line.sender}->{name}") for name in line.receivers]
+        outside = not circuit.in_circuit[edges].any()
+        lines.append(replace(line, style="dashed") if outside else line)
+        members.append(edges)
+    return to_svg(graph, lines), members
+
+
+def _edge(circuit: Circuit, edge: int, n_kept: Mapping[str, int] | None) -> list[Any]:
+    """``[sender, drawn node, receiver, score, whether in the circuit, runs that kept it]``."""
+    graph = circuit.graph
+    receiver = int(graph.edge_receiver[edge])
+    return [
+        graph.senders[graph.edge_sender[edge]],
+        graph.receiver_node(receiver),
+        graph.receivers[receiver],
+        float(circuit.scores[edge]),
+        int(circuit.in_circuit[edge]),
+        None if n_kept is None else n_kept.get(graph.edge_name(edge), 0),
+    ]
+
+
+# --- nodes --------------------------------------------------------------------------------
+
+
+def _nodes(graph: Graph, edges: NDArray[np.int64]) -> dict[str, dict[str, Any]]:
+    """What the page says of the nodes at the ends of some edges, the embeddings and logits.
+
+    ``reads`` are receivers that a node is computed from but that are drawn apart from it (a
+    shared key-value head, the MLP of an SAE's latents), ``feeds`` the other way round.
+    """
+    names = {graph.senders[u] for u in graph.edge_sender[edges]}
+    names |= {name for name, source in zip(graph.nodes, graph.source, strict=True) if source}
+    receivers: dict[str, int] = {}
+    for receiver in np.unique(graph.edge_receiver[edges]).tolist():
+        receivers[graph.receiver_node(receiver)] = receiver
+    names |= {*receivers, "logits"}
+    found: dict[str, dict[str, Any]] = {
+        name: {"about": _about(name), "head": _head(name), "feeds": [], "reads": []}
+        for name in names
+    }
+    for name in receivers.keys() - set(graph.nodes):
+        fed = [graph.nodes[i] for i in graph.fed_by(receivers[name]).tolist()]
+        found[name]["feeds"] = [node for node in fed if node in names]
+        for node in found[name]["feeds"]:
+            found[node]["reads"].append(name)
+    return found
+
+
+def _head(name: str) -> str | None:
+    """``layer.head`` of a node that has an attention pattern."""
+    kind, layer, head = _parsed(name)
+    return f"{layer}.{head}" if kind == "head" else None
+
+
+def _parsed(name: str) -> tuple[str, int, int]:
+    try:
+        return parse_node(name)
+    except GraphError:
+        return "shared", -1, -1  # a key-value head is a receiver only, and no node
+
+
+def _about(name: str) -> str:
+    kind, layer, number = _parsed(name)
+    site = name.rpartition(".")[0]
+    return {
+        "head": f"attention head {number} of layer {layer}",
+        "mlp": f"MLP of layer {layer}",
+        "input": "the embeddings",
+        "logits": "what the metric reads",
+        "latent": f"latent {number} of the dictionary at {site}",
+        "error": f"what the dictionary at {site} misses",
+        "cut": f"the stream at layer {layer}, as its dictionary writes it",
+        "shared": "keys and values that several heads share",
+    }[kind]
+
+
+def _ranked_heads(
+    circuit: Circuit, edges: NDArray[np.int64], nodes: Mapping[str, dict[str, Any]]
+) -> list[tuple[int, int]]:
+    """Heads to show the patterns of, those of the circuit and with the strongest edges first."""
+    graph, best = circuit.graph, dict.fromkeys(nodes, (False, 0.0))
+    for edge in edges.tolist():
+        rank = bool(circuit.in_circuit[edge]), abs(float(circuit.scores[edge]))
+        sender = graph.senders[graph.edge_sender[edge]]
+        for name in (sender, graph.receiver_node(int(graph.edge_receiver[edge]))):
+            best[name] = max(best[name], rank)
+    ranked = sorted(best, key=lambda name: best[name], reverse=True)
+    found = dict.fromkeys(_parsed(name)[1:] for name in ranked if nodes[name]["head"])
+    return list(found)
+
+
+def _fires_on(
+    experiment: Experiment, nodes: Mapping[str, Any], texts: Texts
+) -> dict[str, list[list[Any]]]:
+    """Latent -> the tokens with the largest shares of its summed activation."""
+    latents = [name for name in nodes if _parsed(name)[0] == "latent"]
+    if not latents or not isinstance(experiment, LatentExperiment):
+        return {}
+    found = record(experiment, latents)
+    return {
+        name: [
+            [visible(share.name), round(share.value, 3)]
+            for share in token_shares(found, *found.of_latent(i), texts)[:_TOKENS]
+        ]
+        for i, name in enumerate(latents)
+    }
+
+
+def _plain(patterns: Patterns) -> dict[str, Any]:
+    return {"prompts": patterns.prompts, "patterns": patterns.patterns}
