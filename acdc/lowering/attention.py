@@ -149,6 +149,10 @@ class Attention:
             scores = self.soft_cap * torch.tanh(scores / self.soft_cap)
         if mask is not None:
             scores = scores + mask
+        return self.softmax(scores)
+
+    def softmax(self, scores: Tensor) -> Tensor:
+        """Pattern of masked scores ``[..., q_pos, pos]``, at least in float32."""
         precise = torch.promote_types(scores.dtype, torch.float32)
         return torch.softmax(scores, dim=-1, dtype=precise)
 
