@@ -74,8 +74,8 @@ class Plot:
         What a screen reader says.
     width, height
         Of the whole, in pixels.
-    left, bottom
-        Room for the marks' labels.
+    left, right, bottom
+        Room beside the frame.
     """
 
     def __init__(
@@ -87,11 +87,12 @@ class Plot:
         width: int = 470,
         height: int = 290,
         left: int = 52,
+        right: int = 14,
         bottom: int = 44,
     ) -> None:
         self.x, self.y = x, y
         self._size, self._label = (width, height), label
-        self._box = (left, 12, width - 14, height - bottom)  # left, top, right, bottom
+        self._box = (left, 12, width - right, height - bottom)  # left, top, right, bottom
         self._parts: list[str] = []
 
     def at(self, x: float, y: float) -> tuple[float, float]:
@@ -191,50 +192,54 @@ def frontier_plot(
     ends += [v for _, m in measured for v in (m.faithfulness, m.low, m.high) if v is not None]
     plot = Plot(
         Axis.sizes(max(n_total, 2), "edges (logarithmic)"),
-        Axis.around([max(-1.0, min(2.0, end)) for end in ends], "faithfulness"),
+        Axis.around(map(_limited, ends), "faithfulness"),
         "faithfulness against number of edges",
     )
-    low, high = plot.y.low, plot.y.high
     plot.line([(1, 1), (max(n_total, 2), 1)], "whole")
-    plot.band([(p.n_edges, _within(p.low, low, high), _within(p.high, low, high)) for p in shown])
-    plot.line([(p.n_edges, _within(p.faithfulness, low, high)) for p in shown], "curve")
+    plot.band([(p.n_edges, _limited(p.low), _limited(p.high)) for p in shown])
+    plot.line([(p.n_edges, _limited(p.faithfulness)) for p in shown], "curve")
     for p in shown:
         says = f"{p.n_edges:,} edges: {p.faithfulness:.3f} ({p.low:.3f} to {p.high:.3f})"
-        plot.dot(p.n_edges, _within(p.faithfulness, low, high), "small", says)
+        plot.dot(p.n_edges, _limited(p.faithfulness), "small", says)
     for i, (name, m) in enumerate(measured):
         if m.faithfulness is None or not n_edges:
             continue
         if m.low is not None and m.high is not None:
-            ends_of = (_within(m.low, low, high), _within(m.high, low, high))
+            ends_of = (_limited(m.low), _limited(m.high))
             plot.line([(n_edges, end) for end in ends_of], "whisker")
         says = f"{name}: {m.faithfulness:.3f}"
-        plot.dot(n_edges, _within(m.faithfulness, low, high), "hollow" if i else "own", says)
+        plot.dot(n_edges, _limited(m.faithfulness), "hollow" if i else "own", says)
     return plot.svg()
 
 
 def ablations_plot(ablations: Sequence[Ablated]) -> str:
-    """Plot faithfulness with its interval under each ablation, one row each."""
+    """Plot faithfulness with its interval under each ablation, one row each.
+
+    What lies outside of -1 to 2 ends at the frame; the numbers stand beside it.
+    """
     n = len(ablations)
     ends = [v for a in ablations for v in (a.faithfulness, a.low, a.high) if v is not None]
     plot = Plot(
-        Axis.around(ends, "faithfulness"),
+        Axis.around(map(_limited, ends), "faithfulness"),
         Axis(-0.5, n - 0.5, (), ""),
         "faithfulness under every ablation",
-        width=520,
-        height=62 + 26 * n,
-        left=170,
+        width=640,
+        height=62 + 27 * n,
+        left=150,
+        right=165,
     )
     for i, a in enumerate(ablations):
         row = n - 1 - i
-        plot.text(plot.x.low, row, f"{a.intervention}, {a.direction}", anchor="end", dx=-10)
+        plot.text(plot.x.low, row, f"{a.intervention}, {a.direction}", anchor="end", dx=-12)
         if a.faithfulness is None:
-            plot.text(plot.x.low, row, "undefined: the metric has no gap", dx=8)
+            plot.text(plot.x.high, row, "undefined", dx=12)
             continue
-        says = f"{a.intervention}, {a.direction}: {a.faithfulness:.3f}"
+        says = f"{a.faithfulness:.3g}"
         if a.low is not None and a.high is not None:
-            plot.line([(a.low, row), (a.high, row)], "whisker")
-            says += f" ({a.low:.3f} to {a.high:.3f})"
-        plot.dot(a.faithfulness, row, "hollow" if i else "own", says)
+            plot.line([(_limited(a.low), row), (_limited(a.high), row)], "whisker")
+            says += f" ({a.low:.3g} to {a.high:.3g})"
+        plot.dot(_limited(a.faithfulness), row, "hollow" if i else "own", says)
+        plot.text(plot.x.high, row, says, dx=12)
     return plot.svg()
 
 
@@ -262,5 +267,6 @@ def bars(rows: Sequence[tuple[str, float, str]]) -> str:
     )
 
 
-def _within(value: float, low: float, high: float) -> float:
-    return max(low, min(high, value))
+def _limited(value: float) -> float:
+    """A faithfulness where a plot can show it."""
+    return max(-1.0, min(2.0, value))
