@@ -17,7 +17,7 @@ from acdc.engine.experiment import Experiment
 from acdc.latents.experiment import LatentExperiment
 from acdc.looking.activations import record
 from acdc.looking.gallery import token_shares
-from acdc.report.patterns import Patterns, encode_patterns
+from acdc.report.patterns import encode_patterns
 from acdc.texts import Texts, visible
 from graphs import Circuit, Graph, prune, select_top, top_edges
 from graphs.draw import MOST_EDGES, styled_lines
@@ -25,12 +25,32 @@ from graphs.errors import GraphError
 from graphs.graph import parse_node
 from graphs.svg import to_svg
 
-__all__ = ["CircuitView", "view_circuit"]
+__all__ = ["CircuitView", "Picture", "view_circuit"]
 
 N_OTHERS = 100
+CROWDED, N_STRONGEST = 90, 60
 _TOKENS = 4
 
 Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One drawing of the circuit.
+
+    Parameters
+    ----------
+    name
+        What is on it.
+    svg
+        See :func:`graphs.svg.to_svg`.
+    lines
+        For each line the indices of its edges among :attr:`CircuitView.data`'s.
+    """
+
+    name: str
+    svg: str
+    lines: list[list[int]]
 
 
 @dataclass(frozen=True)
@@ -40,8 +60,8 @@ class CircuitView:
     Parameters
     ----------
     pictures
-        SVG of the circuit, and of the circuit with the best-scored other edges (if there are
-        any).
+        The circuit, or its strongest edges if there are many and then all of them; last, if
+        there are any, the first one with the best-scored other edges.
     data
         For the script, see ``report.js``.
     n_edges, n_shown, n_others
@@ -50,7 +70,7 @@ class CircuitView:
         Heads on the page whose attention patterns found no room.
     """
 
-    pictures: tuple[str, ...]
+    pictures: tuple[Picture, ...]
     data: dict[str, Any]
     n_edges: int
     n_shown: int
@@ -82,30 +102,29 @@ def view_circuit(
         Edge -> in how many runs it was kept; None if that was not measured.
     """
     graph = circuit.graph
-    inside = _shown(circuit)
-    others = _others(circuit)
-    edges = np.flatnonzero(inside | others)
+    shown, others = _strongest(circuit, MOST_EDGES), _others(circuit)
+    edges = np.flatnonzero(shown | others)
     place = {int(edge): i for i, edge in enumerate(edges)}
-    pictures, members = [], []
-    for mask in (inside, inside | others) if others.any() else (inside,):
-        svg, lines = _picture(circuit, mask)
-        pictures.append(svg)
-        members.append([[place[edge] for edge in line] for line in lines])
+    pictures = tuple(
+        _picture(name, circuit, mask, place) for name, mask in _masks(circuit, shown, others)
+    )
     nodes = _nodes(graph, edges)
     heads = _ranked_heads(circuit, edges, nodes)
     patterns = encode_patterns(experiment, texts, heads, n_prompts)
     fires = _fires_on(experiment, nodes, texts)
     data = {
+        "n_edges": circuit.n_edges,
         "edges": [_edge(circuit, int(edge), n_kept) for edge in edges],
-        "pictures": members,
+        "pictures": [picture.lines for picture in pictures],
         "nodes": {name: {**about, "tokens": fires.get(name, [])} for name, about in nodes.items()},
-        **_plain(patterns),
+        "prompts": patterns.prompts,
+        "patterns": patterns.patterns,
     }
     return CircuitView(
-        tuple(pictures),
+        pictures,
         data,
         circuit.n_edges,
-        int(inside.sum()),
+        int(shown.sum()),
         int(others.sum()),
         len(heads) - len(patterns.patterns),
     )
@@ -114,14 +133,30 @@ def view_circuit(
 # --- edges --------------------------------------------------------------------------------
 
 
-def _shown(circuit: Circuit) -> Mask:
-    """The circuit's edges, or the largest connected part that a picture can hold."""
+def _masks(circuit: Circuit, shown: Mask, others: Mask) -> list[tuple[str, Mask]]:
+    """Names of the pictures, and the edges on each."""
+    n_shown, n_others = int(shown.sum()), int(others.sum())
+    first, name = shown, "the circuit"
+    if n_shown > CROWDED:
+        first = _strongest(circuit, N_STRONGEST)
+        name = f"its {int(first.sum())} strongest edges"
+    masks = [(name, first)]
+    if n_shown > CROWDED:
+        whole = n_shown == circuit.n_edges
+        masks.append((f"all {n_shown:,}" if whole else f"its {n_shown:,} strongest", shown))
+    if n_others:
+        masks.append((f"with {n_others} others (dashed)", first | others))
+    return masks
+
+
+def _strongest(circuit: Circuit, most: int) -> Mask:
+    """The circuit's edges, or the largest connected part of at most so many, by |score|."""
     inside = circuit.in_circuit
-    if inside.sum() <= MOST_EDGES:
+    if inside.sum() <= most:
         return inside
     kept = prune(circuit.graph, inside)
     ranked = np.where(kept, np.abs(circuit.scores), -1.0)
-    return kept & select_top(circuit.graph, ranked, MOST_EDGES, absolute=False)
+    return kept & select_top(circuit.graph, ranked, most, absolute=False)
 
 
 def _others(circuit: Circuit) -> Mask:
@@ -130,15 +165,15 @@ def _others(circuit: Circuit) -> Mask:
     return top_edges(scores, min(N_OTHERS, int((scores > 0).sum())))
 
 
-def _picture(circuit: Circuit, drawn: Mask) -> tuple[str, list[list[int]]]:
-    """An SVG, and the edges of each of its lines; lines of no edge of the circuit are dashed."""
+def _picture(name: str, circuit: Circuit, drawn: Mask, place: Mapping[int, int]) -> Picture:
+    """Draw some edges; lines of no edge of the circuit are dashed."""
     graph, lines, members = circuit.graph, [], []
     for line in styled_lines(circuit, drawn):
         edges = [graph.edge_index(f"{line.sender}->{name}") for name in line.receivers]
         outside = not circuit.in_circuit[edges].any()
         lines.append(replace(line, style="dashed") if outside else line)
-        members.append(edges)
-    return to_svg(graph, lines), members
+        members.append([place[edge] for edge in edges])
+    return Picture(name, to_svg(graph, lines), members)
 
 
 def _edge(circuit: Circuit, edge: int, n_kept: Mapping[str, int] | None) -> list[Any]:
@@ -240,7 +275,3 @@ def _fires_on(
         ]
         for i, name in enumerate(latents)
     }
-
-
-def _plain(patterns: Patterns) -> dict[str, Any]:
-    return {"prompts": patterns.prompts, "patterns": patterns.patterns}

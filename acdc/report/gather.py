@@ -187,15 +187,15 @@ def gather(
     )
 
 
-def command_line(settings: Settings) -> str:
-    """Return the ``acdc discover`` command that asks for some settings.
+def command_line(settings: Settings, command: str = "discover") -> str:
+    """Return the command that asks for some settings; what is as by default is not said.
 
     Examples
     --------
     >>> command_line(Settings("ioi", model="ioi-small", n_edges=60, prepend_bos=True))
     'acdc discover ioi --model ioi-small --method acdc --edges 60 --prepend-bos'
     """
-    words = ["acdc", "discover", settings.task]
+    words = ["acdc", command, settings.task]
     for field in fields(settings):
         value = getattr(settings, field.name)
         if field.name == "task" or (value == field.default and field.name != "method"):
@@ -234,15 +234,19 @@ def _given_repeated(
 
 
 def _own_reference(settings: Settings) -> Reference | None:
-    """The reference of the run's model, task and ablation, if there is exactly one."""
+    """The reference of the run's model, task and ablation, if there is exactly one.
+
+    Of a task file it is the one in the file's folder.
+    """
     ablation = Ablation(settings.intervention, settings.direction)
-    found = [
-        known
-        for known in map(load_reference, references())
-        if known.model == settings.model
-        and known.task == Path(settings.task).name
-        and ablation_warning(known, ablation) is None
-    ]
+    task, model = Path(settings.task).resolve(), Path(str(settings.model)).name
+    found = []
+    for name, path in references().items():
+        known = load_reference(name)
+        of_task = known.task == settings.task or path.resolve().parent == task.parent
+        fits = ablation_warning(known, ablation) is None
+        if of_task and fits and known.model in (settings.model, model):
+            found.append(known)
     return found[0] if len(found) == 1 else None
 
 

@@ -223,10 +223,10 @@ def ablations_plot(ablations: Sequence[Ablated]) -> str:
         Axis.around(map(_limited, ends), "faithfulness"),
         Axis(-0.5, n - 0.5, (), ""),
         "faithfulness under every ablation",
-        width=640,
+        width=670,
         height=62 + 27 * n,
         left=150,
-        right=165,
+        right=195,
     )
     for i, a in enumerate(ablations):
         row = n - 1 - i

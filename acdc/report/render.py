@@ -12,12 +12,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from acdc.methods import get_method
+from acdc.metrics import get_metric
 from acdc.pages import page
-from acdc.report.circuit import CircuitView
 from acdc.report.evidence import Ablated, Evidence, Repeated
-from acdc.report.gather import Agreement, Report
+from acdc.report.gather import Agreement, Report, command_line
 from acdc.report.plots import ablations_plot, bars, frontier_plot, roc_plot
 from acdc.runs import Settings
+from acdc.tasks import is_task_file
 from acdc.verdicts import EdgeEffect, Verdict
 
 __all__ = ["to_html"]
@@ -43,7 +45,7 @@ def to_html(report: Report) -> str:
     report
         What :func:`acdc.report.gather` gives.
     """
-    title = f"Circuit of {_task(report.settings)} in {report.settings.model}"
+    title = f"Circuit of {_task(report.settings)} in {_model(report.settings)}"
     sections = {
         "circuit": ("Circuit", _circuit(report)),
         "tests": ("Tests", _tests(report.evidence)),
@@ -107,8 +109,9 @@ def _asked(report: Report) -> str:
         "metric": str(s.metric),
         "ablation": s.intervention,
         "direction": s.direction,
-        "prompts": _prompts(report),
-        "threshold": _threshold(report.summary),
+        "prompts": _n(report.summary["n_prompts"], "pair"),
+        "corruption": str(report.summary.get("task_info", {}).get("corruption") or "as given"),
+        "selection": _selection(report),
         "precision": s.dtype,
         "device": s.device,
         "seed": str(s.seed),
@@ -129,15 +132,22 @@ def _task(settings: Settings) -> str:
     return Path(settings.task).stem
 
 
-def _prompts(report: Report) -> str:
-    corruption = report.summary.get("task_info", {}).get("corruption")
-    return _n(report.summary["n_prompts"], "pair") + (f", {corruption}" if corruption else "")
+def _model(settings: Settings) -> str:
+    model = str(settings.model)
+    return Path(model).name if Path(model).is_dir() else model
 
 
-def _threshold(summary: dict[str, Any]) -> str:
-    if summary.get("threshold") is not None:
-        return f"{summary['threshold']:.4g}"
-    return f"the best edges by {summary.get('ranking') or 'absolute'} score"
+def _selection(report: Report) -> str:
+    """How the circuit's edges were chosen."""
+    s, summary = report.settings, report.summary
+    ranking = summary.get("ranking")
+    if ranking is None and summary.get("threshold") is not None:
+        return f"tau {summary['threshold']:.4g}"
+    if s.threshold is not None:
+        return f"{ranking} score at least {s.threshold:.4g}"
+    if s.n_edges is not None:
+        return f"at most {_n(s.n_edges, 'edge')} by {ranking} score"
+    return f"smallest that is 90 % faithful, by {ranking} score"
 
 
 # --- the circuit --------------------------------------------------------------------------
@@ -146,58 +156,65 @@ def _threshold(summary: dict[str, Any]) -> str:
 def _circuit(report: Report) -> str:
     view = report.view
     pictures = "".join(
-        f'<div class="picture"{"" if i == 0 else " hidden"}>{svg}</div>'
-        for i, svg in enumerate(view.pictures)
+        f'<div class="picture"{" hidden" if i else ""}>{picture.svg}</div>'
+        for i, picture in enumerate(view.pictures)
     )
-    others = ""
-    if view.n_others:
-        others = (
-            '<label class="check"><input type="checkbox" id="others"> and the '
-            f"{_n(view.n_others, 'best-scored other edge')} (dashed)</label>"
-        )
+    views = "".join(
+        f'<button data-picture="{i}">{escape(picture.name)}</button>'
+        for i, picture in enumerate(view.pictures)
+    )
     return (
         f'<p class="soft">{_reading(report)}</p>'
-        '<div class="tools"><label class="slide">least |score| '
+        f'<div class="tools"><span class="views">{views}</span>'
+        '<label class="slide">|score| at least '
         '<input type="range" id="threshold" min="0" max="0" value="0" step="1"> '
-        '<output id="at"></output></label>'
-        f'<output id="count"></output>{others}'
+        '<output id="at"></output></label><output id="count"></output>'
         '<span class="zoom"><button id="in" title="larger">+</button>'
         '<button id="out" title="smaller">−</button><button id="fit">fit</button></span></div>'
         f'<div class="stage"><div class="pictures">{pictures}</div>'
         '<aside id="panel" aria-live="polite"></aside></div>'
-        f'<p class="soft">Drag to move, Ctrl and wheel to zoom. {_limits(view)}</p>'
+        f'<p class="soft">Drag to move, Ctrl and wheel to zoom. {_limits(report)}</p>'
     )
 
 
 def _reading(report: Report) -> str:
     s = report.settings
+    metric, method = get_metric(str(s.metric)), get_method(s.method)
+    helps = "above"
     if report.summary.get("ranking") is None:
-        meaning = (
-            f"how much worse {s.metric} gets when the edge is taken out of the circuit"
-            if s.direction == "noising"
-            else f"how much {s.metric} loses when the edge is taken out of the circuit"
-        )
+        meaning = f"how much worse {metric.name} gets when the edge is taken out of the circuit"
+    elif not method.signed:
+        meaning = f"how much {method.name} makes of the edge"
     else:
-        meaning = f"the estimated change of {s.metric} when the edge is ablated"
+        meaning = f"the change of {metric.name} that ablating the edge makes, as the method has it"
+        worse = metric.sign * (1 if s.direction == "noising" else -1)
+        helps = "above" if worse > 0 else "below"
+    kinds = {"above": "<b class=up>blue</b> above 0", "below": "<b class=down>orange</b> below 0"}
+    kinds[helps] += " (the edge helps)"
     return (
-        f"Score: {escape(meaning)}. <b class=up>Blue</b> above 0, <b class=down>orange</b> below; "
-        "the wider, the larger. Heads are named layer.head and read by query, key and value."
+        f"Score: {escape(meaning)}; {', '.join(kinds.values())}; the wider, the larger. Heads are "
+        "named layer.head and read by query, key and value."
     )
 
 
-def _limits(view: CircuitView) -> str:
+def _limits(report: Report) -> str:
     """What is not on the page."""
-    said = []
+    view, said = report.view, []
     if view.n_shown < view.n_edges:
         said.append(
             f"Of the circuit’s {view.n_edges:,} edges the {view.n_shown:,} strongest connected "
-            "ones are here."
+            "ones are on this page."
         )
     if view.n_others:
-        said.append(f"Of all other edges the {view.n_others:,} with the largest |score| are here.")
+        said.append(f"Of all other edges it has the {view.n_others} with the largest |score|.")
     if view.n_without_pattern:
         said.append(
             f"Attention patterns of {view.n_without_pattern:,} less important heads are left out."
+        )
+    if report.settings.saes is not None:
+        said.append(
+            "What its latents fire on and write: <code>acdc latents "
+            f"{escape(str(report.folder))} --html latents.html</code>."
         )
     return " ".join(said)
 
@@ -225,7 +242,7 @@ def _tests(evidence: Evidence | None) -> str:
 
 def _on(evidence: Evidence) -> str:
     where = f"{_n(evidence.n_prompts, 'prompt pair')}, {evidence.prompts}"
-    return escape(f"{where}; {evidence.metric} of {evidence.model}")
+    return escape(f"{where}; {evidence.metric}")
 
 
 def _verdict(verdict: Verdict) -> str:
@@ -306,8 +323,12 @@ def _numbers(s: dict[str, Any]) -> str:
         f"{name} {_number(s[f'metric_{key}'])}"
         for key, name in (("full", "whole model"), ("circuit", "circuit"), ("empty", "no edge"))
     ]
-    faithfulness = _number(s["faithfulness"])
-    return f"<p>{escape(s['metric'])}: {', '.join(values)}; faithfulness {faithfulness}.</p>"
+    text = f"{s['metric']}: {', '.join(values)}; faithfulness {_number(s['faithfulness'])}"
+    errors = s.get("latents", {}).get("error_nodes")
+    if errors:
+        text += f", with all error nodes in {_number(errors['with_errors'])}"
+        text += f", with none {_number(errors['without_errors'])}"
+    return f"<p>{escape(text)}.</p>"
 
 
 def _figure(title: str, svg: str, caption: str) -> str:
@@ -395,11 +416,16 @@ def _details(title: str, names: Sequence[str]) -> str:
 def _stability(report: Report) -> str:
     repeated, s = report.repeated, report.settings
     if repeated is None:
-        again = f"acdc stability {s.task} --seeds 5 --method {s.method} --out runs/stable"
+        if s.saes is not None or is_task_file(s.task):
+            return (
+                "<p>Not measured: <code>acdc stability</code> repeats discovery over draws of a "
+                "built-in task’s prompts, with heads and MLPs.</p>"
+            )
+        again = f"{command_line(s, 'stability')} --seeds 5 --out runs/stable"
         then = f"acdc report {report.folder} --stability runs/stable/stability.json"
         return (
-            "<p>Not measured. In how many runs over other prompts each edge is kept is found by "
-            f"<code>{escape(again)}</code> and shown by <code>{escape(then)}</code>.</p>"
+            "<p>Not measured. In how many runs over other prompts each edge is kept:</p>"
+            f"<p><code>{escape(again)}</code><br><code>{escape(then)}</code></p>"
         )
     n = len(repeated.seeds)
     inside = {edge[0] + "->" + edge[2] for edge in report.view.data["edges"] if edge[4]}

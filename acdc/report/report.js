@@ -2,6 +2,7 @@
 // The circuit of a report: threshold, zoom, and the panel of the node that was clicked.
 //
 // The element "data" holds (acdc/report/circuit.py, patterns.py):
+//   n_edges   edges of the circuit, of which very many are not all here
 //   edges     [sender, node, receiver, score, 1 if in the circuit, runs that kept it or null]
 //   pictures  for each picture, for each of its lines, indices of its edges
 //   nodes     name -> {about, head: "layer.head" or null, feeds, reads, tokens}
@@ -16,16 +17,18 @@ const largest = Math.max(...data.edges.map(edge => Math.abs(edge[SCORE])), 0);
 const pictures = [...document.querySelectorAll(".picture svg")].map((svg, i) => ({
   svg,
   home: svg.getAttribute("viewBox"),
+  edges: new Set(data.pictures[i].flat().map(at => data.edges[at])),
   lines: [...svg.querySelectorAll(".line")].map(element => ({
     element, edges: data.pictures[i][element.dataset.line].map(at => data.edges[at]),
   })),
   nodes: [...svg.querySelectorAll(".node")],
   feeds: [...svg.querySelectorAll(".feed")],
 }));
+const views = [...document.querySelectorAll("[data-picture]")];
 
-const state = { least: 0, others: false, node: null, prompt: 0, run: "clean", query: null };
-const picture = () => pictures[state.others ? 1 : 0];
-const possible = edge => edge[INSIDE] || state.others;
+const state = { picture: 0, least: 0, node: null, prompt: 0, run: "clean", query: null };
+const picture = () => pictures[state.picture];
+const possible = edge => picture().edges.has(edge);
 const drawn = edge => possible(edge) && Math.abs(edge[SCORE]) >= state.least;
 
 // --- small helpers -------------------------------------------------------------------------
@@ -63,10 +66,12 @@ function setSteps() {
   state.least = steps[slider.value] || 0;
 }
 
-function counted(inside, name) {
-  const all = data.edges.filter(edge => edge[INSIDE] === inside);
-  const shown = all.filter(drawn).length;
-  return `${shown.toLocaleString("en")} of ${all.length.toLocaleString("en")} ${name}`;
+function counted() {
+  const shown = data.edges.filter(drawn);
+  const inside = shown.filter(edge => edge[INSIDE]).length;
+  const text = `${inside.toLocaleString("en")} of ${data.n_edges.toLocaleString("en")} edges`;
+  return [...picture().edges].every(edge => edge[INSIDE])
+    ? text : `${text}, ${shown.length - inside} others`;
 }
 
 function update() {
@@ -87,7 +92,8 @@ function update() {
     node.classList.toggle("chosen", node.dataset.node === state.node);
   });
   $("at").textContent = steps.length ? digits(state.least) : "";
-  $("count").textContent = counted(1, "edges") + (state.others ? `, ${counted(0, "others")}` : "");
+  $("count").textContent = counted();
+  views.forEach((view, i) => view.setAttribute("aria-pressed", i === state.picture));
 }
 
 $("threshold").addEventListener("input", event => {
@@ -95,12 +101,14 @@ $("threshold").addEventListener("input", event => {
   update();
   showPanel();
 });
-$("others")?.addEventListener("change", event => {
-  state.others = event.target.checked;
+views.forEach((view, i) => view.addEventListener("click", () => {
+  state.picture = i;
+  state.least = 0;
+  if (!picture().nodes.some(node => node.dataset.node === state.node)) state.node = null;
   setSteps();
   update();
   showPanel();
-});
+}));
 
 // --- zoom ----------------------------------------------------------------------------------
 
@@ -170,9 +178,9 @@ function showPanel() {
   if (name === null) {
     const best = data.edges.filter(drawn).sort(byScore).slice(0, 16);
     panel.replaceChildren(
-      make("h3", {}, "Strongest edges"),
+      make("h3", { class: "words" }, "Strongest edges"),
       make("p", { class: "soft" }, "Click a node for its attention pattern and its edges."),
-      table(best, edge => [link(edge[SENDER]), " \u2192 ", link(edge[NODE])]));
+      table(best, edge => [link(edge[SENDER]), " \u2192 ", link(edge[NODE])], "pairs"));
     return;
   }
   const { about, head, feeds, reads, tokens } = data.nodes[name];
@@ -206,13 +214,15 @@ function ends(title, edges, other) {
   return [make("h4", {}, `${title} (${count})`), table(edges, edge => [link(edge[other])])];
 }
 
-function table(edges, names) {
-  return make("table", { class: "ends" }, ...edges.map(edge => {
+function table(edges, names, kind = "") {
+  return make("table", { class: `ends ${kind}` }, ...edges.map(edge => {
     const width = largest ? Math.max(1, 100 * Math.abs(edge[SCORE]) / largest) : 0;
-    const kind = `${edge[SCORE] < 0 ? "minus" : ""} ${drawn(edge) ? "" : "faint"}`;
-    const title = `${edge[SENDER]}->${edge[RECEIVER]}: ${edge[SCORE]}`;
+    const look = [edge[SCORE] < 0 && "minus", drawn(edge) || "faint", edge[INSIDE] || "outside"]
+      .filter(name => typeof name === "string").join(" ");
+    const title = `${edge[SENDER]}->${edge[RECEIVER]}: ${edge[SCORE]}` +
+      (edge[INSIDE] ? "" : ", not in the circuit");
     const kept = edge[KEPT] === null ? "" : `${edge[KEPT]}/${data.n_runs}`;
-    return make("tr", { class: kind, title },
+    return make("tr", { class: look, title },
       make("td", {}, port(edge) ? make("span", { class: `port ${port(edge)}` }, port(edge)) : ""),
       make("td", {}, ...names(edge)),
       make("td", {}, make("i", { style: `width:${width}%` })),
