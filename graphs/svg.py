@@ -79,6 +79,8 @@ def _shape(element: ElementTree.Element) -> str:
     if tag not in _SHAPES:
         return ""
     known = "".join(
-        f' {name}="{escape(value)}"' for name, value in element.items() if name != "font-family"
+        f' {name}="{escape(value)}"'
+        for name, value in element.items()
+        if name != "font-family" and not name.startswith("{")  # xml:space, of another namespace
     )
     return f"<{tag}{known}>{escape(element.text or '')}</{tag}>"

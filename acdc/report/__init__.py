@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from acdc.report.gather import Report, gather
+from acdc.report.contents import Report, gather
 from acdc.report.render import to_html
 
 __all__ = ["Report", "gather", "to_html"]

@@ -15,8 +15,8 @@ from typing import Any
 from acdc.methods import get_method
 from acdc.metrics import get_metric
 from acdc.pages import page
+from acdc.report.contents import Agreement, Report, command_line
 from acdc.report.evidence import Ablated, Evidence, Repeated
-from acdc.report.gather import Agreement, Report, command_line
 from acdc.report.plots import ablations_plot, bars, frontier_plot, roc_plot
 from acdc.runs import Settings
 from acdc.tasks import is_task_file

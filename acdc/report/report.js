@@ -202,7 +202,9 @@ function fires(tokens) {
   return make("p", {}, "fires on ", make("span", { class: "mono" }, words.join(", ")));
 }
 
-function related(title, names) {
+function related(title, all) {
+  const here = new Set(picture().nodes.map(node => node.dataset.node));
+  const names = all.filter(name => here.has(name));
   if (!names.length) return [];
   const links = names.flatMap((name, i) => i ? [", ", link(name)] : [link(name)]);
   return [make("p", {}, `${title} `, ...links)];

@@ -24,7 +24,14 @@ from acdc.report.evidence import Evidence, Repeated, read_evidence, read_repeate
 from acdc.runs import Settings, load_run
 from acdc.texts import Texts
 from acdc.verdicts import Trials
-from graphs import Ablation, Circuit, Reference, ReferenceComparison, compare_reference
+from graphs import (
+    Ablation,
+    Circuit,
+    Reference,
+    ReferenceComparison,
+    compare_reference,
+    joined_shape,
+)
 from graphs.compare import common_form
 from graphs.files import json_text
 from graphs.roc import Roc, average_precision, counts, items, roc_curve
@@ -157,7 +164,7 @@ def gather(
     settings = check_settings(settings)
     evidence = _given_evidence(folder, evaluation, circuit, tests)
     repeated = _given_repeated(folder, stability, settings, circuit)
-    known = load_reference(reference) if reference else _own_reference(settings)
+    known = load_reference(reference) if reference else _own_reference(settings, circuit)
     if known is not None:
         common_form(circuit, known)  # of another graph: said before anything is measured
     if evidence is None and circuit.n_edges:
@@ -233,7 +240,7 @@ def _given_repeated(
     return read_repeated(Path(path) if path is not None else beside, settings, circuit)
 
 
-def _own_reference(settings: Settings) -> Reference | None:
+def _own_reference(settings: Settings, circuit: Circuit) -> Reference | None:
     """The reference of the run's model, task and ablation, if there is exactly one.
 
     Of a task file it is the one in the file's folder.
@@ -244,10 +251,17 @@ def _own_reference(settings: Settings) -> Reference | None:
     for name, path in references().items():
         known = load_reference(name)
         of_task = known.task == settings.task or path.resolve().parent == task.parent
-        fits = ablation_warning(known, ablation) is None
-        if of_task and fits and known.model in (settings.model, model):
+        of_model = known.model in (settings.model, model) and _same_model(circuit, known)
+        if of_task and of_model and ablation_warning(known, ablation) is None:
             found.append(known)
     return found[0] if len(found) == 1 else None
+
+
+def _same_model(circuit: Circuit, reference: Reference) -> bool:
+    """Whether a circuit's graph is that of a reference, but for what is kept apart in it."""
+    return joined_shape(circuit.graph.shape, qkv=True, embed=True) == joined_shape(
+        reference.graph.shape, qkv=True, embed=True
+    )
 
 
 # --- what is measured ---------------------------------------------------------------------
