@@ -9,6 +9,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import tomllib
 from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -460,6 +461,15 @@ def test_the_page_needs_nothing_but_itself(page: str) -> None:
     assert "@import" not in page
     assert "url(" not in page
     assert len(page) < 2_000_000
+
+
+def test_style_and_script_are_packaged() -> None:
+    root = Path(__file__).parents[1]
+    patterns = tomllib.loads((root / "pyproject.toml").read_text())
+    data = patterns["tool"]["setuptools"]["package-data"]["acdc"]
+    found = {path for pattern in data for path in (root / "acdc").glob(pattern)}
+    folder = root / "acdc" / "report"
+    assert {p for p in folder.iterdir() if p.suffix in (".css", ".js")} <= found
 
 
 def test_nothing_from_a_user_is_markup(report: Report, page: str) -> None:
