@@ -6,6 +6,7 @@ Graphviz lays out what :mod:`graphs.diagram` describes; its SVG is stripped to s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 from xml.etree import ElementTree
 
@@ -13,15 +14,31 @@ from graphs.diagram import Caption, Line, diagram
 from graphs.draw import draw_dot
 from graphs.graph import Graph
 
-__all__ = ["to_svg"]
+__all__ = ["Drawing", "to_svg"]
 
 _SVG = "{http://www.w3.org/2000/svg}"
 _TOOLTIP = "{http://www.w3.org/1999/xlink}title"
 _SHAPES = ("path", "polygon", "polyline", "ellipse", "text")
 
 
-def to_svg(graph: Graph, lines: Sequence[Line]) -> str:
-    """Return the picture of some lines as an ``svg`` element for the body of a page.
+@dataclass(frozen=True)
+class Drawing:
+    """A picture for the body of a page.
+
+    Parameters
+    ----------
+    svg
+        An ``svg`` element.
+    nodes
+        Names of the nodes on it.
+    """
+
+    svg: str
+    nodes: tuple[str, ...]
+
+
+def to_svg(graph: Graph, lines: Sequence[Line]) -> Drawing:
+    """Draw some lines.
 
     Parameters
     ----------
@@ -32,8 +49,8 @@ def to_svg(graph: Graph, lines: Sequence[Line]) -> str:
 
     Returns
     -------
-    str
-        ``<g class="line" data-line="3">`` is ``lines[3]``, ``<g class="node"
+    Drawing
+        In its SVG ``<g class="line" data-line="3">`` is ``lines[3]``, ``<g class="node"
         data-node="a0.h1">`` a node, ``<g class="feed" data-from="a0.kv1" data-to="a0.h2">`` the
         dotted line between a receiver and a node that is computed from it.
     """
@@ -46,32 +63,39 @@ def to_svg(graph: Graph, lines: Sequence[Line]) -> str:
     }
     whole = root.find(f"{_SVG}g")
     assert whole is not None
-    parts = [_part(group, index) for group in whole.findall(f"{_SVG}g")]
-    return (
+    groups = whole.findall(f"{_SVG}g")
+    parts = "".join(_part(group, index) for group in groups)
+    return Drawing(
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{root.get("viewBox")}">'
-        f'<g transform="{whole.get("transform")}">{"".join(parts)}</g></svg>'
+        f'<g transform="{whole.get("transform")}">{parts}</g></svg>',
+        tuple(_title(group) for group in groups if _kind(group) == "node"),
     )
 
 
+def _title(group: ElementTree.Element) -> str:
+    return group.findtext(f"{_SVG}title") or ""
+
+
+def _kind(group: ElementTree.Element) -> str:
+    """``node``, ``edge``, ``cluster``, or ``axis``: the label of a layer."""
+    return "axis" if _title(group).startswith("axis") else group.get("class", "")
+
+
 def _part(group: ElementTree.Element, index: dict[str, int]) -> str:
-    """One line, node or label of Graphviz's picture."""
-    name = group.findtext(f"{_SVG}title") or ""
+    """One line, node, label or background of Graphviz's picture."""
+    name, shapes = escape(_title(group)), "".join(_shape(one) for one in group.iter())
+    kind = _kind(group)
+    if kind == "node":
+        return f'<g class="node" data-node="{name}" tabindex="0"><title>{name}</title>{shapes}</g>'
+    if kind != "edge":
+        return f'<g class="{kind}">{shapes}</g>'
     tooltip = next((a.get(_TOOLTIP, "") for a in group.iter(f"{_SVG}a")), "")
-    shapes = "".join(_shape(one) for one in group.iter())
-    if group.get("class") == "edge":
-        edges = tooltip.rpartition(": ")[0]
-        if edges in index:
-            return (
-                f'<g class="line" data-line="{index[edges]}"><title>{escape(tooltip)}</title>'
-                f"{shapes}</g>"
-            )
-        ends = (end.partition(":")[0] for end in name.split("->"))
-        start, end = map(escape, ends)
-        return f'<g class="feed" data-from="{start}" data-to="{end}">{shapes}</g>'
-    if name.startswith("axis"):
-        return f'<g class="axis">{shapes}</g>'
-    shown = escape(name)
-    return f'<g class="node" data-node="{shown}" tabindex="0"><title>{shown}</title>{shapes}</g>'
+    says = f"<title>{escape(tooltip)}</title>"
+    edges = tooltip.rpartition(": ")[0]
+    if edges in index:
+        return f'<g class="line" data-line="{index[edges]}">{says}{shapes}</g>'
+    start, end = (escape(part.partition(":")[0]) for part in _title(group).split("->"))
+    return f'<g class="feed" data-from="{start}" data-to="{end}">{says}{shapes}</g>'
 
 
 def _shape(element: ElementTree.Element) -> str:

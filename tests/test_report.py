@@ -216,15 +216,22 @@ def test_shared_key_value_heads_are_followed() -> None:
     graph = component_graph(GraphShape(1, 4, n_kv_heads=2))
     names = ["input->a0.h2<q>", "input->a0.kv1<k>", "a0.h2->m0", "a0.h3->logits", "m0->logits"]
     found = Circuit.from_edges(graph, names)
-    edges = np.flatnonzero(found.in_circuit)
-    nodes = circuit_module._nodes(graph, edges)
+    lines = styled_lines(found, found.in_circuit)
+    drawing = to_svg(graph, lines)
+    assert set(drawing.nodes) == {"input", "a0.h2", "a0.h3", "a0.kv1", "m0", "logits"}
+    assert 'class="feed" data-from="a0.kv1" data-to="a0.h3"' in drawing.svg
+    assert drawing.svg.count('class="line"') == 5
+    edges = np.array([graph.edge_index(name) for name in names])
+    ends = ["a0.h2", "a0.kv1", "m0", "logits", "logits"]
+    nodes = circuit_module._nodes(graph, edges, ends, drawing.nodes)
     assert nodes["a0.kv1"]["feeds"] == ["a0.h2", "a0.h3"]
     assert nodes["a0.h3"]["reads"] == ["a0.kv1"]
+    assert nodes["m0"]["feeds"] == nodes["m0"]["reads"] == []
     assert (nodes["a0.kv1"]["head"], nodes["a0.h3"]["head"]) == (None, "0.3")
-    assert circuit_module._ranked_heads(found, edges, nodes) == [(0, 2), (0, 3)]
-    svg = to_svg(graph, styled_lines(found, found.in_circuit))
-    assert 'class="feed" data-from="a0.kv1" data-to="a0.h3"' in svg
-    assert svg.count('class="line"') == 5
+    rows = [["input", end, "", score, 1, None] for score, end in enumerate(ends)]
+    assert circuit_module._ranked_heads([*rows, ["a0.h3", "m0", "", 9.0, 0, None]], nodes) == [
+        (0, 2), (0, 3)
+    ]  # fmt: skip
 
 
 def test_of_a_large_circuit_the_strongest_edges_come_first(
@@ -797,6 +804,21 @@ def test_stability_of_another_task_is_refused(
     (tmp_path / "s.json").write_text(json.dumps({**content, "edges": {"a": "x"}}))
     with pytest.raises(CircuitFileError, match="'a' is of type str"):
         read_repeated(tmp_path / "s.json", settings, circuit)
+
+
+def test_a_run_json_that_lacks_something_is_refused(folder: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(folder, tmp_path / "other"))
+    summary = json.loads((other / "run.json").read_text())
+    for change, words in (
+        ({"timings": None}, "'timings' is of type NoneType"),
+        ({"versions": {"torch": 2}}, "'torch' is of type int"),
+        ({"n_prompts": "8"}, ""),
+        ({"faithfulness": "high"}, "'faithfulness' is of type str"),
+        ({"latents": {}}, "'error_nodes' is missing; give what acdc discover writes"),
+    ):
+        (other / "run.json").write_text(json.dumps({**summary, **change}))
+        with pytest.raises((CircuitFileError, OptionError), match=words):
+            gather(other)
 
 
 def test_a_run_whose_model_has_changed_is_refused(folder: Path, tmp_path: Path) -> None:

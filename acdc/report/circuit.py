@@ -6,7 +6,7 @@ are very many) and the best-scored others.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,15 +42,18 @@ class Picture:
     ----------
     name
         What is on it.
-    svg
-        See :func:`graphs.svg.to_svg`.
-    lines
-        For each line the indices of its edges among :attr:`CircuitView.data`'s.
+    svg, nodes
+        See :class:`graphs.svg.Drawing`.
+    lines, ends
+        For each line the indices of its edges among :attr:`CircuitView.data`'s, and the node that
+        it ends at.
     """
 
     name: str
     svg: str
+    nodes: tuple[str, ...]
     lines: list[list[int]]
+    ends: list[str]
 
 
 @dataclass(frozen=True)
@@ -101,20 +104,25 @@ def view_circuit(
     n_kept
         Edge -> in how many runs it was kept; None if that was not measured.
     """
-    graph = circuit.graph
     shown, others = _strongest(circuit, MOST_EDGES), _others(circuit)
     edges = np.flatnonzero(shown | others)
     place = {int(edge): i for i, edge in enumerate(edges)}
     pictures = tuple(
         _picture(name, circuit, mask, place) for name, mask in _masks(circuit, shown, others)
     )
-    nodes = _nodes(graph, edges)
-    heads = _ranked_heads(circuit, edges, nodes)
+    rows = [_edge(circuit, int(edge), n_kept) for edge in edges]
+    for picture in pictures:
+        for node, line in zip(picture.ends, picture.lines, strict=True):
+            for i in line:
+                rows[i][1] = node
+    names = {name for picture in pictures for name in picture.nodes}
+    nodes = _nodes(circuit.graph, edges, [row[1] for row in rows], names)
+    heads = _ranked_heads(rows, nodes)
     patterns = encode_patterns(experiment, texts, heads, n_prompts)
     fires = _fires_on(experiment, nodes, texts)
     data = {
         "n_edges": circuit.n_edges,
-        "edges": [_edge(circuit, int(edge), n_kept) for edge in edges],
+        "edges": rows,
         "pictures": [picture.lines for picture in pictures],
         "nodes": {name: {**about, "tokens": fires.get(name, [])} for name, about in nodes.items()},
         "prompts": patterns.prompts,
@@ -173,17 +181,20 @@ def _picture(name: str, circuit: Circuit, drawn: Mask, place: Mapping[int, int])
         outside = not circuit.in_circuit[edges].any()
         lines.append(replace(line, style="dashed") if outside else line)
         members.append([place[edge] for edge in edges])
-    return Picture(name, to_svg(graph, lines), members)
+    drawing = to_svg(graph, lines)
+    return Picture(name, drawing.svg, drawing.nodes, members, [line.node for line in lines])
 
 
 def _edge(circuit: Circuit, edge: int, n_kept: Mapping[str, int] | None) -> list[Any]:
-    """``[sender, drawn node, receiver, score, whether in the circuit, runs that kept it]``."""
+    """``[sender, "", receiver, score, whether in the circuit, runs that kept it]``.
+
+    The second is for the node that the edge's line ends at.
+    """
     graph = circuit.graph
-    receiver = int(graph.edge_receiver[edge])
     return [
         graph.senders[graph.edge_sender[edge]],
-        graph.receiver_node(receiver),
-        graph.receivers[receiver],
+        "",
+        graph.receivers[graph.edge_receiver[edge]],
         float(circuit.scores[edge]),
         int(circuit.in_circuit[edge]),
         None if n_kept is None else n_kept.get(graph.edge_name(edge), 0),
@@ -193,27 +204,36 @@ def _edge(circuit: Circuit, edge: int, n_kept: Mapping[str, int] | None) -> list
 # --- nodes --------------------------------------------------------------------------------
 
 
-def _nodes(graph: Graph, edges: NDArray[np.int64]) -> dict[str, dict[str, Any]]:
-    """What the page says of the nodes at the ends of some edges, the embeddings and logits.
+def _nodes(
+    graph: Graph, edges: NDArray[np.int64], ends: Sequence[str], names: Iterable[str]
+) -> dict[str, dict[str, Any]]:
+    """What the page says of the nodes that are drawn.
 
-    ``reads`` are receivers that a node is computed from but that are drawn apart from it (a
-    shared key-value head, the MLP of an SAE's latents), ``feeds`` the other way round.
+    Parameters
+    ----------
+    graph, edges
+        The edges on the page.
+    ends
+        ``[edge]``: the node that each one's line ends at.
+    names
+        Of the drawn nodes.
+
+    Returns
+    -------
+    dict
+        ``feeds`` are nodes that are computed from what this one reads, but drawn apart from it
+        (heads that share keys and values, the latents of an MLP); ``reads`` the other way round.
     """
-    names = {graph.senders[u] for u in graph.edge_sender[edges]}
-    names |= {name for name, source in zip(graph.nodes, graph.source, strict=True) if source}
-    receivers: dict[str, int] = {}
-    for receiver in np.unique(graph.edge_receiver[edges]).tolist():
-        receivers[graph.receiver_node(receiver)] = receiver
-    names |= {*receivers, "logits"}
     found: dict[str, dict[str, Any]] = {
         name: {"about": _about(name), "head": _head(name), "feeds": [], "reads": []}
-        for name in names
+        for name in sorted(names)
     }
-    for name in receivers.keys() - set(graph.nodes):
-        fed = [graph.nodes[i] for i in graph.fed_by(receivers[name]).tolist()]
-        found[name]["feeds"] = [node for node in fed if node in names]
-        for node in found[name]["feeds"]:
-            found[node]["reads"].append(name)
+    for edge, end in zip(edges.tolist(), ends, strict=True):
+        for i in graph.fed_by(int(graph.edge_receiver[edge])).tolist():
+            fed = graph.nodes[i]
+            if fed != end and fed in found and fed not in found[end]["feeds"]:
+                found[end]["feeds"].append(fed)
+                found[fed]["reads"].append(end)
     return found
 
 
@@ -246,18 +266,15 @@ def _about(name: str) -> str:
 
 
 def _ranked_heads(
-    circuit: Circuit, edges: NDArray[np.int64], nodes: Mapping[str, dict[str, Any]]
+    rows: Sequence[Sequence[Any]], nodes: Mapping[str, dict[str, Any]]
 ) -> list[tuple[int, int]]:
     """Heads to show the patterns of, those of the circuit and with the strongest edges first."""
-    graph, best = circuit.graph, dict.fromkeys(nodes, (False, 0.0))
-    for edge in edges.tolist():
-        rank = bool(circuit.in_circuit[edge]), abs(float(circuit.scores[edge]))
-        sender = graph.senders[graph.edge_sender[edge]]
-        for name in (sender, graph.receiver_node(int(graph.edge_receiver[edge]))):
-            best[name] = max(best[name], rank)
+    best = dict.fromkeys(nodes, (0, 0.0))
+    for sender, node, _, score, inside, _ in rows:
+        for name in (sender, node):
+            best[name] = max(best[name], (inside, abs(score)))
     ranked = sorted(best, key=lambda name: best[name], reverse=True)
-    found = dict.fromkeys(_parsed(name)[1:] for name in ranked if nodes[name]["head"])
-    return list(found)
+    return list(dict.fromkeys(_parsed(name)[1:] for name in ranked if nodes[name]["head"]))
 
 
 def _fires_on(

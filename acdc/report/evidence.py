@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from acdc.errors import CircuitFileError
+from acdc.report.checked import JsonObject, read_json
 from acdc.runs import Settings
 from acdc.verdicts import EdgeEffect, Verdict
 from graphs import Circuit
@@ -23,8 +23,6 @@ __all__ = [
     "read_repeated",
     "to_evidence",
 ]
-
-_NUMBER: tuple[type, ...] = (int, float)
 
 
 @dataclass(frozen=True)
@@ -130,7 +128,7 @@ def read_evidence(path: Path, circuit: Circuit) -> Evidence:
     CircuitFileError
         If the file cannot be read, is no evaluation, or is of another circuit.
     """
-    return to_evidence(_read(path), circuit, path)
+    return to_evidence(read_json(path), circuit, path)
 
 
 def to_evidence(content: Any, circuit: Circuit, where: object) -> Evidence:
@@ -138,7 +136,7 @@ def to_evidence(content: Any, circuit: Circuit, where: object) -> Evidence:
 
     Errors as :func:`read_evidence`.
     """
-    item = _Item(content, where, "an evaluation", "acdc evaluate RUN --out FILE")
+    item = JsonObject(content, where, "an evaluation", "acdc evaluate RUN --out FILE")
     sizes = item.number("n_edges_kept"), item.number("n_edges_total")
     if sizes != (circuit.n_edges, circuit.graph.n_edges):
         raise CircuitFileError(
@@ -178,7 +176,7 @@ def to_evidence(content: Any, circuit: Circuit, where: object) -> Evidence:
     )
 
 
-def _tests(item: _Item) -> Tests:
+def _tests(item: JsonObject) -> Tests:
     return Tests(
         tuple(
             Verdict(
@@ -208,7 +206,7 @@ def read_repeated(path: Path, settings: Settings, circuit: Circuit) -> Repeated:
     CircuitFileError
         If it cannot be read, is none, or is of another task or model.
     """
-    item = _Item(_read(path), path, "a stability.json", "acdc stability TASK --out FOLDER")
+    item = JsonObject(read_json(path), path, "a stability.json", "acdc stability TASK --out FOLDER")
     theirs = item.text("task"), item.text("model"), item.number("n_edges_total")
     ours = settings.task, settings.model, circuit.graph.n_edges
     if theirs != ours:
@@ -226,70 +224,3 @@ def read_repeated(path: Path, settings: Settings, circuit: Circuit) -> Repeated:
         jaccard=item.number("mean_jaccard"),
         n_kept={name: int(counts.number(name)) for name in counts.content},
     )
-
-
-# --- JSON that anyone may have written ----------------------------------------------------
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CircuitFileError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise CircuitFileError(f"{path} cannot be read as JSON: {error}") from error
-
-
-_MISSING = object()
-
-
-class _Item:
-    """A JSON object whose values are checked as they are taken.
-
-    Parameters
-    ----------
-    content
-        Any JSON value.
-    where, what, how
-        The file, what it should be and which command writes it, for messages.
-    """
-
-    def __init__(self, content: Any, where: object, what: str, how: str) -> None:
-        self.where, self.what, self.how = where, what, how
-        if not isinstance(content, dict):
-            raise self._wrong("it", content)
-        self.content: dict[str, Any] = content
-
-    def get(self, key: str, *kinds: type | tuple[type, ...] | None) -> Any:
-        """Return the value of a key, if it is of one of the kinds (None: null)."""
-        value = self.content.get(key, _MISSING)
-        for kind in kinds:
-            if value is None if kind is None else _is(value, kind):
-                return value
-        raise self._wrong(repr(key), value)
-
-    def text(self, key: str) -> str:
-        return str(self.get(key, str))
-
-    def number(self, key: str) -> float:
-        return self.get(key, _NUMBER)
-
-    def optional(self, key: str) -> float | None:
-        return self.get(key, _NUMBER, None)
-
-    def at(self, key: str) -> _Item:
-        return _Item(self.get(key, dict), self.where, self.what, self.how)
-
-    def rows(self, key: str) -> Sequence[_Item]:
-        return [_Item(row, self.where, self.what, self.how) for row in self.get(key, list)]
-
-    def _wrong(self, key: str, value: Any) -> CircuitFileError:
-        got = "missing" if value is _MISSING else f"of type {type(value).__name__}"
-        return CircuitFileError(
-            f"{self.where} is not {self.what}: {key} is {got}; give what {self.how} writes"
-        )
-
-
-def _is(value: Any, kind: type | tuple[type, ...]) -> bool:
-    """As isinstance, but true and false are no numbers."""
-    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
