@@ -812,7 +812,6 @@ def test_a_run_json_that_lacks_something_is_refused(folder: Path, tmp_path: Path
     for change, words in (
         ({"timings": None}, "'timings' is of type NoneType"),
         ({"versions": {"torch": 2}}, "'torch' is of type int"),
-        ({"n_prompts": "8"}, ""),
         ({"faithfulness": "high"}, "'faithfulness' is of type str"),
         ({"latents": {}}, "'error_nodes' is missing; give what acdc discover writes"),
     ):
