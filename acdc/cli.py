@@ -43,7 +43,12 @@ Metric = Annotated[
     str | None, typer.Option("--metric", help="See acdc list metrics (default: the task's).")
 ]
 NPrompts = Annotated[
-    int | None, typer.Option("--n-prompts", help="Prompt pairs (default: 64; all rows of a file).")
+    int | None,
+    typer.Option("--n-prompts", help="Prompt pairs (default: 64; of a file all not held out)."),
+]
+Holdout = Annotated[
+    float | None,
+    typer.Option("--holdout", help="Share of a file's rows left to evaluation (default: 0.25)."),
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", help="Prompts run together.")]
 Seed = Annotated[
@@ -126,6 +131,7 @@ def discover(
         float | None, typer.Option("--learning-rate", help="Of masks (default: 0.3).")
     ] = None,
     n_prompts: NPrompts = None,
+    holdout: Holdout = None,
     batch_size: BatchSize = 32,
     seed: Seed = 0,
     corruption: Corruption = None,
@@ -181,7 +187,8 @@ def discover(
         ranking=ranking,
         steps=steps, floor=floor, sparsity=sparsity, mask_steps=mask_steps,
         learning_rate=learning_rate,
-        n_prompts=n_prompts, batch_size=batch_size, seed=seed, corruption=corruption,
+        n_prompts=n_prompts, holdout=holdout, batch_size=batch_size, seed=seed,
+        corruption=corruption,
         device=device, dtype=dtype, prepend_bos=prepend_bos, intervention=intervention,
         direction=direction, split_qkv=split_qkv, split_embed=split_embed,
         trust_remote_code=trust_remote_code, saes=saes, neurons=neurons,
@@ -211,6 +218,7 @@ def sweep(
     ] = None,
     metric: Metric = None,
     n_prompts: NPrompts = None,
+    holdout: Holdout = None,
     batch_size: BatchSize = 32,
     seed: Seed = 0,
     corruption: Corruption = None,
@@ -246,7 +254,8 @@ def sweep(
     reporter = TerminalReporter()
     frontier = run_sweep(
         task, taus, reporter=reporter, memory=n_bytes, guess=guess, model=model, metric=metric,
-        n_prompts=n_prompts, batch_size=batch_size, seed=seed, corruption=corruption,
+        n_prompts=n_prompts, holdout=holdout, batch_size=batch_size, seed=seed,
+        corruption=corruption,
         device=device, dtype=dtype, prepend_bos=prepend_bos, intervention=intervention,
         direction=direction, split_qkv=split_qkv, split_embed=split_embed,
         trust_remote_code=trust_remote_code,
@@ -428,6 +437,7 @@ def stability(
     ] = None,
     steps: Annotated[int, typer.Option("--steps", help="Integration steps of eap-ig.")] = 5,
     n_prompts: NPrompts = None,
+    holdout: Holdout = None,
     batch_size: BatchSize = 32,
     seed: Annotated[int, typer.Option("--seed", help="The first seed; the others follow.")] = 0,
     corruption: Corruption = None,
@@ -465,6 +475,7 @@ def stability(
     found = repeat(
         task, seeds, reporter=reporter, memory=n_bytes, model=model, method=method, metric=metric,
         threshold=threshold, n_edges=edges, ranking=ranking, steps=steps, n_prompts=n_prompts,
+        holdout=holdout,
         batch_size=batch_size, seed=seed, corruption=corruption, device=device, dtype=dtype,
         prepend_bos=prepend_bos, intervention=intervention, direction=direction,
         trust_remote_code=trust_remote_code,
@@ -604,6 +615,66 @@ def latents(
     else:
         write_whole(html, to_html(gallery))
         typer.echo(f"written to {html}: {len(gallery.latents)} of {gallery.n_latents} latents")
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Page to write (default: RUN/report.html).")
+    ] = None,
+    evaluation: Annotated[
+        Path | None,
+        typer.Option(
+            "--evaluation",
+            help="What acdc evaluate wrote (default: RUN/evaluation.json, or done now).",
+        ),
+    ] = None,
+    stability: Annotated[
+        Path | None,
+        typer.Option(
+            "--stability", help="What acdc stability wrote (default: RUN/stability.json)."
+        ),
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            "--reference", help="Reference circuit: name or file (default: the model's own)."
+        ),
+    ] = None,
+    tests: Annotated[
+        bool, typer.Option("--tests/--no-tests", help="The tests of a circuit (README).")
+    ] = True,
+    prompts: Annotated[
+        int, typer.Option("--prompts", help="Prompt pairs to show attention patterns on.")
+    ] = 3,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing file.")
+    ] = False,
+) -> None:
+    """Write a run as one HTML page that needs no network: circuit, tests, curves, timings.
+
+    Example: acdc report runs/ioi
+
+    Example: acdc report runs/ioi --stability runs/stable/stability.json --out ioi.html
+    """
+    from acdc.errors import CircuitFileError, OptionError
+    from acdc.report import gather, to_html
+    from acdc.terminal import TerminalReporter
+    from graphs.files import write_whole
+
+    page = out or run / "report.html"
+    if not run.is_dir():
+        raise CircuitFileError(f"{run}: no such folder; give the folder of a run")
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise OptionError(f"page {str(page)!r}: expected a name ending in .html")
+    _check_file(page, overwrite)
+    found = gather(
+        run, evaluation=evaluation, stability=stability, reference=reference, tests=tests,
+        n_prompts=prompts, reporter=TerminalReporter(),
+    )  # fmt: skip
+    write_whole(page, to_html(found))
+    typer.echo(f"written to {page}")
 
 
 @app.command()
@@ -866,6 +937,7 @@ def _circuit_and_settings(path: Path, **given: Any) -> tuple[Circuit, Settings, 
     from acdc.errors import OptionError
     from acdc.pipeline import check_settings
     from acdc.runs import load_run, read_settings
+    from acdc.tasks import is_task_file
 
     discovery = None
     if _circuit_file(path) != path:
@@ -877,6 +949,7 @@ def _circuit_and_settings(path: Path, **given: Any) -> tuple[Circuit, Settings, 
     chosen = {name: value for name, value in given.items() if value is not None}
     if "task" in chosen and chosen["task"] != summary.get("task"):
         summary.pop("corruption", None)
+        summary["holdout"] = 0.0 if is_task_file(chosen["task"]) else None
         if "n_prompts" not in chosen:
             summary.pop("n_prompts", None)
     return circuit, check_settings(read_settings({**summary, **chosen})), discovery

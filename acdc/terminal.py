@@ -242,10 +242,15 @@ def frontier_table(rows: list[dict[str, Any]], title: str) -> Table:
     return table
 
 
+_COUNTED = {"": "", "spans": ", by span", "joined": ", spans joined"}
+"""Ends of titles: how a circuit split by positions was compared."""
+
+
 def comparison_table(comparison: Comparison, labels: tuple[str, str]) -> Table:
     """Table of the overlap of two circuits, in edges and nodes."""
     overlaps = (("edges", comparison.edges), ("nodes", comparison.nodes))
-    return _overlaps_table(f"{labels[0]} against {labels[1]}", overlaps)
+    end = _COUNTED["joined" if comparison.joined else ""]
+    return _overlaps_table(f"{labels[0]} against {labels[1]}{end}", overlaps)
 
 
 def _overlaps_table(title: str, overlaps: Sequence[tuple[str, Overlap]]) -> Table:
@@ -333,8 +338,12 @@ def _own_edges(names: Sequence[str]) -> str:
 
 
 def reference_table(comparison: ReferenceComparison, reference: Reference, label: str) -> Table:
-    """Table of what a circuit found of a reference, in edges and in nodes (heads and MLPs)."""
+    """Table of what a circuit found of a reference, in edges and in nodes (heads and MLPs).
+
+    Of a circuit split by positions it says whether they were compared per span, or joined.
+    """
     title = f"{label} against the reference {reference.name} ({reference.model})"
+    title += _COUNTED[comparison.positions]
     table = Table(title=escape(title), title_justify="left")
     for column in ("", "found", "extra", "missed", "precision", "recall", "F1", "Jaccard"):
         table.add_column(column, justify="right" if column else "left")

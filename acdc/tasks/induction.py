@@ -5,6 +5,9 @@
 stands where the answer stood (``Y``).  All prompts are equally long, but the length of a round
 varies, so that counting positions does not help.
 
+Spans: ``END`` is the last token, ``A1`` where it stood in the first round, ``B1`` the answer
+after that.
+
 Prompts are token ids, drawn from the whole vocabulary but for special tokens: the task works
 with any tokenizer and with none.
 
@@ -23,11 +26,14 @@ from acdc.errors import TaskError
 from acdc.tasks.base import Pair
 from acdc.tasks.prompts import Draw, Generated, collect_pairs
 
-__all__ = ["CORRUPTIONS", "LENGTH", "generate"]
+__all__ = ["CORRUPTIONS", "LENGTH", "SPANS", "generate"]
 
 CORRUPTIONS: dict[str, str] = {
     "random_first": "the first round is made of other tokens, so that nothing is repeated",
 }
+
+SPANS = ("A1", "B1", "END")
+"""Labels of positions, in order of the picture's columns."""
 
 LENGTH = 20
 """Tokens of a prompt."""
@@ -78,6 +84,7 @@ def _drawer(token_ids: Sequence[int], rng: Random) -> Draw:
                 (*other, *again),
                 (first[LENGTH - n],),
                 (other[LENGTH - n],),
+                spans={"A1": (LENGTH - n - 1,), "B1": (LENGTH - n,), "END": (LENGTH - 1,)},
             ),
             f"a round of {n} tokens",
         )
