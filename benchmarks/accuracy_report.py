@@ -34,7 +34,10 @@ BEGIN, END = "<!-- accuracy:begin -->", "<!-- accuracy:end -->"
 Cell = dict[str, Any]
 
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+_STYLES = ("-", "--", ":")
 _MOST_NAMES = 12
+_FAMILIES = {"tracr": "compiled", "planted": "planted"}
+"""What the README calls models, by how their names begin."""
 
 
 def run_table(cells: Iterable[Cell]) -> RichTable:
@@ -97,10 +100,12 @@ _COLUMNS: dict[str, Callable[[Cell], str]] = {
 _LEGEND = (
     "Edges are scored as the reference fixes them (pairs of nodes where it does not tell q, k and "
     "v apart). AUROC: ACDC by circuits over thresholds, joined by stairs (pessimistic, as in its "
-    "paper); the others by absolute score. AP: average precision; for ACDC of the ranking by the "
-    "largest threshold that keeps an edge. EAP scores by the gradient at the clean run, where mse, "
-    "the metric of the compiled models, is flat: it sees nothing there. A dash: no circuit is "
-    "known, or all or none of the items are in it."
+    "paper); the others by absolute score. Methods over nodes (nap, nap-ig, hisp, "
+    "subnetwork-probing) rank an edge as the lower of its ends, so that other edges between true "
+    "nodes rank as high as the true ones. AP: average precision; for ACDC of the ranking by the "
+    "largest threshold that keeps an edge. EAP, GIM, NAP and HISP score by the gradient at the "
+    "clean run, where mse, the metric of the compiled models, is flat: they see nothing there. A "
+    "dash: no circuit is known, or all or none of the items are in it."
 )
 
 
@@ -140,9 +145,35 @@ def markdown(cells: Sequence[Cell]) -> str:
 
 
 def readme_table(cells: Sequence[Cell]) -> str:
-    """Return what stands between the markers of the README."""
-    known = [cell for cell in cells if cell.get("edges", {}).get("auroc") is not None]
-    return f"{_grid(known, 'edges')}\n\n{_LEGEND}\n"
+    """Return what stands between the markers of the README: methods by groups of models."""
+    known = [cell for cell in cells if _scored(cell, "edges")]
+    groups = list(dict.fromkeys(map(_group, known)))
+    counts = [len({c["subject"] for c in known if _group(c) == group}) for group in groups]
+    titles = [f"{group} ({n})" for group, n in zip(groups, counts, strict=True)]
+    rows = []
+    for method in dict.fromkeys(cell["method"] for cell in known):
+        own = [cell for cell in known if cell["method"] == method]
+        parts = [_mean([c for c in own if _group(c) == group], "edges") for group in groups]
+        least = min(own, key=lambda cell: cell["edges"]["auroc"])
+        nodes = [c["nodes"]["auroc"] for c in own if _scored(c, "nodes")]
+        rows.append(
+            [
+                method,
+                *parts,
+                f"**{_mean(own, 'edges')}**",
+                f"{least['edges']['auroc']:.3f}",
+                f"{sum(nodes) / len(nodes):.3f}" if nodes else "-",
+            ]
+        )
+    lines = _markdown_table(["method", *titles, "all", "least", "nodes"], rows)
+    text = "\n".join(lines)
+    return f"{text}\n\nLeast: AUROC of its worst model. Nodes: their mean AUROC. {_LEGEND}\n"
+
+
+def _group(cell: Cell) -> str:
+    """Where a cell's model is from, and under which ablation its circuit is known."""
+    family = cell["model"].split("-")[0]
+    return f"{_FAMILIES.get(family, family)}, {cell['request']['intervention']}"
 
 
 def _grid(cells: Sequence[Cell], part: str) -> str:
@@ -157,7 +188,9 @@ def _grid(cells: Sequence[Cell], part: str) -> str:
             (f"{c[part]['n_true']} of {c[part]['n_items']}" for c in group if part in c), ""
         )
         rows.append([name, size, *values])
-    means = [_mean([c for c in cells if c["method"] == method], part) for method in methods]
+    means = [
+        f"**{_mean([c for c in cells if c['method'] == method], part)}**" for method in methods
+    ]
     best = [
         max((c[part]["auroc"] for c in g if _scored(c, part)), default=math.nan)
         for g in groups.values()
@@ -190,7 +223,7 @@ def _mean(cells: Sequence[Cell], part: str) -> str:
         return "-"
     auroc = sum(agreement["auroc"] for agreement in scored) / len(scored)
     precision = sum(agreement["average_precision"] for agreement in scored) / len(scored)
-    return f"**{auroc:.3f} ({precision:.2f})**"
+    return f"{auroc:.3f} ({precision:.2f})"
 
 
 def _faithfulness(cells: Sequence[Cell]) -> str:
@@ -272,9 +305,10 @@ def update_readme(cells: Sequence[Cell], path: Path) -> None:
 
 
 def _plot(cells: Sequence[Cell], part: str, kind: str) -> bytes:
-    """ROC curves: one small plot for each subject, one line for each method."""
+    """ROC curves: one small plot for each subject, one line for each method, one legend."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     groups = {
         name: [cell for cell in group if _scored(cell, part)]
@@ -282,29 +316,40 @@ def _plot(cells: Sequence[Cell], part: str, kind: str) -> bytes:
     }
     groups = {name: group for name, group in groups.items() if group}
     methods = list(dict.fromkeys(c["method"] for group in groups.values() for c in group))
-    colours = {method: _COLOURS[i % len(_COLOURS)] for i, method in enumerate(methods)}
+    looks: dict[str, dict[str, Any]] = {
+        method: {"color": _COLOURS[i % len(_COLOURS)], "linestyle": _STYLES[i // len(_COLOURS)]}
+        for i, method in enumerate(methods)
+    }
     columns = min(4, len(groups))
     rows = math.ceil(len(groups) / columns)
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "acdc"}):
-        figure = Figure(figsize=(3 * columns, 3 * rows + 0.6), layout="constrained")
+        figure = Figure(figsize=(3 * columns, 3 * rows + 1.2), layout="constrained")
+        lines: dict[str, Line2D] = {}
         for i, (name, group) in enumerate(groups.items()):
             axes = figure.add_subplot(rows, columns, i + 1)
             axes.plot([0, 1], [0, 1], color="0.85", linewidth=1)
             for cell in group:
                 curve = cell[part]["roc"]
-                axes.plot(
+                (lines[cell["method"]],) = axes.plot(
                     curve["fpr"],
                     curve["tpr"],
                     drawstyle="steps-post" if curve["stairs"] else "default",
-                    color=colours[cell["method"]],
-                    label=f"{cell['method']} {cell[part]['auroc']:.3f}",
                     linewidth=1.4,
                     clip_on=False,
+                    **looks[cell["method"]],
                 )
             axes.set_title(f"{name} ({group[0][part]['granularity']})", fontsize=9)
             axes.set(xlim=(0, 1), ylim=(0, 1))
             axes.tick_params(labelsize=7)
-            axes.legend(fontsize=6.5, loc="lower right", frameon=False)
+        shown = [method for method in methods if method in lines]
+        figure.legend(
+            [lines[method] for method in shown],
+            shown,
+            loc="outside upper center",
+            ncols=min(columns * 2, 7),
+            fontsize=9,
+            frameon=False,
+        )
         figure.supxlabel("false positive rate", fontsize=10)
         figure.supylabel("true positive rate", fontsize=10)
         buffer = io.BytesIO()

@@ -241,9 +241,31 @@ def test_mean_of_a_method_and_of_the_best(whole: list[dict[str, Any]]) -> None:
     cells = json.loads(json.dumps(whole))
     for cell, value in zip(cells, (1.0, 0.8, 0.5, 0.9), strict=True):
         cell["edges"] |= {"auroc": value, "average_precision": value}
-    text = readme_table(cells)
+    text = markdown(cells)
     assert "| **mean** |  | **0.750 (0.75)** | **0.850 (0.85)** |" in text
     assert "mean AUROC 0.950, least 0.900" in text
+
+
+def test_the_readme_has_means_of_groups_of_models(whole: list[dict[str, Any]]) -> None:
+    cells = json.loads(json.dumps(whole))
+    for cell, value in zip(cells, (1.0, 0.8, 0.5, 0.9), strict=True):
+        cell["edges"] |= {"auroc": value, "average_precision": value}
+        if "nodes" in cell:
+            cell["nodes"] |= {"auroc": value}
+    head, _, *rows = readme_table(cells).splitlines()[:4]
+    groups = [title.strip() for title in head.split("|")[2:4]]
+    assert sorted(groups) == ["compiled, resample (1)", "compiled, zero (1)"]
+    by_method = {row.split("|")[1].strip(): row for row in rows}
+    assert by_method.keys() == set(SOME)
+    for method, row in by_method.items():
+        values = [c["edges"]["auroc"] for c in cells if c["method"] == method]
+        in_groups = " | ".join(f"{v:.3f} ({v:.2f})" for v in values)
+        mean = sum(values) / len(values)
+        nodes = [c["nodes"]["auroc"] for c in cells if c["method"] == method]
+        assert row == (
+            f"| {method} | {in_groups} | **{mean:.3f} ({mean:.2f})** | {min(values):.3f} | "
+            f"{sum(nodes) / len(nodes):.3f} |"
+        )
 
 
 def test_readme_is_changed_between_its_markers_only(
@@ -254,7 +276,7 @@ def test_readme_is_changed_between_its_markers_only(
     update_readme(whole, path)
     assert path.read_text() == f"before\n{BEGIN}\n{readme_table(whole)}{END}\nafter\n"
     update_readme(whole, path)
-    assert path.read_text().count("tracr-reverse-zero") == 1
+    assert path.read_text().count("| acdc |") == 1
     for text in ("none", f"{END}{BEGIN}", f"{BEGIN}{BEGIN}{END}"):
         path.write_text(text)
         with pytest.raises(

@@ -416,7 +416,7 @@ def _details(title: str, names: Sequence[str]) -> str:
 def _stability(report: Report) -> str:
     repeated, s = report.repeated, report.settings
     if repeated is None:
-        if s.saes is not None or is_task_file(s.task):
+        if s.saes is not None or s.neurons or is_task_file(s.task):
             return (
                 "<p>Not measured: <code>acdc stability</code> repeats discovery over draws of a "
                 "built-in task’s prompts, with heads and MLPs.</p>"
