@@ -46,7 +46,9 @@ NPrompts = Annotated[
     int | None, typer.Option("--n-prompts", help="Prompt pairs (default: 64; all rows of a file).")
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", help="Prompts run together.")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of a built-in task's prompts.")]
+Seed = Annotated[
+    int, typer.Option("--seed", help="Seed of a built-in task's prompts and of a method's noise.")
+]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:N or mps.")]
 Dtype = Annotated[str, typer.Option("--dtype", help="float32, bfloat16, float16 or float64.")]
 Bos = Annotated[
@@ -106,6 +108,20 @@ def discover(
         typer.Option("--ranking", help="Rank scores by absolute or signed value."),
     ] = None,
     steps: Annotated[int, typer.Option("--steps", help="Integration steps of eap-ig.")] = 5,
+    floor: Annotated[
+        float | None,
+        typer.Option("--floor", help="eap-acdc tests edges of at least this absolute score."),
+    ] = None,
+    sparsity: Annotated[
+        float | None,
+        typer.Option("--sparsity", help="Share of masks to drop (edge-pruning), as 0.95."),
+    ] = None,
+    mask_steps: Annotated[
+        int | None, typer.Option("--mask-steps", help="Training steps of masks (default: 500).")
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option("--learning-rate", help="Of masks (default: 0.1).")
+    ] = None,
     n_prompts: NPrompts = None,
     batch_size: BatchSize = 32,
     seed: Seed = 0,
@@ -153,7 +169,9 @@ def discover(
         task=task, model=model, method=method or ("eap-ig" if saes else "acdc"), metric=metric,
         threshold=threshold, n_edges=edges,
         ranking=ranking,
-        steps=steps, n_prompts=n_prompts, batch_size=batch_size, seed=seed, corruption=corruption,
+        steps=steps, floor=floor, sparsity=sparsity, mask_steps=mask_steps,
+        learning_rate=learning_rate,
+        n_prompts=n_prompts, batch_size=batch_size, seed=seed, corruption=corruption,
         device=device, dtype=dtype, prepend_bos=prepend_bos, intervention=intervention,
         direction=direction, split_qkv=split_qkv, split_embed=split_embed,
         trust_remote_code=trust_remote_code, saes=saes, max_latents=max_latents,

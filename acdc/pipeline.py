@@ -22,7 +22,7 @@ from acdc.latents.faithfulness import default_thresholds, errors_in_and_out, swe
 from acdc.latents.sources import load_dictionaries
 from acdc.lowering import LoweredModel
 from acdc.methods import Search, get_method
-from acdc.methods.eap import ig_points
+from acdc.methods.eap import between_inputs
 from acdc.metrics import get_metric
 from acdc.mib import group_heads
 from acdc.models import load_model
@@ -61,6 +61,9 @@ class Reporter(Protocol):
     def advance(self, n: int) -> None:
         """Count ``n`` steps of the current phase."""
 
+    def note(self, text: str) -> None:
+        """Say how the current phase stands."""
+
 
 class Silent:
     """A reporter that says nothing."""
@@ -70,6 +73,9 @@ class Silent:
         return nullcontext()
 
     def advance(self, n: int) -> None:
+        """Do nothing."""
+
+    def note(self, text: str) -> None:
         """Do nothing."""
 
 
@@ -117,8 +123,21 @@ def discover(
     asked = check_settings(Settings(task, **settings))
     method = get_method(asked.method)
     search = Search(
-        asked.threshold, asked.n_edges, asked.ranking, asked.steps, memory, guess, asked.candidates
+        threshold=asked.threshold,
+        n_edges=asked.n_edges,
+        ranking=asked.ranking,
+        steps=asked.steps,
+        memory=memory,
+        guess=guess,
+        n_candidates=asked.candidates,
+        floor=asked.floor,
+        seed=asked.seed,
+        sparsity=asked.sparsity,
+        mask_steps=asked.mask_steps,
+        learning_rate=asked.learning_rate,
+        note=reporter.note,
     )
+    method.check(search)
     timer = Timer()
     with timer.phase("load"), reporter.phase("load model and task", None):
         experiment = build_experiment(asked)
@@ -197,7 +216,7 @@ def attach_dictionaries(
 def latent_details(attached: Attached, evaluator: Evaluator, circuit: Circuit) -> dict[str, Any]:
     """Return what run.json says of latents: sites, quality, and what error nodes carry."""
     experiment = attached.experiment
-    scores = experiment.attribute_nodes(ig_points(experiment, _STEPS), _STEPS)
+    scores = experiment.attribute_nodes(between_inputs(experiment, _STEPS), _STEPS)
     return {
         "latents": {
             **attached.summary(),
@@ -230,16 +249,11 @@ def circuit_info(
 
 def check_settings(settings: Settings) -> Settings:
     """Check names before anything is loaded, and fill in the task's model and metric."""
-    get_method(settings.method)
+    get_method(settings.method).check_nodes(latents=settings.saes is not None)
     if settings.metric is not None:
         get_metric(settings.metric)
     if settings.saes is None and settings.max_latents is not None:
         raise OptionError(f"max_latents {settings.max_latents}: give it together with saes")
-    if settings.saes is not None and settings.method == "eap-ig-activations":
-        raise OptionError(
-            "method 'eap-ig-activations' integrates over heads and MLPs only: choose another one "
-            "with saes, as eap-ig"
-        )
     if settings.task not in TASKS and not is_task_file(settings.task):
         raise UnknownNameError("task", settings.task, TASKS)
     if is_task_file(settings.task) and not Path(settings.task).is_file():
@@ -299,7 +313,7 @@ def load_experiment(
         settings.intervention,  # type: ignore[arg-type]  # checked by Settings
         settings.direction,  # type: ignore[arg-type]  # likewise
     )
-    if settings.method == "acdc" and model.dtype in (torch.bfloat16, torch.float16):
+    if settings.method in ("acdc", "eap-acdc") and model.dtype in (torch.bfloat16, torch.float16):
         exact, _ = _load(settings, "float32")
         experiment = replace(experiment, in_float32=replace(experiment, model=exact))
     _ = experiment.batches  # a pair that cannot be used is found before the search starts

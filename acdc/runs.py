@@ -57,7 +57,7 @@ class Settings:
         Bundled model, folder or Hugging Face name; None: the task's bundled model.
     method, metric
         Names, see ``acdc list``; no metric: the task's.
-    threshold, n_edges, ranking, steps
+    threshold, n_edges, ranking, steps, floor, sparsity, mask_steps, learning_rate
         What the method is asked for, see :class:`acdc.methods.base.Search`.
     n_prompts, batch_size, seed, corruption, prepend_bos
         The prompts.
@@ -83,6 +83,10 @@ class Settings:
     n_edges: int | None = None
     ranking: str | None = None
     steps: int = 5
+    floor: float | None = None
+    sparsity: float | None = None
+    mask_steps: int | None = None
+    learning_rate: float | None = None
     n_prompts: int | None = None
     batch_size: int = 32
     seed: int = 0

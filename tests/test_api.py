@@ -137,7 +137,7 @@ def test_reporter_counts_every_step(ln2: str, pairs: str) -> None:
 
     for method in METHODS:
         reporter = Counting()
-        options: dict[str, Any] = {"threshold": 0.1} if method == "acdc" else {}
+        options: dict[str, Any] = {"threshold": 0.1} if method in ("acdc", "eap-acdc") else {}
         acdc.discover(pairs, model=ln2, method=method, reporter=reporter, **options)
         names = [name for name, _ in reporter.phases]
         assert names == ["load model and task", f"discover ({method})", "evaluate"]

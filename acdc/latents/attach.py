@@ -16,7 +16,7 @@ from acdc.engine.experiment import Experiment
 from acdc.errors import OptionError
 from acdc.latents.attachment import Attachment, check_dictionaries
 from acdc.latents.experiment import LatentExperiment
-from acdc.methods.eap import ig_points
+from acdc.methods.eap import between_inputs
 
 __all__ = ["Attached", "SiteReport", "active_latents", "attach"]
 
@@ -162,7 +162,7 @@ def active_latents(
 def _latent_scores(experiment: LatentExperiment, memory: int) -> list[NDArray[np.float64]]:
     """Node scores of every attachment's latents."""
     program, attachments = experiment.program, experiment.attachments
-    scores = experiment.attribute_nodes(ig_points(experiment, _STEPS), _STEPS, memory)
+    scores = experiment.attribute_nodes(between_inputs(experiment, _STEPS), _STEPS, memory)
     by_site = {
         stage.attachment.site.name: scores[program.blocks[stage.blocks[0]].start :]
         for stage in program.stages
