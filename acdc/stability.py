@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acdc.errors import OptionError
-from acdc.pipeline import Reporter, Silent, check_settings, discover
+from acdc.pipeline import Reporter, Silent, check_discovery, discover
 from acdc.runs import Run, Settings, versions, write_folder
 from acdc.tasks import TASKS
 from graphs import Circuit, Graph, save_circuit, write_whole
@@ -155,7 +155,7 @@ def stability(
         raise OptionError(f"{n_seeds} seeds: expected at least 2, what one run finds is no share")
     names = ("memory", "guess")
     settings = {name: value for name, value in options.items() if name not in names}
-    asked = check_settings(Settings(task, **settings))
+    asked = check_discovery(Settings(task, **settings))
     if asked.task not in TASKS:
         raise OptionError(
             f"task file {task!r} has the same prompts for every seed: stability needs a built-in "

@@ -96,7 +96,9 @@ class Constants:
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Constants:
         """Return them on a device, in a dtype."""
-        moved = {length: [x.to(device, dtype) for x in some] for length, some in self.values.items()}
+        moved = {
+            length: [x.to(device, dtype) for x in values] for length, values in self.values.items()
+        }
         return Constants(self.intervention, self.direction, moved, self.report)
 
     def check(self, wanted: Sequence[Tensor], where: str) -> None:

@@ -324,8 +324,13 @@ class Experiment:
         return self if self.carried is None else replace(self, constants=self.carried)
 
     def _constants(self) -> Constants:
-        if self.in_float32 is not None and self.in_float32.carried is not None:
-            return self.in_float32.carried
+        twin = self.in_float32
+        if twin is not None and (twin.intervention, twin.direction) == (
+            self.intervention,
+            self.direction,
+        ):
+            assert twin.carried is not None
+            return twin.carried
         if self.intervention == "optimal":
             from acdc.engine.optimal import optimal_constants
 

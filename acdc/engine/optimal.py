@@ -99,7 +99,8 @@ class _Group:
         first = torch.where(first.isinf(), loss, first)
         better, enough = loss < known, loss < known - _GAIN * first
         self.first_loss[which] = first
-        self.best[which] = torch.where(better[:, None], self.values.detach()[which], self.best[which])
+        now = self.values.detach()[which]
+        self.best[which] = torch.where(better[:, None], now, self.best[which])
         self.loss[which] = torch.where(better, loss, known)
         self.waited[which] = torch.where(enough, 0, self.waited[which] + 1)
 
@@ -251,9 +252,7 @@ class _Case:
         return middle + (trace.mlp_out[i] if model.shape.parallel else block.mlp(middle)), i + 1
 
 
-def _constants(
-    experiment: Experiment, groups: list[_Group], loss: str, n_steps: int
-) -> Constants:
+def _constants(experiment: Experiment, groups: list[_Group], loss: str, n_steps: int) -> Constants:
     """What was found, and the losses by sender."""
     values = [
         group.best.unflatten(0, (-1, 1, 1)) if group.kind == "heads" else group.best[None]
