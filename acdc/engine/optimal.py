@@ -4,15 +4,15 @@ Li & Janson 2024, "Optimal ablation for interpretability", arXiv 2409.09951: a c
 replaced by zero, by its mean or by another run's value hurts a model not only by what is missing
 but by what is put in its place ("spoofing").  So it is replaced by ::
 
-    c* = argmin over c of  E[ KL(clean output || output with c in the component's place) ]
+    c* = argmin over c of  E[ KL(model's output || output with c in the component's place) ]
 
 the same constant for every prompt and every position.  As in the paper's section on single
 components, each sender's constant is trained with that sender alone replaced, by Adam, from the
-mean (of the prompts that :meth:`Experiment.means` averages).  The expectation is over the base
-prompts of the experiment and their scored positions: in noising the constant keeps the clean
-run's output as well as a constant can, in denoising it turns the corrupt run's output into the
-clean one as far as a constant can.  A metric that compares with the clean run itself (kl, mse)
-takes the place of the divergence: compiled models have logits that are no log-probabilities.
+mean (of the prompts that :meth:`Experiment.means` averages).  The expectation is over the prompts
+of the run that ablation starts from (noising: the clean ones, denoising: the corrupt ones) and
+their scored positions; nothing is asked of the answers.  Where the experiment's metric compares
+whole outputs itself (mse), it takes the place of the divergence: compiled models have logits that
+are no log-probabilities.
 
 Heads have constants of z, before W_O.  Losses are of all prompts, without sampling, so that
 there is no seed; what is kept is the best that was seen, never worse than the mean.
@@ -43,6 +43,9 @@ _RATE = 0.1
 
 _PATIENCE, _GAIN = 10, 1e-3
 """A constant is done when so many steps brought less than this share of the mean's loss."""
+
+_NOTHING = 1e-5
+"""Share of the largest loss of a mean below which a sender keeps its mean."""
 
 
 @dataclass(eq=False)
@@ -125,7 +128,7 @@ def optimal_constants(
         Model, prompts, metric and direction; its intervention plays no role.
     steps
         Most steps; a sender is done when ten steps improved it by less than 0.1 % of what the
-        ablation with its mean costs.
+        ablation with its mean costs, or if that is nothing (1e-5 of the largest such loss).
     memory
         Bytes that the activations of one pass may take.
     progress
@@ -152,6 +155,8 @@ def optimal_constants(
             which = group.training
             loss, group.moved.grad = _losses(trainer, cases, group, which, memory)
             group.record(loss, which)
+        if n_steps == 0:
+            _leave_out(groups)
         if n_steps < steps:
             optimizer.step()
             progress(1)
@@ -159,6 +164,13 @@ def optimal_constants(
         mean = float(torch.cat([group.loss for group in groups]).mean())
         note(f"{n_left} constants to train, mean loss {mean:.4g}")
     return _constants(experiment, groups, metric.name, n_steps)
+
+
+def _leave_out(groups: list[_Group]) -> None:
+    """Train nothing where the ablation with the mean costs nothing."""
+    largest = max(float(group.first_loss.max()) for group in groups)
+    for group in groups:
+        group.waited[group.first_loss <= _NOTHING * largest] = _PATIENCE
 
 
 def _groups(trainer: Experiment) -> list[_Group]:
@@ -221,8 +233,12 @@ class _Case:
     @classmethod
     @torch.no_grad()
     def of(cls, trainer: Experiment, batch: Batch) -> _Case:
-        """Run it."""
-        return cls(batch, trainer.model.forward(trainer.runs(batch)[0]))
+        """Run it; the batch gets the outputs of this run to compare with."""
+        trace = trainer.model.forward(trainer.runs(batch)[0])
+        logits = at_least_float32(trainer.logits(trace, batch.scored, None))
+        assert trainer.metric.compares is not None
+        targets = replace(batch.targets, clean=trainer.metric.compares(logits))
+        return cls(replace(batch, targets=targets), trace)
 
     def stream(self, model: LoweredModel, group: _Group, which: Tensor) -> tuple[Tensor, int]:
         """Stream in front of a block, each sender replaced in a scenario of its own.
