@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from acdc.engine.constants import Values
+from acdc.engine.constants import Constants, Values
 from acdc.engine.experiment import Experiment
+from acdc.errors import OptionError
 from acdc.latents.attachment import Attachment
 from acdc.latents.attribution import Points, edge_scores, node_scores
 from acdc.latents.patched import LatentPatchedModel
@@ -97,6 +98,14 @@ class LatentExperiment(Experiment):
             return other.embeds
         (embeds, *_) = self.carried.at(base.embeds[0].shape[1])
         return [x[0].expand_as(y) for x, y in zip(embeds, base.embeds, strict=True)]
+
+    def _constants(self) -> Constants:
+        if self.intervention == "optimal":
+            raise OptionError(
+                "intervention 'optimal': constants of heads and MLPs alone are trained, none of "
+                "latents; choose another one, as mean"
+            )
+        return super()._constants()
 
     def _written(self, tokens: Tensor) -> Values:
         return self.program.values(self.model.forward(tokens))
