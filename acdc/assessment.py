@@ -16,7 +16,7 @@ from acdc.engine.experiment import Direction, Experiment, Intervention
 from acdc.errors import OptionError
 from acdc.evaluation import Evaluation, Evaluator, interval, resampled_faithfulness
 from acdc.metrics import METRICS
-from acdc.pipeline import Reporter, Silent, fit, with_constants
+from acdc.pipeline import Reporter, Silent, fit, with_constants, with_means
 from acdc.runs import Settings, Timer, versions
 from acdc.unseen import PromptChoice
 from acdc.verdicts import Judgement, Trials, judge, n_evaluations
@@ -193,6 +193,7 @@ def assess(
     reporter, trials, timer = reporter or Silent(), trials or Trials(), Timer()
     with timer.phase("load"), reporter.phase("load model and task", None):
         circuit, experiment = fit(circuit, settings, PromptChoice(discovery, seen), constants)
+        experiment = with_means(experiment)
     steps = settings.optimal_steps
     with timer.phase("constants"):
         experiment = with_constants(experiment, steps, memory, reporter)

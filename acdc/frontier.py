@@ -28,6 +28,7 @@ from acdc.pipeline import (
     check_discovery,
     circuit_info,
     with_constants,
+    with_means,
 )
 from acdc.runs import Settings, Timer, versions, write_folder
 from graphs import Circuit
@@ -157,7 +158,7 @@ def sweep(
     search = Search(steps=asked.steps, memory=memory, guess=guess)
     timer = Timer()
     with timer.phase("load"), reporter.phase("load model and task", None):
-        experiment = build_experiment(asked)
+        experiment = with_means(build_experiment(asked))
     experiment = with_constants(experiment, asked.optimal_steps, memory, reporter)
     with timer.phase("load"):
         evaluator = Evaluator(experiment)

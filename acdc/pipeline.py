@@ -13,7 +13,7 @@ import torch
 
 from acdc.checkpoint import Checkpoint
 from acdc.dictionaries import quality_on_task
-from acdc.engine.constants import CONSTANT, FILE_NAME, Constants, load_constants
+from acdc.engine.constants import FILE_NAME, Constants, load_constants
 from acdc.engine.experiment import Experiment
 from acdc.engine.optimal import STEPS, optimal_constants
 from acdc.errors import DictionaryError, OptionError, TaskError, UnknownNameError
@@ -49,6 +49,7 @@ __all__ = [
     "load_experiment",
     "load_prompts",
     "with_constants",
+    "with_means",
 ]
 
 _Prompts = Callable[[Settings, LoweredModel, Tokenizer | None], Task]
@@ -148,10 +149,11 @@ def discover(
         experiment = build_experiment(asked)
         attached = None if asked.saes is None else attach_dictionaries(experiment, asked, memory)
         experiment = experiment if attached is None else attached.experiment
+        experiment = with_means(experiment)
     if checkpoint is not None:
         identity = {**vars(asked), **_fingerprint(experiment), "versions": versions()}
         search = replace(search, checkpoint=Checkpoint(checkpoint, identity))
-    if asked.intervention in CONSTANT:
+    if asked.intervention == "optimal":
         with timer.phase("constants"):
             experiment = with_constants(
                 experiment, asked.optimal_steps, memory, reporter, search.checkpoint
@@ -174,6 +176,11 @@ def discover(
         details["constants"] = constants.report
     circuit = replace(found.circuit, info=circuit_info(experiment, asked, evaluation))
     return Run(asked, circuit, evaluation, timer.seconds, details, constants)
+
+
+def with_means(experiment: Experiment) -> Experiment:
+    """Return the experiment with the means that its ablated edges carry, if they do."""
+    return experiment if experiment.intervention == "optimal" else experiment.pinned()
 
 
 def with_constants(

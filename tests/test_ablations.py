@@ -21,7 +21,7 @@ from test_cli import Call, call, place, read, shared  # noqa: F401  fixtures
 
 import acdc
 from acdc.assessment import assess
-from acdc.engine.constants import CONSTANT, FILE_NAME, Constants, load_constants, written
+from acdc.engine.constants import CONSTANT, FILE_NAME, Constants, load_constants
 from acdc.engine.experiment import Experiment
 from acdc.engine.optimal import optimal_constants
 from acdc.engine.patched import metric_of_circuit
@@ -31,14 +31,13 @@ from acdc.latents.attach import attach
 from acdc.lowering import LoweredModel
 from acdc.methods import METHODS, Search
 from acdc.methods.acdc import acdc as run_acdc
-from acdc.methods.eap import eap, eap_ig, eap_ig_activations
+from acdc.methods.eap import eap, eap_ig
 from acdc.methods.exact import exact
 from acdc.metrics import get_metric
-from acdc.pipeline import build_experiment, check_settings, discover, evaluate, with_constants
+from acdc.pipeline import build_experiment, check_settings, discover, evaluate
 from acdc.runs import Settings, load_run, run_constants
 from acdc.tasks.base import Task
 from acdc.tasks.dataset import load_dataset
-from graphs import Circuit
 
 MEANS = ("mean", "mean-positional")
 DIRECTIONS = ("noising", "denoising")
@@ -95,7 +94,7 @@ def test_patched_runs_are_the_oracles(family: str, intervention: str, direction:
     for share in (0.0, 0.3, 0.8):
         mask = rng.random(len(names)) < share
         wanted = slow.without([name for name, kept in zip(names, mask, strict=True) if not kept])
-        close = 1e-8 if dtype == torch.float64 else 1e-4
+        close = 1e-6 if dtype == torch.float64 else 1e-4
         assert metric_of_circuit(experiment, mask) == pytest.approx(wanted, abs=close)
 
 
@@ -138,21 +137,22 @@ def test_integrated_gradients_start_at_the_constant(intervention: str, direction
     full = metric_of_circuit(experiment, np.ones(graph.n_edges, dtype=bool))
     effect = metric_of_circuit(experiment, ~out) - full
     assert abs(effect) > 0.05
-    for method in (eap_ig, eap_ig_activations):
-        scores = method(experiment, 400)
-        assert scores[out].sum() == pytest.approx(effect, rel=0.02, abs=0.01)
+    scores = eap_ig(experiment, 200)
+    assert scores[out].sum() == pytest.approx(effect, rel=0.03, abs=0.01)
 
 
 @pytest.mark.parametrize("intervention", [*CONSTANT, "zero", "resample"])
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_every_method_runs(intervention: str, direction: str) -> None:
     experiment, _ = build("LN", 7, intervention, direction)
-    search = Search(n_edges=20, steps=2, sparsity=0.5, mask_steps=2)
+    experiment = experiment.pinned()
     for name, method in METHODS.items():
-        own = search if "mask" in method.description else replace(search, sparsity=None)
-        found = method.find(experiment, replace(own, mask_steps=None), lambda n: None)
-        assert found.circuit.n_edges <= 20, name
+        search = Search(threshold=0.05, steps=2)
+        if name in ("edge-pruning", "subnetwork-probing"):
+            search = Search(sparsity=0.5, mask_steps=2)
+        found = method.find(experiment, search, lambda n: None)
         assert np.isfinite(found.circuit.scores).all(), name
+        assert found.circuit.scores.any(), name
 
 
 # --- means --------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ def test_means_over_other_prompts(intervention: str) -> None:
     experiment, slow = build("LN", 3, intervention, mean_over=OTHERS)
     names = experiment.graph.edge_names()
     none = np.zeros(len(names), dtype=bool)
-    assert metric_of_circuit(experiment, none) == pytest.approx(slow.without(names), abs=1e-8)
+    assert metric_of_circuit(experiment, none) == pytest.approx(slow.without(names), abs=1e-6)
     own, _ = build("LN", 3, intervention)
     assert metric_of_circuit(experiment, none) != pytest.approx(metric_of_circuit(own, none))
 
@@ -172,9 +172,7 @@ def test_means_over_other_prompts(intervention: str) -> None:
 def test_means_do_not_depend_on_batches(batch_size: int) -> None:
     whole, _ = build("LN", 3, "mean", mean_over=OTHERS)
     parts = replace(whole, batch_size=batch_size)
-    assert whole.carried is not None and parts.carried is not None
-    for a, b in zip(whole.carried.at(4), parts.carried.at(4), strict=True):
-        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(vectors(parts), vectors(whole))
 
 
 def test_a_mean_keeps_every_node_and_every_token_apart() -> None:
@@ -317,8 +315,8 @@ def test_low_precision_shares_the_constants_of_float32() -> None:
     task = oracle.small_task(4)
     exactly = Experiment(model, task, get_metric("kl"), intervention="optimal")
     low = replace(exactly, in_float32=exactly)
-    assert low.carried is not None and exactly.carried is not None
-    assert all(map(torch.equal, low.carried.at(4), exactly.carried.at(4)))
+    assert exactly.carried is not None
+    assert low._constants() is exactly.carried
 
 
 # --- in a run's folder ----------------------------------------------------------------------
@@ -342,7 +340,9 @@ def test_constants_survive_a_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("intervention", ["mean", "optimal"])
 def test_a_run_keeps_its_constants_and_evaluation_uses_them(
-    intervention: str, place: Path, call: Call
+    intervention: str,
+    place: Path,  # noqa: F811
+    call: Call,  # noqa: F811
 ) -> None:
     options = ["--model", "ln2", "--method", "eap", "--edges", 20, "--n-prompts", 4]
     options += ["--intervention", intervention, "--optimal-steps", 3]
@@ -369,7 +369,7 @@ def test_a_run_keeps_its_constants_and_evaluation_uses_them(
     assert found.measured[0].intervention == intervention
 
 
-def test_constants_of_another_model_are_refused(place: Path) -> None:
+def test_constants_of_another_model_are_refused(place: Path) -> None:  # noqa: F811
     settings = check_settings(Settings("task.jsonl", model="ln2", intervention="mean"))
     wrong = Constants("mean", "noising", {None: [torch.zeros(1, 1, 3)]})
     experiment = replace(build_experiment(settings), constants=wrong)
@@ -377,7 +377,7 @@ def test_constants_of_another_model_are_refused(place: Path) -> None:
         Evaluator(experiment)._patched.metric(np.ones(experiment.graph.n_edges, dtype=bool))
 
 
-def test_a_killed_run_trains_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_run_trains_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     """Trained constants are kept at once; the same command goes on with them."""
     from acdc import pipeline
 
@@ -411,7 +411,7 @@ def test_a_killed_run_trains_once(place: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_the_ranking_of_circuits_changes_with_the_intervention() -> None:
     """Two circuits of the bundled model, each the more faithful under one ablation."""
     runs = {
-        kind: acdc.discover("ioi", method="eap-ig", n_edges=60, n_prompts=16, intervention=kind)
+        kind: acdc.discover("ioi", method="eap-ig", n_edges=60, intervention=kind)
         for kind in ("resample", "mean")
     }
     faithfulness = {
@@ -421,10 +421,10 @@ def test_the_ranking_of_circuits_changes_with_the_intervention() -> None:
     }
     values = {key: found.faithfulness or 0.0 for key, found in faithfulness.items()}
     assert values["resample", "resample"] > values["mean", "resample"] + 0.1
-    assert values["mean", "mean"] > values["resample", "mean"] + 0.1
+    assert values["mean", "mean"] > values["resample", "mean"] + 0.5
 
 
-def test_evaluation_reports_every_ablation(place: Path, call: Call) -> None:
+def test_evaluation_reports_every_ablation(place: Path, call: Call) -> None:  # noqa: F811
     answer = call("evaluate", "run", "--no-tests", "--n-resamples", 20, "--out", "a.json")
     assert answer.status == 0
     content = read(Path("a.json"))
@@ -450,7 +450,8 @@ def test_latents_have_means_but_no_trained_constants() -> None:
     plain = Experiment(model, oracle.small_task(0), get_metric("kl"), intervention="mean")
     attached = attach(plain, [random_dictionary(model, "standard", "mlp_out", 0)]).experiment
     scores = exact(attached)
-    assert np.isfinite(scores).all() and scores.any()
+    assert np.isfinite(scores).all()
+    assert scores.any()
     with pytest.raises(OptionError, match="trains constants of heads and MLPs only"):
         check_settings(Settings("ioi", saes="bundled", intervention="optimal"))
     with pytest.raises(OptionError, match="constants of heads and MLPs alone"):
@@ -493,7 +494,7 @@ FILES = {
         (["optimal", "--optimal-steps", "0"], "optimal_steps 0: expected at least 1"),
     ],
 )
-def test_bad_input_is_one_line(options: list[str], words: str, place: Path, call: Call) -> None:
+def test_bad_input_is_one_line(options: list[str], words: str, place: Path, call: Call) -> None:  # noqa: F811
     for name, content in FILES.items():
         Path(name).write_text(content)
     command = ["discover", "task.jsonl", "--model", "ln2", "--method", "eap", "--edges", 9]
@@ -510,7 +511,7 @@ def test_an_empty_dataset_is_refused_in_python() -> None:
         replace(experiment, mean_over=()).pinned()
 
 
-def test_datasets(place: Path) -> None:
+def test_datasets(place: Path) -> None:  # noqa: F811
     Path("a.jsonl").write_text('{"prompt": [1, 2]}\n\n{"prompt": [3]}\n')
     assert load_dataset("a.jsonl", None) == ((1, 2), (3,))
     pairs = load_dataset("task.jsonl", None)

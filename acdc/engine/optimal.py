@@ -81,7 +81,7 @@ class _Group:
     @classmethod
     def of(cls, kind: str, index: int, start: Tensor, scale: Tensor) -> _Group:
         """Return constants that are the means still."""
-        none = torch.full((len(start),), torch.inf, device=start.device)
+        none = start.new_full((len(start),), torch.inf)
         moved = torch.zeros_like(start).requires_grad_(True)
         waited = torch.zeros(len(start), dtype=torch.long, device=start.device)
         return cls(kind, index, start, scale, moved, start.clone(), none, none.clone(), waited)
