@@ -82,7 +82,7 @@ MeanOver = Annotated[
     ),
 ]
 OptimalSteps = Annotated[
-    int, typer.Option("--optimal-steps", help="Most training steps of optimal constants.")
+    int, typer.Option("--optimal-steps", help="Training steps of optimal constants.")
 ]
 SplitQkv = Annotated[
     bool, typer.Option("--split-qkv/--no-split-qkv", help="Query, key and value apart.")
@@ -152,7 +152,7 @@ def discover(
         ),
     ] = "noising",
     mean_over: MeanOver = None,
-    optimal_steps: OptimalSteps = 100,
+    optimal_steps: OptimalSteps = 50,
     split_qkv: SplitQkv = True,
     split_embed: SplitEmbed = False,
     trust_remote_code: Trust = False,
@@ -257,7 +257,7 @@ def sweep(
     intervention: Intervention = "resample",
     direction: Direction = "noising",
     mean_over: MeanOver = None,
-    optimal_steps: OptimalSteps = 100,
+    optimal_steps: OptimalSteps = 50,
     split_qkv: SplitQkv = True,
     split_embed: SplitEmbed = False,
     trust_remote_code: Trust = False,
@@ -334,7 +334,7 @@ def evaluate(
         typer.Option("--optimal", help="Train optimal constants and measure under them too."),
     ] = False,
     optimal_steps: Annotated[
-        int | None, typer.Option("--optimal-steps", help="Most training steps of constants.")
+        int | None, typer.Option("--optimal-steps", help="Training steps of optimal constants.")
     ] = None,
     memory: Memory = 1.0,
     saes: Saes = None,
@@ -491,7 +491,7 @@ def stability(
     intervention: Intervention = "resample",
     direction: Direction = "noising",
     mean_over: MeanOver = None,
-    optimal_steps: OptimalSteps = 100,
+    optimal_steps: OptimalSteps = 50,
     trust_remote_code: Trust = False,
     memory: Memory = 1.0,
     at_least: Annotated[

@@ -75,7 +75,7 @@ class Settings:
         :func:`acdc.tasks.dataset.load_dataset`); None: the prompts of the run that ablated edges
         come from.
     optimal_steps
-        Most training steps of optimal constants.
+        Training steps of optimal constants.
     split_qkv, split_embed
         Granularity of the graph.
     trust_remote_code

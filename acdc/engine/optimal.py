@@ -14,12 +14,14 @@ their scored positions; nothing is asked of the answers.  Where the experiment's
 whole outputs itself (mse), it takes the place of the divergence: compiled models have logits that
 are no log-probabilities.
 
-Heads have constants of z, before W_O.  Losses are of all prompts, without sampling, so that
-there is no seed; what is kept is the best that was seen, never worse than the mean.
+Heads have constants of z, before W_O.  A step sees few prompts, in turn, and the learning rate
+falls to zero; there is nothing random, so no seed.  At the end a constant that does no better than
+the mean on all prompts gives way to it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -35,14 +37,14 @@ from acdc.metrics import at_least_float32, get_metric
 
 __all__ = ["STEPS", "optimal_constants"]
 
-STEPS = 100
-"""Most steps of Adam."""
+STEPS = 50
+"""Steps of Adam."""
 
-_RATE = 0.1
-"""Learning rate, in standard deviations of what the sender writes."""
+_RATE = 0.2
+"""Learning rate at the start, in standard deviations of what the sender writes."""
 
-_PATIENCE, _GAIN = 10, 1e-3
-"""A constant is done when so many steps brought less than this share of the mean's loss."""
+_PROMPTS = 8
+"""Prompts that a step sees."""
 
 _NOTHING = 1e-5
 """Share of the largest loss of a mean below which a sender keeps its mean."""
@@ -62,10 +64,6 @@ class _Group:
         ``[sender, 1]``: standard deviations.
     moved
         ``[sender, d]``: what is trained, in standard deviations from the mean.
-    best, loss, first_loss
-        ``[sender, d]`` the best so far, and ``[sender]`` its loss and that of the mean.
-    waited
-        ``[sender]``: steps since the loss last fell by enough.
     """
 
     kind: str
@@ -73,18 +71,6 @@ class _Group:
     start: Tensor
     scale: Tensor
     moved: Tensor
-    best: Tensor
-    loss: Tensor
-    first_loss: Tensor
-    waited: Tensor
-
-    @classmethod
-    def of(cls, kind: str, index: int, start: Tensor, scale: Tensor) -> _Group:
-        """Return constants that are the means still."""
-        none = start.new_full((len(start),), torch.inf)
-        moved = torch.zeros_like(start).requires_grad_(True)
-        waited = torch.zeros(len(start), dtype=torch.long, device=start.device)
-        return cls(kind, index, start, scale, moved, start.clone(), none, none.clone(), waited)
 
     @property
     def values(self) -> Tensor:
@@ -92,20 +78,9 @@ class _Group:
         return self.start + self.scale * self.moved
 
     @property
-    def training(self) -> Tensor:
-        """Indices of the senders that are not done."""
-        return (self.waited < _PATIENCE).nonzero()[:, 0]
-
-    def record(self, loss: Tensor, which: Tensor) -> None:
-        """Note the losses ``[which]`` of the present constants."""
-        known, first = self.loss[which], self.first_loss[which]
-        first = torch.where(first.isinf(), loss, first)
-        better, enough = loss < known, loss < known - _GAIN * first
-        self.first_loss[which] = first
-        now = self.values.detach()[which]
-        self.best[which] = torch.where(better[:, None], now, self.best[which])
-        self.loss[which] = torch.where(better, loss, known)
-        self.waited[which] = torch.where(enough, 0, self.waited[which] + 1)
+    def every(self) -> Tensor:
+        """Indices of all senders."""
+        return torch.arange(len(self.start), device=self.start.device)
 
 
 @torch.enable_grad()
@@ -119,58 +94,47 @@ def optimal_constants(
 ) -> Constants:
     """Train a constant for every sender.
 
-    A step runs, for every sender that is not done, the part of the model behind it forward and
-    backward on all prompts; senders of one layer are scenarios on one axis.
+    A step runs the part of the model behind every sender forward and backward on eight prompts;
+    senders of one layer are scenarios on one axis.
 
     Parameters
     ----------
     experiment
         Model, prompts, metric and direction; its intervention plays no role.
     steps
-        Most steps; a sender is done when ten steps improved it by less than 0.1 % of what the
-        ablation with its mean costs, or if that is nothing (1e-5 of the largest such loss).
+        Of Adam.  Senders whose ablation with the mean costs nothing (1e-5 of the largest such
+        loss) are not trained.
     memory
         Bytes that the activations of one pass may take.
     progress
         Called with 1 after each step.
     note
-        Told how many senders are not done, and the mean loss.
+        Told the mean loss over senders after each step.
 
     Returns
     -------
     Constants
-        With the losses by sender, of the mean and of the constant, in its report.
+        With the losses by sender on all prompts, of the mean and of the constant, in its report.
     """
     metric = experiment.metric if experiment.metric.compares else get_metric("kl")
     trainer = replace(experiment, metric=metric, intervention="mean", constants=None)
     groups = _groups(trainer)
-    cases = [_Case.of(trainer, batch) for batch in trainer.batches]
+    cases = [_Case.of(trainer, b) for batch in trainer.batches for b in batch.split(_PROMPTS)]
+    before = _losses_of_all(trainer, cases, groups, memory)
+    largest = torch.cat(before).max()
+    trained = [(loss > _NOTHING * largest).nonzero()[:, 0] for loss in before]
     optimizer = torch.optim.Adam([group.moved for group in groups], lr=_RATE)
-    for n_steps in range(steps + 1):  # the last time only to measure
-        active = [group for group in groups if len(group.training)]
-        if not active:
-            break
-        optimizer.zero_grad()
-        for group in active:
-            which = group.training
-            loss, group.moved.grad = _losses(trainer, cases, group, which, memory)
-            group.record(loss, which)
-        if n_steps == 0:
-            _leave_out(groups)
-        if n_steps < steps:
-            optimizer.step()
-            progress(1)
-        n_left = sum(len(group.training) for group in groups)
-        mean = float(torch.cat([group.loss for group in groups]).mean())
-        note(f"{n_left} constants to train, mean loss {mean:.4g}")
-    return _constants(experiment, groups, metric.name, n_steps)
-
-
-def _leave_out(groups: list[_Group]) -> None:
-    """Train nothing where the ablation with the mean costs nothing."""
-    largest = max(float(group.first_loss.max()) for group in groups)
-    for group in groups:
-        group.waited[group.first_loss <= _NOTHING * largest] = _PATIENCE
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = _RATE * (1 + math.cos(math.pi * step / steps)) / 2
+        case, total = cases[step % len(cases)], 0.0
+        for group, which in zip(groups, trained, strict=True):
+            loss, group.moved.grad = _gradient(trainer, case, group, which, memory)
+            total += loss
+        optimizer.step()
+        note(f"mean loss {total / max(1, sum(map(len, trained))):.4g}")
+        progress(1)
+    after = _losses_of_all(trainer, cases, groups, memory)
+    return _constants(experiment, groups, before, after, {"loss": metric.name, "n_steps": steps})
 
 
 def _groups(trainer: Experiment) -> list[_Group]:
@@ -182,9 +146,13 @@ def _groups(trainer: Experiment) -> list[_Group]:
     kinds = [("heads", i) for i in layers] + [("mlp", i) for i in layers if model.shape.has_mlp]
     kinds = [("embed", i) for i in range(len(means) - len(kinds))] + kinds
     return [
-        _Group.of(kind, i, mean.flatten(0, -2), scale)
+        _Group(kind, i, mean.flatten(0, -2), scale, _zeros(mean.flatten(0, -2)))
         for (kind, i), mean, scale in zip(kinds, means, _deviations(trainer, means), strict=True)
     ]
+
+
+def _zeros(like: Tensor) -> Tensor:
+    return torch.zeros_like(like).requires_grad_(True)
 
 
 @torch.no_grad()
@@ -201,26 +169,47 @@ def _deviations(trainer: Experiment, means: Values) -> list[Tensor]:
     return [torch.where(scale > 0, scale, 1.0) for scale in scales]
 
 
-def _losses(
-    trainer: Experiment, cases: list[_Case], group: _Group, which: Tensor, memory: int
-) -> tuple[Tensor, Tensor]:
-    """Losses of some senders of a group, ``[which]``, and their gradient ``[sender, d]``."""
-    model, losses, gradient = trainer.model, [], torch.zeros_like(group.moved)
-    for case in cases:
-        batch = case.batch
-        each = batch.n_prompts * bytes_per_prompt(trainer, batch.clean.shape[1])
-        parts = which.split(max(1, memory // each))
-        found = []
-        for part in parts:
-            stream, first = case.stream(model, group, part)
-            final = model.forward(batch.clean, [stream], first=first).final
-            assert final is not None
-            loss = trainer.measure(final[:, :, batch.scored].flatten(1, 2), batch)
-            gradient += torch.autograd.grad(loss.sum(), group.moved)[0]
-            found.append(loss.detach())
-        losses.append(torch.cat(found))
-    n_rows = trainer.n_rows
-    return torch.stack(losses).sum(0) / n_rows, gradient / n_rows
+@torch.no_grad()
+def _losses_of_all(
+    trainer: Experiment, cases: list[_Case], groups: list[_Group], memory: int
+) -> list[Tensor]:
+    """Losses on all prompts: of each group, ``[sender]``, in float64."""
+    totals = []
+    for group in groups:
+        total = torch.zeros(len(group.start), dtype=torch.double)
+        for case in cases:
+            parts = _parts(trainer, case, group.every, memory)
+            found = [_loss(trainer, case, group, part) for part in parts]
+            total += torch.cat(found).cpu().double()
+        totals.append(total / trainer.n_rows)
+    return totals
+
+
+def _gradient(
+    trainer: Experiment, case: _Case, group: _Group, which: Tensor, memory: int
+) -> tuple[float, Tensor]:
+    """Summed loss of some senders of a group on one case, and its gradient ``[sender, d]``."""
+    total, gradient = 0.0, torch.zeros_like(group.moved)
+    for part in _parts(trainer, case, which, memory):
+        loss = _loss(trainer, case, group, part).sum() / case.batch.n_rows
+        gradient += torch.autograd.grad(loss, group.moved)[0]
+        total += float(loss.detach())
+    return total, gradient
+
+
+def _parts(trainer: Experiment, case: _Case, which: Tensor, memory: int) -> tuple[Tensor, ...]:
+    """Senders that fit into the memory together."""
+    each = case.batch.n_prompts * bytes_per_prompt(trainer, case.batch.clean.shape[1])
+    return which.split(max(1, memory // each)) if len(which) else ()
+
+
+def _loss(trainer: Experiment, case: _Case, group: _Group, which: Tensor) -> Tensor:
+    """Loss with each of some senders replaced, summed over the rows of a case: ``[which]``."""
+    batch, model = case.batch, trainer.model
+    stream, first = case.stream(model, group, which)
+    final = model.forward(batch.clean, [stream], first=first).final
+    assert final is not None
+    return trainer.measure(final[:, :, batch.scored].flatten(1, 2), batch)
 
 
 @dataclass(frozen=True, eq=False)
@@ -268,16 +257,26 @@ class _Case:
         return middle + (trace.mlp_out[i] if model.shape.parallel else block.mlp(middle)), i + 1
 
 
-def _constants(experiment: Experiment, groups: list[_Group], loss: str, n_steps: int) -> Constants:
-    """What was found, and the losses by sender."""
-    values = [
-        group.best.unflatten(0, (-1, 1, 1)) if group.kind == "heads" else group.best[None]
-        for group in groups
-    ]
-    report: dict[str, Any] = {"loss": loss, "n_steps": n_steps, "losses": {}}
+def _constants(
+    experiment: Experiment,
+    groups: list[_Group],
+    before: list[Tensor],
+    after: list[Tensor],
+    report: dict[str, Any],
+) -> Constants:
+    """The better of mean and trained constant, and the losses by sender."""
+    values, rows = [], []
     order = {"embed": 0, "heads": 1, "mlp": 2}
-    by_layer = sorted(groups, key=lambda g: (g.kind != "embed", g.index, order[g.kind]))
-    pairs = [pair for g in by_layer for pair in zip(g.first_loss, g.loss, strict=True)]
-    for name, (mean, best) in zip(experiment.graph.senders, pairs, strict=True):
-        report["losses"][name] = {"mean": float(mean), "optimal": float(best)}
+    for group, mean, trained in zip(groups, before, after, strict=True):
+        better = (trained < mean).to(group.start.device)[:, None]
+        chosen = torch.where(better, group.values.detach(), group.start)
+        heads = group.kind == "heads"
+        values.append(chosen.unflatten(0, (-1, 1, 1)) if heads else chosen[None])
+        pairs = zip(mean.tolist(), torch.minimum(mean, trained).tolist(), strict=True)
+        rows.append(((group.kind != "embed", group.index, order[group.kind]), pairs))
+    by_layer = [pair for _, pairs in sorted(rows, key=lambda row: row[0]) for pair in pairs]
+    report["losses"] = {
+        name: {"mean": mean, "optimal": best}
+        for name, (mean, best) in zip(experiment.graph.senders, by_layer, strict=True)
+    }
     return Constants("optimal", experiment.direction, {None: values}, report)
