@@ -138,7 +138,7 @@ def test_integrated_gradients_start_at_the_constant(intervention: str, direction
     full = metric_of_circuit(experiment, np.ones(graph.n_edges, dtype=bool))
     effect = metric_of_circuit(experiment, ~out) - full
     assert abs(effect) > 0.05
-    scores = eap_ig(experiment, 100)
+    scores = eap_ig(experiment, 200)
     assert scores[out].sum() == pytest.approx(effect, rel=0.03, abs=0.025)
 
 
@@ -411,7 +411,7 @@ def test_a_killed_run_trains_once(place: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_the_ranking_of_circuits_changes_with_the_intervention() -> None:
     """Two circuits of the bundled model, each the more faithful under one ablation."""
     runs = {
-        kind: acdc.discover("ioi", method="eap-ig", n_edges=60, n_prompts=32, intervention=kind)
+        kind: acdc.discover("ioi", method="eap-ig", n_edges=60, intervention=kind)
         for kind in ("resample", "mean")
     }
     faithfulness = {
