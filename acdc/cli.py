@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from acdc.engine.constants import Constants
     from acdc.runs import Settings
     from graphs import Ablation, Circuit
 
@@ -69,10 +70,24 @@ Memory = Annotated[
     float, typer.Option("--memory", help="GiB for the largest working set beside the weights.")
 ]
 Intervention = Annotated[
-    str, typer.Option("--intervention", help="What ablated edges carry: resample or zero.")
+    str,
+    typer.Option(
+        "--intervention",
+        help="What ablated edges carry: resample, zero, mean, mean-positional or optimal.",
+    ),
 ]
 Direction = Annotated[
     str, typer.Option("--direction", help="noising (ablate) or denoising (restore).")
+]
+MeanOver = Annotated[
+    str | None,
+    typer.Option(
+        "--mean-over",
+        help="Task or file of prompts that means are over (default: those that edges come from).",
+    ),
+]
+OptimalSteps = Annotated[
+    int, typer.Option("--optimal-steps", help="Training steps of optimal constants.")
 ]
 SplitQkv = Annotated[
     bool, typer.Option("--split-qkv/--no-split-qkv", help="Query, key and value apart.")
@@ -136,7 +151,14 @@ def discover(
     dtype: Dtype = "float32",
     prepend_bos: Bos = False,
     intervention: Intervention = "resample",
-    direction: Direction = "noising",
+    direction: Annotated[
+        str,
+        typer.Option(
+            "--direction", help="noising (ablate), denoising (restore), or both and compare."
+        ),
+    ] = "noising",
+    mean_over: MeanOver = None,
+    optimal_steps: OptimalSteps = 50,
     split_qkv: SplitQkv = True,
     split_embed: SplitEmbed = False,
     trust_remote_code: Trust = False,
@@ -165,12 +187,12 @@ def discover(
 
     Example: acdc discover ioi --method eap-ig --edges 60 --out runs/ioi
     """
-    from acdc.pipeline import check_settings
+    from acdc.pipeline import check_discovery
     from acdc.pipeline import discover as find
     from acdc.runs import Settings, check_output
     from acdc.terminal import TerminalReporter, edges_table, run_table, show
 
-    n_bytes = _bytes(memory)
+    n_bytes, both = _bytes(memory), direction == "both"
     settings = Settings(
         task=task, model=model, method=method or ("eap-ig" if saes else "acdc"), metric=metric,
         threshold=threshold, n_edges=edges,
@@ -180,12 +202,16 @@ def discover(
         n_prompts=n_prompts, holdout=holdout, batch_size=batch_size, seed=seed,
         corruption=corruption,
         device=device, dtype=dtype, prepend_bos=prepend_bos, intervention=intervention,
-        direction=direction, split_qkv=split_qkv, split_embed=split_embed,
+        direction="noising" if both else direction,
+        split_qkv=split_qkv, split_embed=split_embed,
         trust_remote_code=trust_remote_code, saes=saes, max_latents=max_latents,
-        candidates=candidates,
+        candidates=candidates, mean_over=mean_over, optimal_steps=optimal_steps,
     )  # fmt: skip
-    settings = check_settings(settings)
+    settings = check_discovery(settings)
     folder = out or _default_folder(Path(task).stem)
+    if both:
+        _discover_both(settings, folder, memory=n_bytes, guess=guess, overwrite=overwrite)
+        return
     check_output(folder, overwrite=overwrite)
     options = {name: value for name, value in vars(settings).items() if name != "task"}
     reporter = TerminalReporter()
@@ -194,6 +220,27 @@ def discover(
         run.save(folder, overwrite=overwrite)
     show(run_table(run.summary(), f"circuit of {task}"), edges_table(run.circuit))
     show(f"written to {folder}: run.json, circuit.json, circuit.dot, circuit.svg, circuit.png")
+
+
+def _discover_both(
+    settings: Settings, folder: Path, *, memory: int, guess: str, overwrite: bool
+) -> None:
+    """Discover in both directions, and show what only one of them finds."""
+    from acdc.directions import check_folder, discover_both
+    from acdc.terminal import TerminalReporter, directions_tables, run_table, show
+
+    check_folder(folder, overwrite=overwrite)
+    reporter = TerminalReporter()
+    options = {name: value for name, value in vars(settings).items() if name != "task"}
+    found = discover_both(
+        settings.task, reporter=reporter, memory=memory, guess=guess, checkpoint=folder, **options
+    )
+    with reporter.phase("draw and write", None):
+        found.save(folder, overwrite=overwrite)
+    for run in found.runs:
+        show(run_table(run.summary(), f"circuit of {settings.task}, {run.settings.direction}"))
+    show(*directions_tables(found))
+    show(f"written to {folder}: noising, denoising, directions.json, directions.svg and .png")
 
 
 @app.command()
@@ -217,6 +264,8 @@ def sweep(
     prepend_bos: Bos = False,
     intervention: Intervention = "resample",
     direction: Direction = "noising",
+    mean_over: MeanOver = None,
+    optimal_steps: OptimalSteps = 50,
     split_qkv: SplitQkv = True,
     split_embed: SplitEmbed = False,
     trust_remote_code: Trust = False,
@@ -248,7 +297,7 @@ def sweep(
         corruption=corruption,
         device=device, dtype=dtype, prepend_bos=prepend_bos, intervention=intervention,
         direction=direction, split_qkv=split_qkv, split_embed=split_embed,
-        trust_remote_code=trust_remote_code,
+        trust_remote_code=trust_remote_code, mean_over=mean_over, optimal_steps=optimal_steps,
     )  # fmt: skip
     with reporter.phase("draw and write", None):
         frontier.save(folder, overwrite=overwrite)
@@ -282,11 +331,21 @@ def evaluate(
     ] = None,
     corruption: Corruption = None,
     intervention: Annotated[
-        str | None, typer.Option("--intervention", help="resample or zero.")
+        str | None,
+        typer.Option("--intervention", help="resample, zero, mean, mean-positional or optimal."),
     ] = None,
     direction: Annotated[
         str | None, typer.Option("--direction", help="noising or denoising.")
     ] = None,
+    mean_over: MeanOver = None,
+    optimal: Annotated[
+        bool,
+        typer.Option("--optimal", help="Train optimal constants and measure under them too."),
+    ] = False,
+    optimal_steps: Annotated[
+        int | None, typer.Option("--optimal-steps", help="Training steps of optimal constants.")
+    ] = None,
+    memory: Memory = 1.0,
     saes: Saes = None,
     brief: Annotated[
         bool,
@@ -347,6 +406,7 @@ def evaluate(
     """
     from acdc.assessment import assess
     from acdc.errors import OptionError
+    from acdc.runs import run_constants
     from acdc.terminal import (
         TerminalReporter,
         ablations_table,
@@ -366,14 +426,17 @@ def evaluate(
         task=task, model=model, metric=metric, n_prompts=n_prompts, seed=seed,
         batch_size=batch_size, device=device, dtype=dtype, prepend_bos=prepend_bos,
         corruption=corruption, intervention=intervention, direction=direction, saes=saes,
+        mean_over=mean_over, optimal_steps=optimal_steps,
     )  # fmt: skip
+    constants = run_constants(circuit, settings)
+    n_bytes = _bytes(memory)
     title = f"evaluation of {circuit}"
     if out is not None:
         _check_file(out, overwrite)
     if brief:
         if out is not None or seen:
             raise OptionError(f"--brief with {'--out' if out else '--seen'}: leave one of them out")
-        show(run_table(_brief(found, settings), title))
+        show(run_table(_brief(found, settings, constants), title))
         return
     if discovery is not None and seed == discovery.seed and task is None and not seen:
         raise OptionError(
@@ -382,7 +445,8 @@ def evaluate(
         )
     assessment = assess(
         found, settings, discovery=discovery, seen=seen, trials=trials, tests=tests,
-        n_resamples=n_resamples, reporter=TerminalReporter(),
+        n_resamples=n_resamples, constants=constants, optimal=optimal, memory=n_bytes,
+        reporter=TerminalReporter(),
     )  # fmt: skip
     if out is not None:
         assessment.save(out)
@@ -394,13 +458,13 @@ def evaluate(
         show(f"written to {out}")
 
 
-def _brief(circuit: Circuit, settings: Settings) -> dict[str, Any]:
+def _brief(circuit: Circuit, settings: Settings, constants: Constants | None) -> dict[str, Any]:
     """What ``run_table`` shows of a circuit measured again."""
     from dataclasses import asdict
 
     from acdc.pipeline import evaluate as measure
 
-    evaluation, n_pairs = measure(circuit, settings)
+    evaluation, n_pairs = measure(circuit, settings, constants)
     return {
         **asdict(settings),
         **asdict(evaluation),
@@ -436,6 +500,8 @@ def stability(
     prepend_bos: Bos = False,
     intervention: Intervention = "resample",
     direction: Direction = "noising",
+    mean_over: MeanOver = None,
+    optimal_steps: OptimalSteps = 50,
     trust_remote_code: Trust = False,
     memory: Memory = 1.0,
     at_least: Annotated[
@@ -468,7 +534,7 @@ def stability(
         holdout=holdout,
         batch_size=batch_size, seed=seed, corruption=corruption, device=device, dtype=dtype,
         prepend_bos=prepend_bos, intervention=intervention, direction=direction,
-        trust_remote_code=trust_remote_code,
+        mean_over=mean_over, optimal_steps=optimal_steps, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     with reporter.phase("draw and write", None):
         found.save(folder, at_least=at_least, overwrite=overwrite)

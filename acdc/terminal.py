@@ -14,6 +14,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from acdc.bases import SizeAt
+    from acdc.directions import BothDirections
     from acdc.stability import Stability
     from acdc.verdicts import Judgement
     from graphs import Circuit
@@ -26,6 +27,7 @@ __all__ = [
     "ablations_table",
     "bases_tables",
     "comparison_table",
+    "directions_tables",
     "edges_table",
     "effects_table",
     "frontier_table",
@@ -157,11 +159,36 @@ def ablations_table(summary: dict[str, Any]) -> Table:
     for row in summary["ablations"]:
         values = (number(row[f"metric_{which}"]) for which in ("full", "circuit", "empty"))
         table.add_row(row["direction"], row["intervention"], ", ".join(values), _with_interval(row))
+    for intervention, why in summary.get("ablations_left_out", {}).items():
+        table.add_row("", intervention, escape(why), "-")
     for area in summary["areas"]:
         said = f"{area['value']:.4g} (95 % interval {area['low']:.4g} to {area['high']:.4g})"
         choices = f"{area['ranking']} scores, {area['axis']} axis, {area['size']} sizes"
         table.add_row(area["measure"], "", choices, said)
     return table
+
+
+def directions_tables(found: BothDirections, n: int = 15) -> tuple[Table, Table]:
+    """Tables of what each direction finds, and of candidates for gates."""
+    edges = found.comparison.edges
+    counts = Table(title="edges by direction", title_justify="left", show_header=False)
+    for name, some in (
+        ("in both", edges.common),
+        ("only in noising (candidates for AND)", edges.only_a),
+        ("only in denoising (candidates for OR)", edges.only_b),
+    ):
+        counts.add_row(name, f"{len(some):,}")
+    title = "nodes that may combine their inputs as a gate"
+    hidden = len(found.candidates) - n
+    gates = Table(title=title + (f" (first {n})" if hidden > 0 else ""), title_justify="left")
+    for column in ("receiver", "may be", "found by one direction", "by both"):
+        gates.add_column(column)
+    for candidate in found.candidates[:n]:
+        only, partners = ", ".join(candidate.only), ", ".join(candidate.partners)
+        gates.add_row(
+            escape(candidate.receiver), candidate.gate, escape(only), escape(partners) or "-"
+        )
+    return counts, gates
 
 
 def verdicts_table(judgement: Judgement) -> Table:

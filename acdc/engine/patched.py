@@ -144,8 +144,8 @@ class _PlainRuns:
     @classmethod
     def of(cls, experiment: Experiment, batch: Batch) -> _PlainRuns:
         model = experiment.model
-        out, other = (model.senders(model.forward(t)) for t in experiment.runs(batch))
-        return cls(out, experiment.ablated(other, out))
+        base, other = (model.forward(tokens) for tokens in experiment.runs(batch))
+        return cls(model.senders(base), model.senders(experiment.ablated(other, base)))
 
     @property
     def n_bytes(self) -> int:
