@@ -75,6 +75,32 @@ class PatchedModel:
         ]
         return self.experiment.per_prompt(rows)
 
+    @torch.no_grad()
+    def values_at_logits(
+        self, mask: NDArray[np.bool_], cuts: NDArray[np.bool_]
+    ) -> NDArray[np.float64]:
+        """Metric of each prompt with further edges into ``logits`` ablated: one pass for all cuts.
+
+        Parameters
+        ----------
+        mask
+            ``[edge]``: edges that stay intact in front of ``logits``, and there but for the cuts.
+        cuts
+            ``[cut, sender]``: senders whose edge into ``logits`` each cut ablates besides.
+
+        Returns
+        -------
+        ndarray
+            ``[cut, prompt]``, otherwise as :meth:`values`.
+        """
+        rows = [
+            _PatchedRun(self.experiment, batch, self._plain(i), mask).rows_at_logits(cuts)
+            for i, batch in enumerate(self.experiment.batches)
+        ]
+        return np.stack(
+            [self.experiment.per_prompt([of[cut] for of in rows]) for cut in range(len(cuts))]
+        )
+
     def full_values(self) -> NDArray[np.float64]:
         """Metric of each prompt with every edge in, ``[prompt]``."""
         return self.values(np.ones(self.experiment.graph.n_edges, dtype=bool))
@@ -128,6 +154,29 @@ class _PatchedRun:
 
     def rows(self) -> Tensor:
         """Metric of every scored row of the batch: ``[row]``."""
+        self._run_layers()
+        return self._measured(self._logits)[0]
+
+    def rows_at_logits(self, cuts: NDArray[np.bool_]) -> Tensor:
+        """``[cut, row]``: as :meth:`rows`, ``logits`` not reading the senders of each cut."""
+        self._run_layers()
+        cut = torch.from_numpy(cuts).to(self.kept.device)
+        self.kept = self.kept[self._logits] & ~cut  # in place of the graph's receivers
+        return self._measured(np.arange(len(cuts)))
+
+    @property
+    def _logits(self) -> NDArray[np.int64]:
+        return np.array([self.graph.receiver_index["logits"]])
+
+    def _measured(self, receivers: NDArray[np.int64]) -> Tensor:
+        """Metric of what receivers of every sender read, ``[receiver, row]``."""
+        scored = self.batch.scored
+        self.current, self.ablated = self.current[:, :, scored], self.ablated[:, :, scored]
+        final = self._read(receivers, self.graph.n_senders, len(self.model.layers))
+        return self.experiment.measure_rows(final.flatten(1, 2), self.batch)
+
+    def _run_layers(self) -> None:
+        """Replace what every sender writes."""
         heads, parallel = self.model.shape.n_heads, self.model.shape.parallel
         for layer, receivers in iter_layers(self.graph):
             block = self.model.layers[layer]
@@ -137,10 +186,6 @@ class _PatchedRun:
                 below = layer if parallel else layer + 1
                 x = self._read(receivers["mlp"], start if parallel else start + heads, below)[0]
                 self.current[start + heads] = block.mlp(x)
-        logits = np.array([self.graph.receiver_index["logits"]])
-        final = self._read(logits, self.graph.n_senders, len(self.model.layers))[0]
-        rows = final[:, self.batch.scored].flatten(0, 1)
-        return self.experiment.measure_rows(rows, self.batch)
 
     def _start(self, layer: int) -> int:
         """First sender of a layer."""

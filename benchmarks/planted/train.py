@@ -35,7 +35,7 @@ from transformers import AutoTokenizer
 from acdc.models import BUNDLED
 from acdc.tasks import Task, load_task
 from benchmarks.planted import card as measured
-from benchmarks.planted.algorithms import DOCSTRING, IOI, SMOOTHING, Algorithm
+from benchmarks.planted.algorithms import DOCSTRING, IOI, IOI_BACKUP, SMOOTHING, Algorithm
 from benchmarks.planted.model import WRITE_STD, Config, PatchableTransformer
 from benchmarks.planted.prompts import DRAWS, draw_pairs
 from benchmarks.planted.siit import Alignment, Losses, Probes, circuit_losses, draw_plan, losses
@@ -65,12 +65,15 @@ class Phase:
         Of AdamW; the batch counts pairs of prompts.
     alone
         Train the circuit alone (see :func:`circuit_losses`), or the whole model.
+    simpler
+        Name of a simpler algorithm on some of the same nodes, to begin with; None: the recipe's.
     """
 
     n_steps: int
     batch_size: int
     learning_rate: float
     alone: bool
+    simpler: str | None = None
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,8 @@ class Recipe:
         Of the training, in turn.
     open
         What the reference circuit leaves open.
+    optional
+        Variables whose nodes are neither right nor wrong in a circuit that was found.
     """
 
     task: str
@@ -100,8 +105,11 @@ class Recipe:
     sizes: Mapping[str, Any]
     phases: tuple[Phase, ...]
     open: str
+    optional: tuple[str, ...] = ()
     seed: int = 0
 
+
+_SIMPLER = {IOI.name: IOI}
 
 RECIPES: dict[str, Recipe] = {
     "planted-ioi": Recipe(
@@ -121,6 +129,30 @@ RECIPES: dict[str, Recipe] = {
             "is part of the template, so input->a2.h1 (the S-inhibition head's query) carries "
             "nothing that differs between them."
         ),
+    ),
+    "planted-ioi-backup": Recipe(
+        task="ioi",
+        bundled="ioi-small",
+        algorithm=IOI_BACKUP,
+        nodes={
+            "duplicate token": "a1.h1",
+            "S-inhibition": "a2.h1",
+            "name mover": "a3.h2",
+            "backup name mover": "a4.h3",
+        },
+        sizes={"n_layers": 6, "n_heads": 4, "d_model": 64, "d_head": 16, "d_mlp": 128, "n_ctx": 32},
+        phases=(
+            Phase(2000, 64, 3e-3, alone=True, simpler="ioi"),
+            Phase(2000, 64, 3e-3, alone=True),
+            Phase(1000, 32, 2e-3, alone=False),
+            Phase(1500, 32, 2e-3, alone=False),
+        ),
+        open=(
+            "Which of a pair's query, key and value edges are needed is not fixed. The backup name "
+            "mover is silent while the name mover writes, and on corrupt prompts: it and its edges "
+            "matter only where the name mover is ablated, so they are optional."
+        ),
+        optional=("backup name mover",),
     ),
     "planted-docstring": Recipe(
         task="docstring",
@@ -183,6 +215,11 @@ def train_phase(
         Word -> token id.
     """
     phase, rng = recipe.phases[number], Random(recipe.seed + number)
+    if phase.simpler is not None:
+        algorithm = _SIMPLER[phase.simpler]
+        nodes = {variable: recipe.nodes[variable] for variable in algorithm.inner}
+        alignment = Alignment(algorithm, nodes, model.graph)
+    draw = DRAWS[alignment.algorithm.name]
     probes = Probes(alignment, model.config.d_model, model.config.d_vocab)
     optimizer = torch.optim.AdamW(
         [*model.parameters(), *(probes.parameters() if phase.alone else [])],
@@ -193,7 +230,7 @@ def train_phase(
     for step in range(phase.n_steps):
         for group in optimizer.param_groups:
             group["lr"] = phase.learning_rate * learning_rate_factor(step, phase.n_steps)
-        base, source = draw_pairs(DRAWS[recipe.task], vocabulary, rng, phase.batch_size)
+        base, source = draw_pairs(draw, vocabulary, rng, phase.batch_size)
         plan = draw_plan(alignment, rng, phase.batch_size, alone=phase.alone)
         if phase.alone:
             found = circuit_losses(model, alignment, base, source, plan, probes)
@@ -225,7 +262,7 @@ def make_reference(name: str, recipe: Recipe, alignment: Alignment) -> dict[str,
         "open": recipe.open,
         "graph": shape_to_config(alignment.graph.shape),
         "roles": {variable: [node] for variable, node in recipe.nodes.items()},
-        "optional_nodes": [],
+        "optional_nodes": [recipe.nodes[variable] for variable in recipe.optional],
         "edges": list(alignment.pairs),
     }
 
@@ -240,7 +277,7 @@ def make_card(
 ) -> dict[str, Any]:
     """Return the model card."""
     vocabulary = tokenizer.get_vocab()
-    draw = DRAWS[recipe.task]
+    draw = DRAWS[recipe.algorithm.name]
     held_out = (model, alignment, draw, vocabulary, N_MEASURED, MEASURE_SEED)
     return {
         "name": name,
