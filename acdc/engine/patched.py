@@ -24,6 +24,9 @@ from acdc.lowering.model import LoweredLayer
 
 __all__ = ["PatchedModel", "metric_of_circuit"]
 
+_CUTS_BYTES = 64 << 20
+"""Streams of many cuts at the logits are measured in parts of this size."""
+
 
 class PatchedModel:
     """Evaluates circuits; plain runs are done once and kept while they fit into memory.
@@ -162,7 +165,10 @@ class _PatchedRun:
         self._run_layers()
         cut = torch.from_numpy(cuts).to(self.kept.device)
         self.kept = self.kept[self._logits] & ~cut  # in place of the graph's receivers
-        return self._measured(np.arange(len(cuts)))
+        n_bytes = self.batch.n_rows * self.current.shape[-1] * self.current.element_size()
+        each = max(1, _CUTS_BYTES // n_bytes)
+        parts = np.array_split(np.arange(len(cuts)), -(-len(cuts) // each))
+        return torch.cat([self._measured(part) for part in parts])
 
     @property
     def _logits(self) -> NDArray[np.int64]:
@@ -170,13 +176,11 @@ class _PatchedRun:
 
     def _measured(self, receivers: NDArray[np.int64]) -> Tensor:
         """Metric of what receivers of every sender read, ``[receiver, row]``."""
-        scored = self.batch.scored
-        self.current, self.ablated = self.current[:, :, scored], self.ablated[:, :, scored]
         final = self._read(receivers, self.graph.n_senders, len(self.model.layers))
         return self.experiment.measure_rows(final.flatten(1, 2), self.batch)
 
     def _run_layers(self) -> None:
-        """Replace what every sender writes."""
+        """Replace what every sender writes, and keep it at the scored positions."""
         heads, parallel = self.model.shape.n_heads, self.model.shape.parallel
         for layer, receivers in iter_layers(self.graph):
             block = self.model.layers[layer]
@@ -186,6 +190,8 @@ class _PatchedRun:
                 below = layer if parallel else layer + 1
                 x = self._read(receivers["mlp"], start if parallel else start + heads, below)[0]
                 self.current[start + heads] = block.mlp(x)
+        scored = self.batch.scored
+        self.current, self.ablated = self.current[:, :, scored], self.ablated[:, :, scored]
 
     def _start(self, layer: int) -> int:
         """First sender of a layer."""

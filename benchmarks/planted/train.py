@@ -40,11 +40,12 @@ from benchmarks.planted.model import WRITE_STD, Config, PatchableTransformer
 from benchmarks.planted.prompts import DRAWS, draw_pairs
 from benchmarks.planted.siit import Alignment, Losses, Probes, circuit_losses, draw_plan, losses
 from benchmarks.train_bundled import versions
-from graphs.graph import shape_to_config
+from graphs.graph import parse_node, shape_to_config
 
 __all__ = ["FOLDER", "RECIPES", "Phase", "Recipe", "build_model", "train_phase"]
 
 FOLDER = Path(__file__).resolve().parent / "models"
+COPY_SCALE = 0.5
 WARMUP_STEPS = 50
 WEIGHT_DECAY = 0.01
 LOG_EVERY = 100
@@ -96,6 +97,9 @@ class Recipe:
         What the reference circuit leaves open.
     optional
         Variables whose nodes are neither right nor wrong in a circuit that was found.
+    copying
+        Variables whose heads write what they see, output equal to value transposed, when the
+        first phase of the recipe's own algorithm starts: they have few prompts to learn it from.
     """
 
     task: str
@@ -106,6 +110,7 @@ class Recipe:
     phases: tuple[Phase, ...]
     open: str
     optional: tuple[str, ...] = ()
+    copying: tuple[str, ...] = ()
     seed: int = 0
 
 
@@ -137,13 +142,13 @@ RECIPES: dict[str, Recipe] = {
         nodes={
             "duplicate token": "a1.h1",
             "S-inhibition": "a2.h1",
-            "name mover": "a3.h2",
-            "backup name mover": "a4.h3",
+            "name mover": "a4.h1",
+            "backup name mover": "a5.h3",
         },
         sizes={"n_layers": 6, "n_heads": 4, "d_model": 64, "d_head": 16, "d_mlp": 128, "n_ctx": 32},
         phases=(
-            Phase(2000, 64, 3e-3, alone=True, simpler="ioi"),
-            Phase(2000, 64, 3e-3, alone=True),
+            Phase(2500, 64, 3e-3, alone=True, simpler="ioi"),
+            Phase(1500, 64, 3e-3, alone=True),
             Phase(1000, 32, 2e-3, alone=False),
             Phase(1500, 32, 2e-3, alone=False),
         ),
@@ -153,6 +158,7 @@ RECIPES: dict[str, Recipe] = {
             "matter only where the name mover is ablated, so they are optional."
         ),
         optional=("backup name mover",),
+        copying=("backup name mover",),
     ),
     "planted-docstring": Recipe(
         task="docstring",
@@ -219,6 +225,8 @@ def train_phase(
         algorithm = _SIMPLER[phase.simpler]
         nodes = {variable: recipe.nodes[variable] for variable in algorithm.inner}
         alignment = Alignment(algorithm, nodes, model.graph)
+    elif number == 0 or recipe.phases[number - 1].simpler is not None:
+        _start_copying(model, [recipe.nodes[variable] for variable in recipe.copying])
     draw = DRAWS[alignment.algorithm.name]
     probes = Probes(alignment, model.config.d_model, model.config.d_vocab)
     optimizer = torch.optim.AdamW(
@@ -241,6 +249,14 @@ def train_phase(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         yield found
+
+
+def _start_copying(model: PatchableTransformer, heads: list[str]) -> None:
+    """Give heads output weights equal to their value weights transposed."""
+    for _, layer, head in map(parse_node, heads):
+        attention = model.get_submodule(f"blocks.{layer}.attn")
+        output, value = (attention.get_parameter(f"W_{kind}").data[head] for kind in "OV")
+        output.copy_(COPY_SCALE * value.T)  # (d_head, d_model)
 
 
 # Writing
