@@ -24,7 +24,7 @@ __all__ = ["DRAWS", "Draw", "Prompts", "docstring_pair", "draw_pairs", "ioi_pair
 
 REPEATS = 5 / 6
 """Share of the prompts in which a name repeats, or an argument of the header is documented."""
-SOURCE_REPEATS = 3 / 5
+SOURCE_REPEATS = 1 / 2
 """The same of the source prompts where a backup is planted: it shows where no name repeats."""
 
 Filling = dict[str, str]

@@ -159,9 +159,7 @@ def draw_plan(alignment: Alignment, rng: Random, n: int, *, alone: bool = False)
     """Draw what is patched in ``n`` rows: interchange in the first half, strictness in the second.
 
     An interchange takes one aligned node (all edges that leave it) or one edge of the algorithm,
-    and in two of three rows edges outside besides, which must not make a difference.  Where a
-    variable is hidden by another, half of the interchanges take the node of that one, and half of
-    these an edge at the hidden variable with it.
+    and in two of three rows edges outside besides, which must not make a difference.
 
     Parameters
     ----------
@@ -194,14 +192,11 @@ def draw_plan(alignment: Alignment, rng: Random, n: int, *, alone: bool = False)
 
 
 def _interchanged(alignment: Alignment, rng: Random) -> list[Edge]:
-    """Draw the edges that leave one aligned node, a single edge, or what shows a hidden one."""
-    algorithm, edges = alignment.algorithm, list(alignment.edges)
-    if algorithm.hidden_by and rng.random() < 0.5:
-        hidden, by = rng.choice(list(algorithm.hidden_by.items()))
-        touching = [edge for edge in edges if hidden in edge]
-        return algorithm.leaving(by) + rng.sample(touching, rng.randrange(2))
+    """Draw the edges that leave one aligned node, or a single edge of the algorithm."""
+    edges = list(alignment.edges)
     if rng.random() < 0.5:
-        return algorithm.leaving(rng.choice(algorithm.inner))
+        variable = rng.choice(alignment.algorithm.inner)
+        return [edge for edge in edges if edge[0] == variable]
     return [rng.choice(edges)]
 
 
@@ -266,8 +261,7 @@ class Probes(nn.Module):
     def __init__(self, alignment: Alignment, d_model: int, d_vocab: int) -> None:
         super().__init__()
         self.alignment = alignment
-        direct = {parent for parent, child in alignment.algorithm.edges if child == LOGITS}
-        variables = [name for name in alignment.algorithm.inner if name not in direct]
+        variables = alignment.algorithm.inner[:-1]  # the last is read by the logits
         self.maps = nn.ParameterDict(
             {name: nn.Parameter(torch.zeros(d_model, d_vocab + 1)) for name in variables}
         )
