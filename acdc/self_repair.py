@@ -24,8 +24,9 @@ long as the movers work.
 A head is called ``backup`` if growth and response both replace what was taken (same sign, 95 %
 bootstrap intervals over the prompts without zero), the smaller of them is at least ``min_share``
 of it, and the head's own effect then has that sign; ``rescaled`` if only the growth is so.
-Where the interval of ``taken`` holds zero, as for roles that write nothing to the logits, there
-is nothing to repair and nobody is called anything.
+Where the interval of ``taken`` holds zero or it is less than 2 % of the gap between the model with
+every edge and with none, as for roles that write next to nothing to the logits, there is nothing
+to repair and nobody is called anything.
 
 All depends on what ablated edges carry: a head that looks whether another one wrote anything
 answers to zero ablation, and not to one that writes another name instead.
@@ -79,6 +80,8 @@ Roles = Mapping[str, Sequence[str]]
 
 WRITERS = "writes to logits"
 """Name of the role that is taken where none is given."""
+_LEAST_TAKEN = 0.02
+"""Share of the gap below which a direct effect counts as nothing."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ class HeadRepair:
     growth, response
         ``after - before`` and ``after - unanswered``.
     share
-        Growth as a share of what the ablated heads took away; None where that may be zero.
+        Growth as a share of what the ablated heads took away; None where that was nothing.
     verdict
         ``backup``, ``rescaled`` or None.
     """
@@ -143,7 +146,7 @@ class RoleRepair:
         Change when all of their edges are: what is lost in the end.
     repaired
         ``1 - total / taken``: what heads and MLPs downstream give back, as a share.  Below zero
-        where the heads also act through others; None where ``taken`` may be zero.
+        where the heads also act through others; None where nothing was taken.
     members
         Heads of the role, each when the others are ablated; empty if it is the only one.
     others
@@ -273,14 +276,14 @@ def self_repair(
             "the circuit has latents: self-repair is measured of heads; give a circuit found "
             "without --saes"
         )
-    reporter, timer = reporter or Silent(), Timer()
-    with timer.phase("load"), reporter.phase("load model and task", None):
-        circuit, experiment = fit(circuit, settings, PromptChoice(discovery, seen))
     if roles is None:
         roles = writers(circuit)
     elif isinstance(roles, Reference):
-        roles = reference_roles(roles, experiment.graph)
-    _check_heads(roles, experiment.graph)
+        roles = reference_roles(roles, circuit.graph)
+    _check_heads(roles, circuit.graph)
+    reporter, timer = reporter or Silent(), Timer()
+    with timer.phase("load"), reporter.phase("load model and task", None):
+        circuit, experiment = fit(circuit, settings, PromptChoice(discovery, seen))
     n_prompts = len(experiment.task)
     if n_prompts < 2:
         raise OptionError("1 prompt: an interval over prompts needs at least 2")
@@ -424,6 +427,8 @@ class _Lab:
     ) -> None:
         self.patched, self.graph = PatchedModel(experiment), experiment.graph
         self.sign, self.weights, self.min_share = experiment.minimised_sign, weights, min_share
+        full, empty = (self.patched.values(np.full(self.graph.n_edges, x)) for x in (True, False))
+        self.least_taken = _LEAST_TAKEN * abs(float(full.mean() - empty.mean()))
         self.heads = tuple(name for name in self.graph.senders if _is_head(name))
         self.inside = {
             self.graph.senders[u] for u in np.unique(self.graph.edge_sender[circuit.in_circuit])
@@ -438,7 +443,7 @@ class _Lab:
             cases += [(tuple(h for h in heads if h != head), (head,)) for head in heads]
         plain = self._values((), [(), *((head,) for head in self.heads), *_cuts(cases)])
         (taken, total, rows), *single = (self._case(plain, *case) for case in cases)
-        repaired = 1 - total.mean / taken.mean if taken.sign else None
+        repaired = 1 - total.mean / taken.mean if self._sign(taken) else None
         members = tuple(row for _, _, found in single for row in found)
         return RoleRepair(role, heads, taken, total, repaired, members, rows)
 
@@ -472,7 +477,7 @@ class _Lab:
                     float(after.mean()),
                     growth,
                     response,
-                    growth.mean / taken.mean if taken.sign else None,
+                    growth.mean / taken.mean if self._sign(taken) else None,
                     self._verdict(float(after.mean()), growth, response, taken),
                 )
             )
@@ -482,13 +487,18 @@ class _Lab:
         self, after: float, growth: Measure, response: Measure, taken: Measure
     ) -> str | None:
         """``backup``, ``rescaled`` or None, see the module."""
+        sign = self._sign(taken)
 
         def replaces(part: Measure) -> bool:
-            return part.sign == taken.sign and part.mean / taken.mean >= self.min_share
+            return part.sign == sign and part.mean / taken.mean >= self.min_share
 
-        if not taken.sign or after * taken.sign <= 0 or not replaces(growth):
+        if not sign or after * sign <= 0 or not replaces(growth):
             return None
         return "backup" if replaces(response) else "rescaled"
+
+    def _sign(self, taken: Measure) -> int:
+        """1 or -1 where heads took something away, else 0."""
+        return taken.sign if abs(taken.mean) >= self.least_taken else 0
 
     def _values(
         self, ablated: tuple[str, ...], cuts: Sequence[tuple[str, ...]]

@@ -227,7 +227,7 @@ def self_repair_tables(found: SelfRepair, title: str) -> Iterator[Any]:
 def _role_table(role: RoleRepair) -> Table:
     loss = f"ablating all takes {_interval(role.taken)} from the logits directly"
     if role.repaired is None:
-        loss += ", which may be nothing: there is nothing to repair"
+        loss += ", next to nothing: there is nothing to repair"
     else:
         loss += f", {role.total.mean:.3g} in the end: {role.repaired:.0%} is repaired"
     if not role.members:
@@ -239,12 +239,15 @@ def _role_table(role: RoleRepair) -> Table:
     for row in role.members:
         table.add_row(*_repair_cells(row))
     table.add_section()
-    order = sorted(role.others, key=lambda row: (row.verdict is None, -abs(row.growth.mean)))
-    shown = order[:_TOP_OTHERS]
+    grown = [row for row in role.others if row.growth.sign]
+    grown.sort(key=lambda row: (row.verdict is None, -abs(row.growth.mean)))
+    shown = grown[:_TOP_OTHERS]
     for row in shown:
         table.add_row(*_repair_cells(row))
-    above = "above the line with the others of the role ablated, below it with the whole role"
-    table.caption = f"direct effects; {above if role.members else 'with the role ablated'}"
+    above = "after: above the line the others of the role ablated, below it the whole role"
+    below = f"{len(grown) - len(shown)} more heads change" if len(grown) > len(shown) else ""
+    after = above if role.members else "after: the role ablated"
+    table.caption = "; ".join(part for part in ("direct effects", after, below) if part)
     if not all(row.in_circuit for row in (*role.members, *shown)):
         table.caption += "; *: not in the circuit"
     return table
