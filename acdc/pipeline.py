@@ -22,12 +22,13 @@ from acdc.latents.faithfulness import default_thresholds, errors_in_and_out, swe
 from acdc.latents.sources import load_dictionaries
 from acdc.lowering import LoweredModel
 from acdc.methods import Search, get_method
-from acdc.methods.eap import ig_points
+from acdc.methods.eap import between_inputs
 from acdc.metrics import get_metric
 from acdc.mib import group_heads
 from acdc.models import load_model
 from acdc.runs import Run, Settings, Timer, versions
 from acdc.tasks import DEFAULT_METRIC, TASKS, Task, Tokenizer, is_task_file, load_task
+from acdc.tasks.split import DEFAULT_HOLDOUT, held_out, select_pairs
 from graphs import Circuit
 from graphs.latents import Site
 
@@ -61,6 +62,9 @@ class Reporter(Protocol):
     def advance(self, n: int) -> None:
         """Count ``n`` steps of the current phase."""
 
+    def note(self, text: str) -> None:
+        """Say how the current phase stands."""
+
 
 class Silent:
     """A reporter that says nothing."""
@@ -70,6 +74,9 @@ class Silent:
         return nullcontext()
 
     def advance(self, n: int) -> None:
+        """Do nothing."""
+
+    def note(self, text: str) -> None:
         """Do nothing."""
 
 
@@ -117,8 +124,21 @@ def discover(
     asked = check_settings(Settings(task, **settings))
     method = get_method(asked.method)
     search = Search(
-        asked.threshold, asked.n_edges, asked.ranking, asked.steps, memory, guess, asked.candidates
+        threshold=asked.threshold,
+        n_edges=asked.n_edges,
+        ranking=asked.ranking,
+        steps=asked.steps,
+        memory=memory,
+        guess=guess,
+        n_candidates=asked.candidates,
+        floor=asked.floor,
+        seed=asked.seed,
+        sparsity=asked.sparsity,
+        mask_steps=asked.mask_steps,
+        learning_rate=asked.learning_rate,
+        note=reporter.note,
     )
+    method.check(search)
     timer = Timer()
     with timer.phase("load"), reporter.phase("load model and task", None):
         experiment = build_experiment(asked)
@@ -197,7 +217,7 @@ def attach_dictionaries(
 def latent_details(attached: Attached, evaluator: Evaluator, circuit: Circuit) -> dict[str, Any]:
     """Return what run.json says of latents: sites, quality, and what error nodes carry."""
     experiment = attached.experiment
-    scores = experiment.attribute_nodes(ig_points(experiment, _STEPS), _STEPS)
+    scores = experiment.attribute_nodes(between_inputs(experiment, _STEPS), _STEPS)
     return {
         "latents": {
             **attached.summary(),
@@ -230,16 +250,11 @@ def circuit_info(
 
 def check_settings(settings: Settings) -> Settings:
     """Check names before anything is loaded, and fill in the task's model and metric."""
-    get_method(settings.method)
+    get_method(settings.method).check_nodes(latents=settings.saes is not None)
     if settings.metric is not None:
         get_metric(settings.metric)
     if settings.saes is None and settings.max_latents is not None:
         raise OptionError(f"max_latents {settings.max_latents}: give it together with saes")
-    if settings.saes is not None and settings.method == "eap-ig-activations":
-        raise OptionError(
-            "method 'eap-ig-activations' integrates over heads and MLPs only: choose another one "
-            "with saes, as eap-ig"
-        )
     if settings.task not in TASKS and not is_task_file(settings.task):
         raise UnknownNameError("task", settings.task, TASKS)
     if is_task_file(settings.task) and not Path(settings.task).is_file():
@@ -247,19 +262,27 @@ def check_settings(settings: Settings) -> Settings:
     spec = TASKS.get(settings.task)
     if settings.model is None and spec is None:
         raise OptionError(f"task file {settings.task!r}: say with --model which model reads it")
+    if spec is not None and settings.holdout is not None:
+        raise OptionError(
+            f"holdout {settings.holdout}: task {settings.task!r} draws new prompts for evaluation; "
+            "leave it out"
+        )
+    holdout = DEFAULT_HOLDOUT if spec is None and settings.holdout is None else settings.holdout
     return replace(
         settings,
+        holdout=holdout,
         model=settings.model or (spec.model if spec else None),
         metric=settings.metric or (spec.metric if spec else DEFAULT_METRIC),
     )
 
 
 def load_prompts(settings: Settings, model: LoweredModel, tokenizer: Tokenizer | None) -> Task:
-    """Return the prompt pairs that checked settings ask for."""
-    return load_task(
+    """Return the prompt pairs that checked settings ask for; of a file without those held out."""
+    from_file = settings.task not in TASKS
+    task = load_task(
         settings.task,
         tokenizer,
-        n_prompts=settings.n_prompts,
+        n_prompts=None if from_file else settings.n_prompts,
         seed=settings.seed,
         prepend_bos=settings.prepend_bos,
         corruption=settings.corruption,
@@ -267,6 +290,20 @@ def load_prompts(settings: Settings, model: LoweredModel, tokenizer: Tokenizer |
         d_vocab_out=model.d_vocab_out,
         n_ctx=model.n_ctx,
     )
+    return _discovery_rows(task, settings) if from_file else task
+
+
+def _discovery_rows(task: Task, settings: Settings) -> Task:
+    """Rows of a file that are not held out, the first ``n_prompts`` of them."""
+    assert settings.holdout is not None  # filled in by check_settings
+    left_out = held_out(len(task), settings.holdout, settings.seed)
+    pairs = tuple(pair for pair, out in zip(task.pairs, left_out, strict=True) if not out)
+    if settings.n_prompts is not None and settings.n_prompts > len(pairs):
+        raise OptionError(
+            f"n_prompts is {settings.n_prompts} but {settings.task} has {len(task)} rows, "
+            f"{left_out.sum()} of them held out: ask for at most {len(pairs)}, or lower --holdout"
+        )
+    return select_pairs(task, pairs[: settings.n_prompts], n_held_out=int(left_out.sum()))
 
 
 def build_experiment(settings: Settings, prompts: _Prompts = load_prompts) -> Experiment:
@@ -299,7 +336,7 @@ def load_experiment(
         settings.intervention,  # type: ignore[arg-type]  # checked by Settings
         settings.direction,  # type: ignore[arg-type]  # likewise
     )
-    if settings.method == "acdc" and model.dtype in (torch.bfloat16, torch.float16):
+    if settings.method in ("acdc", "eap-acdc") and model.dtype in (torch.bfloat16, torch.float16):
         exact, _ = _load(settings, "float32")
         experiment = replace(experiment, in_float32=replace(experiment, model=exact))
     _ = experiment.batches  # a pair that cannot be used is found before the search starts

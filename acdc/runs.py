@@ -23,6 +23,7 @@ from typing import Any
 from acdc.checkpoint import Checkpoint
 from acdc.errors import CircuitFileError, OptionError, OutputError
 from acdc.evaluation import Evaluation
+from acdc.tasks.split import check_holdout
 from graphs import Circuit
 from graphs.draw import render, to_dot
 from graphs.files import json_text, write_whole
@@ -57,10 +58,13 @@ class Settings:
         Bundled model, folder or Hugging Face name; None: the task's bundled model.
     method, metric
         Names, see ``acdc list``; no metric: the task's.
-    threshold, n_edges, ranking, steps
+    threshold, n_edges, ranking, steps, floor, sparsity, mask_steps, learning_rate
         What the method is asked for, see :class:`acdc.methods.base.Search`.
     n_prompts, batch_size, seed, corruption, prepend_bos
         The prompts.
+    holdout
+        Share of a file's rows that discovery leaves to evaluation, see
+        :mod:`acdc.tasks.split`; None for a built-in task, which draws others.
     device, dtype
         Where and in which precision.
     intervention, direction
@@ -83,7 +87,12 @@ class Settings:
     n_edges: int | None = None
     ranking: str | None = None
     steps: int = 5
+    floor: float | None = None
+    sparsity: float | None = None
+    mask_steps: int | None = None
+    learning_rate: float | None = None
     n_prompts: int | None = None
+    holdout: float | None = None
     batch_size: int = 32
     seed: int = 0
     corruption: str | None = None
@@ -111,6 +120,8 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < low:
                 raise OptionError(f"{name} {value}: expected at least {low}")
+        if self.holdout is not None:
+            check_holdout(self.holdout)
         for name, known in (
             ("intervention", ("resample", "zero")),
             ("direction", ("noising", "denoising")),

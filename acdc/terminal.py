@@ -59,13 +59,18 @@ class TerminalReporter:
         standard error is no terminal, only finished bars are printed.
         """
         console = Console(stderr=True)
-        columns = [TextColumn("{task.description:<24}"), BarColumn(), TimeElapsedColumn()]
+        columns = [
+            TextColumn("{task.description:<24}"),
+            BarColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
+        ]
         if total is not None:
             columns.insert(2, MofNCompleteColumn())
         with Progress(
             *columns, console=console, transient=True, disable=not console.is_terminal
         ) as self._progress:
-            task = self._progress.add_task(name, total=total)
+            task = self._progress.add_task(name, total=total, note="")
             yield
             self._progress.update(task, total=total or 1, completed=total or 1)
         console.print(self._progress.get_renderable())
@@ -74,6 +79,11 @@ class TerminalReporter:
         """Count ``n`` steps."""
         if self._progress is not None:
             self._progress.advance(self._progress.task_ids[0], n)
+
+    def note(self, text: str) -> None:
+        """Say beside the bar how the phase stands."""
+        if self._progress is not None:
+            self._progress.update(self._progress.task_ids[0], note=text)
 
 
 def show(*parts: Any) -> None:

@@ -271,7 +271,7 @@ def test_the_readmes_table_is_that_of_the_stored_results() -> None:
     cells = read_cells(STORED)
     assert readme.split(BEGIN)[1].split(END)[0] == f"\n{readme_table(cells)}"
     assert (STORED.parent / "results.md").read_text(encoding="utf-8") == markdown(cells)
-    assert {cell["method"] for cell in cells} == set(METHODS)
+    assert {cell["method"] for cell in cells} <= set(METHODS)
     assert {cell["subject"] for cell in cells} == set(subjects())
 
 

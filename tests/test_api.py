@@ -115,10 +115,11 @@ def pairs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_discover_save_load_evaluate(ln2: str, pairs: str, tmp_path: Path) -> None:
     run = acdc.discover(pairs, model=ln2, method="eap-ig", n_edges=30)
     assert 0 < run.circuit.n_edges <= 30
+    assert (run.settings.holdout, run.details["n_prompts"]) == (0.25, 5)
     run.save(tmp_path / "run")
     settings, circuit, summary = acdc.load_run(tmp_path / "run")
     evaluation, n_prompts = acdc.evaluate(circuit, settings)
-    assert n_prompts == summary["n_prompts"] == 6
+    assert n_prompts == summary["n_prompts"] == 5
     assert evaluation.faithfulness == pytest.approx(run.faithfulness)
 
 
@@ -137,7 +138,7 @@ def test_reporter_counts_every_step(ln2: str, pairs: str) -> None:
 
     for method in METHODS:
         reporter = Counting()
-        options: dict[str, Any] = {"threshold": 0.1} if method == "acdc" else {}
+        options: dict[str, Any] = {"threshold": 0.1} if method in ("acdc", "eap-acdc") else {}
         acdc.discover(pairs, model=ln2, method=method, reporter=reporter, **options)
         names = [name for name, _ in reporter.phases]
         assert names == ["load model and task", f"discover ({method})", "evaluate"]

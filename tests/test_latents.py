@@ -21,12 +21,13 @@ from acdc.latents.attach import attach
 from acdc.latents.experiment import LatentExperiment
 from acdc.latents.faithfulness import error_edges, errors_in_and_out, node_mask, sweep_nodes
 from acdc.lowering import LoweredModel
-from acdc.methods import Search, get_method
+from acdc.methods import METHODS, Search, get_method
 from acdc.methods.acdc import acdc
-from acdc.methods.eap import clean_corrupted, eap, eap_ig, ig_points
+from acdc.methods.eap import between_inputs, clean_corrupted, eap, eap_ig
 from acdc.methods.exact import exact
 from acdc.methods.sweep import sweep
 from acdc.metrics import get_metric
+from graphs.graph import parse_node
 from graphs.order import edge_order, receiver_order
 
 FLOAT32_INSIDE = ("Qwen3", "Gemma2", "grouped rotary")
@@ -126,7 +127,7 @@ def test_a_folded_latent_is_carried_by_the_error_node() -> None:
     assert everything.folded_share == 0
     # those kept are the ones with the largest scores, and the share is that of the others
     whole = everything.experiment
-    scores = np.abs(whole.attribute_nodes(ig_points(whole, 5), 5))
+    scores = np.abs(whole.attribute_nodes(between_inputs(whole, 5), 5))
     latent = [i for i, name in enumerate(whole.graph.senders) if ".f" in name]
     best = sorted(latent, key=lambda i: -scores[i])[:5]
     assert {whole.graph.senders[i] for i in best} <= set(graph.senders)
@@ -177,7 +178,7 @@ def test_a_nodes_score_is_the_sum_of_its_edges(which: str) -> None:
     experiment, _ = build("Gemma2", which)
     edges = eap_ig(experiment, 3)
     total = np.bincount(experiment.graph.edge_sender, edges, experiment.graph.n_senders)
-    nodes = experiment.attribute_nodes(ig_points(experiment, 3), 3)
+    nodes = experiment.attribute_nodes(between_inputs(experiment, 3), 3)
     np.testing.assert_allclose(nodes, total, atol=2e-5 * np.abs(nodes).max())
 
 
@@ -285,7 +286,7 @@ def test_error_nodes_in_and_out() -> None:
 def test_node_thresholds() -> None:
     experiment, _ = build("LN", "outputs")
     graph = experiment.graph
-    scores = experiment.attribute_nodes(ig_points(experiment, 5), 5)
+    scores = experiment.attribute_nodes(between_inputs(experiment, 5), 5)
     rows = sweep_nodes(experiment, scores, [1e9, float(np.median(np.abs(scores))), 0.0])
     assert [row.n_nodes for row in rows] == sorted(row.n_nodes for row in rows)
     assert rows[0].n_edges == graph.edge_mask(["input->logits"]).sum()
@@ -322,10 +323,26 @@ def test_dictionaries_that_do_not_fit() -> None:
         attach(Experiment(bare, small_task(0, 2), get_metric("logit_diff")), [good])
 
 
-def test_a_method_that_knows_no_latents() -> None:
+@pytest.mark.parametrize("name", [m.name for m in METHODS.values() if not m.latents])
+def test_methods_that_know_no_latents(name: str) -> None:
     experiment, _ = build("LN", "outputs")
-    with pytest.raises(OptionError, match="eap-ig-activations integrates over heads and MLPs"):
-        get_method("eap-ig-activations").find(experiment, Search(n_edges=5), lambda n: None)
+    with pytest.raises(OptionError, match="works on heads and MLPs only"):
+        get_method(name).find(experiment, Search(n_edges=5), lambda n: None)
+
+
+@pytest.mark.parametrize("name", [m.name for m in METHODS.values() if m.latents])
+def test_methods_that_know_latents(name: str) -> None:
+    experiment, _ = build("LN", "outputs")
+    found = get_method(name).find(experiment, Search(n_edges=30), lambda n: None)
+    assert len(found.circuit.scores) == experiment.graph.n_edges
+    assert any(parse_node(u)[0] == "latent" for u in found.circuit.nodes())
+
+
+def test_node_attribution_is_that_of_the_latents() -> None:
+    experiment, _ = build("LN", "outputs")
+    found = get_method("nap-ig").find(experiment, Search(n_edges=30, steps=3), lambda n: None)
+    scores = experiment.attribute_nodes(between_inputs(experiment, 3), 3)
+    assert list(found.details["node_scores"].values()) == pytest.approx(scores.tolist())
 
 
 # --- command line -------------------------------------------------------------------------

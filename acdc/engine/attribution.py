@@ -24,7 +24,15 @@ from acdc.engine.experiment import Batch, Experiment, iter_layers
 from acdc.lowering.attention import KINDS
 from acdc.lowering.model import Trace
 
-__all__ = ["Differences", "Gradients", "Point", "accumulate_scores", "gradients", "integrate"]
+__all__ = [
+    "Differences",
+    "Gradients",
+    "Point",
+    "accumulate_scores",
+    "bytes_per_prompt",
+    "gradients",
+    "integrate",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,7 +257,7 @@ def integrate(
     """
     scores = np.zeros(experiment.graph.n_edges)
     for whole in experiment.batches:
-        n_prompts = max(1, memory // _bytes_per_prompt(experiment, whole.clean.shape[1]))
+        n_prompts = max(1, memory // bytes_per_prompt(experiment, whole.clean.shape[1]))
         for batch in whole.split(n_prompts):
             base_tokens, other_tokens = experiment.runs(batch)
             with torch.no_grad():
@@ -267,7 +275,7 @@ def integrate(
     return scores / experiment.n_rows
 
 
-def _bytes_per_prompt(experiment: Experiment, n_pos: int) -> int:
+def bytes_per_prompt(experiment: Experiment, n_pos: int) -> int:
     """What a forward and backward pass keeps for one prompt, roughly (measured on GPT-2)."""
     shape, model = experiment.model.shape, experiment.model
     stream = 40 * n_pos * model.d_model

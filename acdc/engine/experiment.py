@@ -262,6 +262,12 @@ class Experiment:
 
         return integrate(self, *arguments)
 
+    def attribute_nodes(self, *arguments: Any) -> NDArray[np.float64]:
+        """Return ``[sender]`` scores; arguments as :meth:`attribute`."""
+        from acdc.engine.node_attribution import integrate_nodes
+
+        return integrate_nodes(self, *arguments).sum(0) / self.n_rows
+
     def narrowed(self, n_edges: int, memory: int) -> tuple[Experiment, NDArray[np.bool_]] | None:
         """Where trying every edge would take too long: an experiment on few, and which.
 

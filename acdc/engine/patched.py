@@ -22,7 +22,7 @@ from acdc.engine.experiment import Batch, Experiment, iter_layers
 from acdc.lowering.attention import KINDS
 from acdc.lowering.model import LoweredLayer
 
-__all__ = ["PatchedModel", "metric_of_circuit"]
+__all__ = ["PatchedModel", "SoftPatchedModel", "metric_of_circuit"]
 
 _CUTS_BYTES = 64 << 20
 """Streams of many cuts at the logits are measured in parts of this size."""
@@ -73,7 +73,7 @@ class PatchedModel:
             ``[prompt]``, see :meth:`Experiment.per_prompt`; its mean is :meth:`metric`.
         """
         rows = [
-            _PatchedRun(self.experiment, batch, self._plain(i), mask).rows()
+            _PatchedRun(self.experiment, batch, self._plain(i), self._matrix(mask)).rows()
             for i, batch in enumerate(self.experiment.batches)
         ]
         return self.experiment.per_prompt(rows)
@@ -96,8 +96,9 @@ class PatchedModel:
         ndarray
             ``[cut, prompt]``, otherwise as :meth:`values`.
         """
+        matrix = self._matrix(mask)
         rows = [
-            _PatchedRun(self.experiment, batch, self._plain(i), mask).rows_at_logits(cuts)
+            _PatchedRun(self.experiment, batch, self._plain(i), matrix).rows_at_logits(cuts)
             for i, batch in enumerate(self.experiment.batches)
         ]
         return np.stack(
@@ -108,6 +109,13 @@ class PatchedModel:
         """Metric of each prompt with every edge in, ``[prompt]``."""
         return self.values(np.ones(self.experiment.graph.n_edges, dtype=bool))
 
+    def _matrix(self, mask: NDArray[np.bool_]) -> Tensor:
+        """``[receiver, sender] bool``: which edges are in."""
+        graph = self.experiment.graph
+        matrix = torch.zeros(len(graph.receivers), graph.n_senders, dtype=torch.bool)
+        matrix[graph.edge_receiver[mask], graph.edge_sender[mask]] = True
+        return matrix.to(self.experiment.model.device)
+
     def _plain(self, i: int) -> _PlainRuns:
         if i in self._kept:
             return self._kept[i]
@@ -115,6 +123,40 @@ class PatchedModel:
         if sum(r.n_bytes for r in self._kept.values()) + runs.n_bytes <= self.memory:
             self._kept[i] = runs
         return runs
+
+
+class SoftPatchedModel(PatchedModel):
+    """The same with weights in [0, 1] instead of a mask, and gradients to them.
+
+    A receiver reads ``weight * current_u + (1 - weight) * ablated_u`` of each sender; weights of
+    0 and 1 give what :class:`PatchedModel` gives.  Parameters as there.
+    """
+
+    def rows(self, i: int, weights: Tensor) -> Tensor:
+        """Metric of every scored row of a batch.
+
+        Parameters
+        ----------
+        i
+            Which of ``experiment.batches``.
+        weights
+            ``[edge]`` in [0, 1], may require a gradient.
+
+        Returns
+        -------
+        Tensor
+            ``[row]``.
+        """
+        graph, batch = self.experiment.graph, self.experiment.batches[i]
+        with torch.no_grad():
+            plain = self._plain(i)
+        place = tuple(
+            torch.as_tensor(index, dtype=torch.long, device=weights.device)
+            for index in (graph.edge_receiver, graph.edge_sender)
+        )
+        zeros = weights.new_zeros(len(graph.receivers), graph.n_senders)
+        matrix = zeros.index_put(place, weights)
+        return _SoftPatchedRun(self.experiment, batch, plain, matrix).rows()
 
 
 def metric_of_circuit(experiment: Experiment, mask: NDArray[np.bool_]) -> float:
@@ -144,16 +186,14 @@ class _PatchedRun:
     """One pass over one batch."""
 
     def __init__(
-        self, experiment: Experiment, batch: Batch, plain: _PlainRuns, mask: NDArray[np.bool_]
+        self, experiment: Experiment, batch: Batch, plain: _PlainRuns, kept: Tensor
     ) -> None:
         self.experiment, self.batch = experiment, batch
         self.model, self.graph = experiment.model, experiment.graph
         self.ablated = plain.ablated
         self.current = plain.out.clone()  # replaced layer by layer
         self.n_sources = 2 if self.model.shape.split_embed else 1
-        matrix = torch.zeros(len(self.graph.receivers), self.graph.n_senders, dtype=torch.bool)
-        matrix[self.graph.edge_receiver[mask], self.graph.edge_sender[mask]] = True
-        self.kept = matrix.to(self.current.device)
+        self.kept = kept  # (receiver, sender)
 
     def rows(self) -> Tensor:
         """Metric of every scored row of the batch: ``[row]``."""
@@ -189,7 +229,7 @@ class _PatchedRun:
             if block.mlp is not None:
                 below = layer if parallel else layer + 1
                 x = self._read(receivers["mlp"], start if parallel else start + heads, below)[0]
-                self.current[start + heads] = block.mlp(x)
+                self._write(start + heads, block.mlp(x)[None])
         scored = self.batch.scored
         self.current, self.ablated = self.current[:, :, scored], self.ablated[:, :, scored]
 
@@ -212,7 +252,11 @@ class _PatchedRun:
                 placed[kind] = placed[kind].repeat_interleave(attention.group, dim=0)
         mask = attention.mask(n_pos, self.current.device)
         z = attention.attend(placed["q"], placed["k"], placed["v"], mask)
-        self.current[start : start + attention.n_heads] = z @ attention.W_O[:, None]
+        self._write(start, z @ attention.W_O[:, None])
+
+    def _write(self, start: int, out: Tensor) -> None:
+        """Replace the outputs of some senders."""
+        self.current[start : start + len(out)] = out
 
     def _read(self, receivers: NDArray[np.int64], n_seen: int, below: int) -> Tensor:
         """Inputs of receivers that read the first ``n_seen`` senders: ``[receiver, b, p, d]``.
@@ -234,7 +278,7 @@ class _PatchedRun:
             raw = self._mix(kept[:, nodes], nodes)
             post = self.model.layers[layer].attention_post
             assert post is not None
-            out += post(raw if attention.b_O is None else raw + attention.b_O)
+            out = out + post(raw if attention.b_O is None else raw + attention.b_O)
         return out
 
     def _mix(self, kept: Tensor, senders: slice | Tensor) -> Tensor:
@@ -242,3 +286,10 @@ class _PatchedRun:
         return torch.einsum("rs,sbpd->rbpd", kept, self.current[senders]) + torch.einsum(
             "rs,sbpd->rbpd", 1 - kept, self.ablated[senders]
         )
+
+
+class _SoftPatchedRun(_PatchedRun):
+    """A pass that leaves what it has read as it was, so that gradients can be taken."""
+
+    def _write(self, start: int, out: Tensor) -> None:
+        self.current = torch.cat([self.current[:start], out])  # later senders are not read yet

@@ -179,15 +179,18 @@ class Speculation:
 
     def repeat(self, receiver: int, edges: Edges, kept: NDArray[np.bool_]) -> None:
         """Follow decisions on all edges of a receiver that were made before."""
-        removed = edges[~kept]
-        if len(removed):
-            removed = removed[self.run.can_change(removed)]
-        if len(removed):
-            values, outcomes = self.run.evaluate(removed, np.ones((1, len(removed)), dtype=bool))
+        self.remove(edges[~kept])
+        self.finish(receiver, edges[kept])
+
+    def remove(self, edges: Edges) -> None:
+        """Take edges of one receiver out without asking what that changes."""
+        if len(edges):
+            edges = edges[self.run.can_change(edges)]
+        if len(edges):
+            values, outcomes = self.run.evaluate(edges, np.ones((1, len(edges)), dtype=bool))
             self.run.commit(outcomes, 0)
             self.current = self.sign * float(values[0])
-            self._removed = removed.tolist()
-        self.finish(receiver, edges[kept])
+            self._removed += edges.tolist()
 
     def finish(self, receiver: int, kept: Edges) -> None:
         """End a receiver, all of whose edges are decided; ``kept`` are those that stay in."""

@@ -18,7 +18,7 @@ from acdc.latents.attachment import Attachment, check_dictionaries
 from acdc.latents.attribution import Points, node_scores
 from acdc.latents.experiment import LatentExperiment
 from acdc.latents.program import Program
-from acdc.methods.eap import ig_points
+from acdc.methods.eap import between_inputs
 
 __all__ = ["Attached", "SiteReport", "active_latents", "attach"]
 
@@ -166,7 +166,7 @@ def _latent_scores(
 ) -> list[NDArray[np.float64]]:
     """Node scores of every attachment's latents."""
     program = Program(experiment.model, attachments)
-    points: Points = ig_points(experiment, _STEPS)
+    points: Points = between_inputs(experiment, _STEPS)
     scores = node_scores(experiment, program, points, _STEPS, memory)
     by_site = {
         stage.attachment.site.name: scores[program.blocks[stage.blocks[0]].start :]

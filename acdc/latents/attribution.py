@@ -26,7 +26,6 @@ from torch import Tensor
 
 from acdc.engine.attribution import Point
 from acdc.engine.experiment import Batch, Experiment
-from acdc.errors import OptionError
 from acdc.latents.program import Block, Cut, Heads, Mlp, Program, Stage, Transcoder
 from acdc.lowering.attention import KINDS
 from acdc.lowering.model import LoweredModel, Trace
@@ -71,11 +70,7 @@ class _Gradients:
 
 def _gradients(experiment: Experiment, batch: Batch, point: Point) -> _Gradients:
     """Run forward and backward once."""
-    if point.replaced is not None:
-        raise OptionError(
-            "method eap-ig-activations integrates over heads and MLPs only: "
-            "choose another method with dictionaries"
-        )
+    assert point.replaced is None, "a method that does not know latents"
     model = experiment.model
     embeds = model.embed(point.tokens) if point.embeds is None else point.embeds
     with torch.enable_grad():

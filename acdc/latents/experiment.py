@@ -91,8 +91,12 @@ class LatentExperiment(Experiment):
         )
         return scores if self.candidates is None else scores[self.candidates]
 
-    def attribute_nodes(
-        self, points: Points, n_points: int, memory: int = 1 << 30
+    def attribute_nodes(  # type: ignore[override]
+        self,
+        points: Points,
+        n_points: int,
+        memory: int = 1 << 30,
+        progress: Callable[[int], None] = lambda n: None,
     ) -> NDArray[np.float64]:
         """``[sender]`` scores, see :func:`acdc.latents.attribution.node_scores`."""
-        return node_scores(self, self.program, points, n_points, memory)
+        return node_scores(self, self.program, points, n_points, memory, progress)

@@ -18,7 +18,7 @@ from acdc.latents.experiment import LatentExperiment
 from acdc.looking.activations import Activations, record
 from acdc.looking.clusters import cluster_latents
 from acdc.looking.effects import Effect, direct_effects
-from acdc.methods.eap import ig_points
+from acdc.methods.eap import between_inputs
 from acdc.pipeline import attach_dictionaries, check_settings, load_experiment
 from acdc.runs import Settings, load_run
 from acdc.tasks import Tokenizer
@@ -278,7 +278,7 @@ def look(
     _check_latents(folder, settings, circuit, nodes)
     experiment, tokenizer = _experiment(folder, settings, circuit.graph.shape, summary)
     texts = _Texts(tokenizer, experiment.task.pairs[0].clean[-1])
-    scores = experiment.attribute_nodes(ig_points(experiment, _STEPS), _STEPS)
+    scores = experiment.attribute_nodes(between_inputs(experiment, _STEPS), _STEPS)
     of_nodes = scores[[circuit.graph.sender_index[n] for n in nodes]]
     order = np.argsort(-np.abs(of_nodes), kind="stable")
     nodes, of_nodes = [nodes[i] for i in order], of_nodes[order]

@@ -145,9 +145,12 @@ class Attention:
             scores = self.soft_cap * torch.tanh(scores / self.soft_cap)
         if mask is not None:
             scores = scores + mask
+        return self.softmax(scores).to(v.dtype) @ v
+
+    def softmax(self, scores: Tensor) -> Tensor:
+        """Pattern of masked scores ``[..., q_pos, pos]``, at least in float32."""
         precise = torch.promote_types(scores.dtype, torch.float32)
-        pattern = torch.softmax(scores, dim=-1, dtype=precise).to(v.dtype)
-        return pattern @ v
+        return torch.softmax(scores, dim=-1, dtype=precise)
 
     def mask(self, n_pos: int, device: torch.device) -> Tensor | None:
         """``[pos, pos]`` additive mask of causality and window; None where all see all."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from acdc.errors import UnsupportedModelError
 from acdc.lowering.attention import Attention, Rotary
-from acdc.lowering.model import LoweredLayer, LoweredModel
+from acdc.lowering.model import FeedForward, LoweredLayer, LoweredModel
 from acdc.lowering.norm import Norm
 from graphs import GraphShape
 
@@ -101,7 +101,10 @@ def _cap(value: Any) -> float | None:
 
 
 def _norm(component: Any) -> Norm:
-    module = _module(component)
+    return _read_norm(_module(component))
+
+
+def _read_norm(module: Any) -> Norm:
     kind = type(module).__name__
     weight = getattr(module, "weight", None)
     if isinstance(module, nn.Identity):
@@ -148,14 +151,9 @@ def _read_layer(
     if bridge.cfg.attn_only:
         return LoweredLayer(ln1, attention, post, None, None)
     ln2 = _norm(block.ln2)
-    mlp = _module(block.mlp)
     ln2_post = _norm(block.ln2_post) if hasattr(block, "ln2_post") else None
-
-    def run_mlp(x: Tensor) -> Tensor:
-        out = mlp(ln2(x))
-        return out if ln2_post is None else ln2_post(out)
-
-    return LoweredLayer(ln1, attention, post, ln2, run_mlp)
+    mlp = FeedForward(ln2, _module(block.mlp), ln2_post, bool(bridge.cfg.gated_mlp))
+    return LoweredLayer(ln1, attention, post, ln2, mlp)
 
 
 def _read_attention(
@@ -173,12 +171,17 @@ def _read_attention(
         W_O=wrapped.W_O.contiguous(),
         b_O=wrapped.b_O,
         scale=1.0 / module.scale if native else _hf_scale(module, index, cfg.d_head),
-        norm={"q": getattr(module, "q_norm", None), "k": getattr(module, "k_norm", None)},
+        norm={kind: _qk_norm(module, f"{kind}_norm") for kind in ("q", "k")},
         rotary=rotary,
         soft_cap=_cap(cfg.attn_scores_soft_cap),
         window=None if native else _hf_window(bridge.original_model.config, index),
         causal=cfg.attention_dir == "causal",
     )
+
+
+def _qk_norm(module: Any, name: str) -> Norm | None:
+    norm = getattr(module, name, None)
+    return None if norm is None else _read_norm(norm)
 
 
 def _hf_scale(module: Any, index: int, d_head: int) -> float:

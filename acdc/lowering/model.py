@@ -16,7 +16,32 @@ from acdc.lowering.attention import Attention
 from acdc.lowering.norm import Norm
 from graphs import GraphShape
 
-__all__ = ["LoweredLayer", "LoweredModel", "Trace"]
+__all__ = ["FeedForward", "LoweredLayer", "LoweredModel", "Trace"]
+
+
+@dataclass(frozen=True, eq=False)
+class FeedForward:
+    """An MLP with its own norms inside.
+
+    Parameters
+    ----------
+    norm, post
+        In front of it, and after it (Gemma-2) or None.
+    module
+        The model's own module.
+    gated
+        Whether it multiplies two projections of its input (SwiGLU, GeGLU).
+    """
+
+    norm: Norm
+    module: Callable[[Tensor], Tensor]
+    post: Norm | None
+    gated: bool
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``[..., pos, d_model]`` (raw stream) -> output."""
+        out = self.module(self.norm(x))
+        return out if self.post is None else self.post(out)
 
 
 @dataclass(frozen=True, eq=False)

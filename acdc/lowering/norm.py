@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -31,16 +31,20 @@ class Norm:
         ``[d_model]`` effective scale (Gemma's ``1 + w`` already added), or None for ones.
     eps
         Added to the variance (mean square).
+    frozen
+        Whether gradients take the standard deviation (root mean square) for a constant; the
+        value is the module's either way.
     """
 
     module: Callable[[Tensor], Tensor]
     kind: Literal["LN", "RMS", "none"]
     weight: Tensor | None
     eps: float
+    frozen: bool = False
 
     def __call__(self, x: Tensor) -> Tensor:
         """Apply the model's module."""
-        return self.module(x)
+        return _Frozen.apply(x, self) if self.frozen else self.module(x)
 
     def normalized(self, x: Tensor) -> Tensor:
         """``x`` normalised, before scale and bias: TransformerLens' ``hook_normalized``.
@@ -78,8 +82,26 @@ class Norm:
             xf = xf - xf.mean(-1, keepdim=True)
         inverse = torch.rsqrt(xf.pow(2).mean(-1, keepdim=True) + self.eps)
         unit = (xf * inverse).to(g.dtype)
-        along = torch.linalg.vecdot(g, unit).unsqueeze(-1) / g.shape[-1]
-        out = torch.addcmul(g, unit, along, value=-1)
+        if self.frozen:
+            out = g.clone()
+        else:
+            along = torch.linalg.vecdot(g, unit).unsqueeze(-1) / g.shape[-1]
+            out = torch.addcmul(g, unit, along, value=-1)
         if self.kind == "LN":
             out -= g.mean(-1, keepdim=True)
         return out.mul_(inverse.to(g.dtype))
+
+
+class _Frozen(torch.autograd.Function):
+    """The module's value, and the gradient of a frozen norm."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, norm: Norm) -> Tensor:
+        ctx.norm = norm
+        ctx.save_for_backward(x)
+        return norm.module(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        return ctx.norm.vjp(x, grads[0]), None

@@ -22,7 +22,14 @@ from acdc.methods.base import (
     Search,
     from_scores,
 )
+from acdc.methods.eap_acdc import FLOOR, SAMPLE, audit
 from acdc.methods.exact import exact
+from acdc.methods.gim import gim
+from acdc.methods.hisp import hisp
+from acdc.methods.ifr import ifr
+from acdc.methods.masks import Training, edge_pruning, subnetwork_probing
+from acdc.methods.nap import nap, nap_ig
+from acdc.methods.nodes import from_node_scores
 from graphs import Circuit, Graph
 
 __all__ = ["METHODS", "Found", "Method", "Search", "expected_changes", "get_method"]
@@ -82,6 +89,48 @@ def _search_acdc(experiment: Experiment, search: Search, progress: Progress) -> 
         expected = circuit.scores  # the next tau changes little
         return Found(circuit, {"threshold": tau, "guess": search.guess, "work": asdict(work)})
 
+    return _acdc_as_asked(experiment, search, run)
+
+
+def _find_eap_acdc(experiment: Experiment, search: Search, progress: Progress) -> Found:
+    scores = _eap.eap_ig(experiment, search.steps, memory=search.memory, progress=progress)
+    expected = experiment.minimised_sign * scores
+
+    def run(tau: float) -> Found:
+        floor = FLOOR * tau if search.floor is None else search.floor
+        candidates = np.abs(scores) >= floor
+        circuit, work = acdc(
+            experiment,
+            tau,
+            expected=expected,
+            candidates=candidates,
+            memory=search.memory,
+            progress=progress,
+            checkpoint=search.checkpoint,
+        )
+        details = {
+            "threshold": tau,
+            "floor": floor,
+            "n_skipped": int((~candidates).sum()),
+            "work": asdict(work),
+        }
+        return Found(circuit, details)
+
+    found = _acdc_as_asked(experiment, search, run)
+    checked = audit(
+        experiment,
+        found.circuit.in_circuit,
+        np.abs(scores) < found.details["floor"],
+        found.details["threshold"],
+        seed=search.seed,
+        memory=search.memory,
+    )
+    progress(SAMPLE)
+    return replace(found, details={**found.details, "audit": checked and asdict(checked)})
+
+
+def _acdc_as_asked(experiment: Experiment, search: Search, run: Callable[[float], Found]) -> Found:
+    """Run at the threshold that is asked for, or look for one."""
     if search.n_edges is not None:
         return _acdc_of_size(experiment, search.n_edges, run)
     if search.threshold is None:
@@ -149,6 +198,11 @@ def _acdc_units(experiment: Experiment, search: Search) -> int:
     )
 
 
+def _eap_acdc_units(experiment: Experiment, search: Search) -> int:
+    proposal = len(experiment.task) * search.steps
+    return proposal + _acdc_units(experiment, search) + SAMPLE
+
+
 def _passes(experiment: Experiment, search: Search) -> int:
     return len(experiment.task)
 
@@ -188,6 +242,71 @@ def _find_exact(experiment: Experiment, search: Search, progress: Progress) -> F
     return from_scores(experiment, scores, search)
 
 
+def _find_nap(experiment: Experiment, search: Search, progress: Progress) -> Found:
+    scores = nap(experiment, memory=search.memory, progress=progress)
+    return from_node_scores(experiment, scores, search)
+
+
+def _find_nap_ig(experiment: Experiment, search: Search, progress: Progress) -> Found:
+    scores = nap_ig(experiment, search.steps, memory=search.memory, progress=progress)
+    return from_node_scores(experiment, scores, search)
+
+
+def _find_hisp(experiment: Experiment, search: Search, progress: Progress) -> Found:
+    scores = hisp(experiment, memory=search.memory, progress=progress)
+    return from_node_scores(experiment, scores, search)
+
+
+def _find_gim(experiment: Experiment, search: Search, progress: Progress) -> Found:
+    scores = gim(experiment, memory=search.memory, progress=progress)
+    return from_scores(experiment, scores, search)
+
+
+def _find_ifr(experiment: Experiment, search: Search, progress: Progress) -> Found:
+    scores = ifr(experiment, memory=search.memory, progress=progress)
+    return from_scores(experiment, scores, replace(search, ranking="absolute"))
+
+
+def _training(search: Search) -> Training:
+    asked = {
+        "sparsity": search.sparsity,
+        "steps": search.mask_steps,
+        "learning_rate": search.learning_rate,
+        "seed": search.seed,
+    }
+    return Training(**{name: value for name, value in asked.items() if value is not None})  # type: ignore[arg-type]
+
+
+def _mask_steps(experiment: Experiment, search: Search) -> int:
+    return _training(search).steps
+
+
+def _sized(experiment: Experiment, search: Search) -> Search:
+    """Say how many edges a target sparsity means, and that probabilities rank as they are."""
+    n_edges = search.n_edges
+    if search.sparsity is not None:
+        n_edges = max(1, round((1 - search.sparsity) * experiment.graph.n_edges))
+    return replace(search, ranking="absolute", n_edges=n_edges, sparsity=None)
+
+
+def _find_edge_pruning(experiment: Experiment, search: Search, progress: Progress) -> Found:
+    training = _training(search)
+    scores = edge_pruning(
+        experiment, training, memory=search.memory, progress=progress, note=search.note
+    )
+    found = from_scores(experiment, scores, _sized(experiment, search))
+    return replace(found, details={**found.details, "training": asdict(training)})
+
+
+def _find_subnetwork_probing(experiment: Experiment, search: Search, progress: Progress) -> Found:
+    training = _training(search)
+    scores = subnetwork_probing(
+        experiment, training, memory=search.memory, progress=progress, note=search.note
+    )
+    found = from_node_scores(experiment, scores, _sized(experiment, search))
+    return replace(found, details={**found.details, "training": asdict(training)})
+
+
 _SMALLEST = f"default: the smallest circuit with faithfulness {DEFAULT_FAITHFULNESS}"
 
 METHODS: dict[str, Method] = {
@@ -200,18 +319,30 @@ METHODS: dict[str, Method] = {
             f"metric's gap whose circuit has faithfulness {DEFAULT_FAITHFULNESS}",
             _find_acdc,
             _acdc_units,
+            latents=True,
+        ),
+        Method(
+            "eap-acdc",
+            "acdc on the edges whose absolute eap-ig score is at least --floor (default: a tenth "
+            "of tau), the others go untested; a sample of these bounds what that missed; default "
+            "tau as for acdc",
+            _find_eap_acdc,
+            _eap_acdc_units,
+            options=("floor",),
         ),
         Method(
             "eap",
             f"edge attribution patching (Syed et al. 2023); {_SMALLEST}",
             _find_eap,
             _passes,
+            latents=True,
         ),
         Method(
             "eap-ig",
             f"EAP with integrated gradients over the inputs (Hanna et al. 2024); {_SMALLEST}",
             _find_eap_ig,
             lambda experiment, search: len(experiment.task) * search.steps,
+            latents=True,
         ),
         Method(
             "eap-ig-activations",
@@ -224,8 +355,65 @@ METHODS: dict[str, Method] = {
             f"EAP with the mean gradient of the clean and the corrupt run; {_SMALLEST}",
             _find_clean_corrupted,
             lambda experiment, search: 2 * len(experiment.task),
+            latents=True,
         ),
-        Method("exact", f"ablate each edge alone; {_SMALLEST}", _find_exact, _edges),
+        Method(
+            "gim",
+            "EAP with gradient interaction modifications: softmax, norms and products in the "
+            f"backward pass (Edin et al. 2025); {_SMALLEST}",
+            _find_gim,
+            _passes,
+        ),
+        Method(
+            "ifr",
+            "information flow routes: shares of what receivers read, no metric (Ferrando & Voita "
+            f"2024); {_SMALLEST}",
+            _find_ifr,
+            _passes,
+            signed=False,
+        ),
+        Method("exact", f"ablate each edge alone; {_SMALLEST}", _find_exact, _edges, latents=True),
+        Method(
+            "nap",
+            "node attribution patching, an edge ranks as the lower of its ends (Nanda 2023); "
+            f"{_SMALLEST}",
+            _find_nap,
+            _passes,
+            latents=True,
+        ),
+        Method(
+            "nap-ig",
+            f"nap with integrated gradients over the inputs; {_SMALLEST}",
+            _find_nap_ig,
+            lambda experiment, search: len(experiment.task) * search.steps,
+            latents=True,
+        ),
+        Method(
+            "hisp",
+            "head importance for pruning: nap by absolute value per prompt (Michel et al. 2019); "
+            f"{_SMALLEST}",
+            _find_hisp,
+            _passes,
+            signed=False,
+        ),
+        Method(
+            "subnetwork-probing",
+            "train a hard-concrete mask per node to a target --sparsity (Cao et al. 2021); "
+            f"{_SMALLEST}",
+            _find_subnetwork_probing,
+            _mask_steps,
+            options=("sparsity", "mask_steps", "learning_rate"),
+            signed=False,
+        ),
+        Method(
+            "edge-pruning",
+            "train a hard-concrete mask per edge to a target --sparsity (Bhaskar et al. 2024); "
+            f"{_SMALLEST}",
+            _find_edge_pruning,
+            _mask_steps,
+            options=("sparsity", "mask_steps", "learning_rate"),
+            signed=False,
+        ),
     )
 }
 

@@ -23,6 +23,7 @@ def acdc(
     threshold: float,
     *,
     expected: NDArray[np.float64] | None = None,
+    candidates: NDArray[np.bool_] | None = None,
     memory: int = 1 << 30,
     progress: Callable[[int], None] = lambda n_edges: None,
     checkpoint: Checkpoint | None = None,
@@ -43,6 +44,9 @@ def acdc(
         ``[edge]``: what the removal of each edge is expected to change, in the minimised
         direction, as attribution scores say.  It decides only how fast the answer comes,
         never what it is.
+    candidates
+        ``[edge]``: edges that are tested; the others are removed untested when their receiver's
+        turn comes, before its candidates are tried.  None tests all.
     memory
         Bytes that the scenarios of one evaluation may take.
     progress
@@ -54,7 +58,7 @@ def acdc(
     -------
     Circuit
         Its scores are the metric changes that were measured when an edge's removal was tried,
-        in the minimised direction; 0 for edges that cannot matter.
+        in the minimised direction; 0 for edges that cannot matter or were not tested.
     Work
         How much was computed.
     """
@@ -72,8 +76,13 @@ def acdc(
     if referee is not None:
         referee.rounding = max(referee.rounding, decided.rounding)
     for receiver in order[decided.n_finished :]:
-        edges = edge_order(graph, receiver)
-        for decision in speculation.decide(edges):
+        edges = tested = edge_order(graph, receiver)
+        if candidates is not None:
+            tested, untested = edges[candidates[edges]], edges[~candidates[edges]]
+            speculation.remove(untested)
+            in_circuit[untested] = False
+            progress(len(untested))
+        for decision in speculation.decide(tested):
             scores[decision.edge] = decision.change
             in_circuit[decision.edge] = not decision.removed
             progress(1)

@@ -14,15 +14,30 @@ from acdc.curves import RANKINGS, ranked_scores, smallest_faithful
 from acdc.engine.experiment import Experiment
 from acdc.errors import OptionError
 from acdc.evaluation import Evaluator
+from acdc.methods.masks import check_training
 from graphs import Circuit, select_threshold, select_top
 
-__all__ = ["DEFAULT_FAITHFULNESS", "GUESSES", "Found", "Method", "Search", "from_scores"]
+__all__ = [
+    "DEFAULT_FAITHFULNESS",
+    "GUESSES",
+    "SPECIAL",
+    "Found",
+    "Method",
+    "Search",
+    "from_scores",
+]
 
 Progress = Callable[[int], None]
 Scores = NDArray[np.float64]
 
 DEFAULT_FAITHFULNESS = 0.9
 GUESSES = ("removed", "eap", "eap-ig")
+SPECIAL = ("floor", "sparsity", "mask_steps", "learning_rate")
+"""Fields of a search that only some methods take."""
+
+
+def _ignore(_: str) -> None:
+    """Do nothing."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +66,18 @@ class Search:
         largest attribution scores; ``acdc`` ablates all others from the start.
     checkpoint
         ``acdc``: where a killed search left off.
+    floor
+        ``eap-acdc``: edges with an absolute score below it are not tested, in the metric's unit;
+        None: a tenth of tau.
+    seed
+        Of the methods that draw random numbers.
+    sparsity
+        Methods that train masks: share of the masks that end at 0, in (0, 1).  Given, the circuit
+        is the ``1 - sparsity`` highest of all edges; else it is chosen as for score methods.
+    mask_steps, learning_rate
+        Of that training.  None: the method's own.
+    note
+        Told in words how a training stands.
     """
 
     threshold: float | None = None
@@ -61,6 +88,12 @@ class Search:
     guess: str = "removed"
     n_candidates: int = 3000
     checkpoint: Checkpoint | None = None
+    floor: float | None = None
+    seed: int = 0
+    sparsity: float | None = None
+    mask_steps: int | None = None
+    learning_rate: float | None = None
+    note: Callable[[str], None] = _ignore
 
     def __post_init__(self) -> None:
         if self.threshold is not None and self.n_edges is not None:
@@ -77,6 +110,13 @@ class Search:
             raise OptionError(f"{self.n_candidates} candidate edges: expected at least 1")
         if self.steps < 1:
             raise OptionError(f"{self.steps} integration steps: expected at least 1")
+        check_training(self.sparsity, self.mask_steps, self.learning_rate)
+        if self.sparsity is not None and (self.threshold is not None or self.n_edges is not None):
+            raise OptionError(
+                "a sparsity was given, and a threshold or a number of edges: give one of them"
+            )
+        if self.floor is not None and not 0 <= self.floor < np.inf:
+            raise OptionError(f"floor {self.floor}: expected a finite number of at least 0")
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,16 +143,51 @@ class Method:
     ----------
     name, description
         As listed on the command line; the description says what the default selection is.
-    find
-        ``(experiment, search, progress) -> Found``.
+    search
+        ``(experiment, search, progress) -> Found``, called by :meth:`find`.
     n_units
         ``(experiment, search) -> int``: how often ``progress`` counts.
+    options
+        Those of :data:`SPECIAL` that it takes.
+    signed
+        Whether its scores have a sign to rank by.
+    latents
+        Whether it knows graphs with latents of dictionaries.
     """
 
     name: str
     description: str
-    find: Callable[[Experiment, Search, Progress], Found]
+    search: Callable[[Experiment, Search, Progress], Found]
     n_units: Callable[[Experiment, Search], int]
+    options: tuple[str, ...] = ()
+    signed: bool = True
+    latents: bool = False
+
+    def find(self, experiment: Experiment, search: Search, progress: Progress) -> Found:
+        """Find a circuit; ``progress`` is told of :attr:`n_units` in all."""
+        self.check(search)
+        self.check_nodes(latents=bool(experiment.graph.shape.sites))
+        return self.search(experiment, search, progress)
+
+    def check_nodes(self, *, latents: bool) -> None:
+        """Raise OptionError if the method does not know such nodes."""
+        if latents and not self.latents:
+            raise OptionError(
+                f"method {self.name!r} works on heads and MLPs only: choose another one with "
+                "dictionaries, as eap-ig"
+            )
+
+    def check(self, search: Search) -> None:
+        """Raise OptionError if the search sets an option that the method does not take."""
+        if search.ranking == "signed" and not self.signed:
+            raise OptionError(
+                f"method {self.name!r} gives scores without a sign: rank by absolute value"
+            )
+        for name in SPECIAL:
+            if getattr(search, name) is not None and name not in self.options:
+                raise OptionError(
+                    f"method {self.name!r} takes no {name}: leave it out or choose another method"
+                )
 
 
 def from_scores(experiment: Experiment, scores: Scores, search: Search) -> Found:

@@ -17,16 +17,46 @@ from acdc.engine.attribution import Point
 from acdc.engine.experiment import Batch, Experiment
 from acdc.lowering.model import Trace
 
-__all__ = ["clean_corrupted", "eap", "eap_ig", "eap_ig_activations", "ig_points"]
+__all__ = ["at_base", "between_inputs", "clean_corrupted", "eap", "eap_ig", "eap_ig_activations"]
 
 Scores = NDArray[np.float64]
 Progress = Callable[[int], None]
+Points = Callable[[Batch, Trace, Trace], Iterator[Point]]
 
 _MEMORY = 1 << 30
 
 
 def _ignore(_: int) -> None:
     pass
+
+
+def at_base(experiment: Experiment) -> Points:
+    """Return the one point of plain attribution: the base run."""
+
+    def points(batch: Batch, base: Trace, other: Trace) -> Iterator[Point]:
+        yield Point(experiment.runs(batch)[0])
+
+    return points
+
+
+def between_inputs(experiment: Experiment, steps: int) -> Points:
+    """Return the points ``other + k / steps * (base - other)``, ``k = 0 .. steps - 1``, of inputs.
+
+    Parameters
+    ----------
+    experiment
+        Its direction says which run is the base.
+    steps
+        How many.
+    """
+
+    def points(batch: Batch, base: Trace, other: Trace) -> Iterator[Point]:
+        for k in range(steps):
+            embeds = zip(base.embeds, other.embeds, strict=True)
+            between = [torch.lerp(o, b, k / steps) for b, o in embeds]
+            yield Point(experiment.runs(batch)[0], between)
+
+    return points
 
 
 def eap(experiment: Experiment, *, memory: int = _MEMORY, progress: Progress = _ignore) -> Scores:
@@ -48,11 +78,7 @@ def eap(experiment: Experiment, *, memory: int = _MEMORY, progress: Progress = _
         Misleads where the metric is flat at the base run (a saturated softmax); integrated
         gradients help there.
     """
-
-    def points(batch: Batch, base: Trace, other: Trace) -> Iterator[Point]:
-        yield Point(experiment.runs(batch)[0])
-
-    return experiment.attribute(points, 1, memory, progress)
+    return experiment.attribute(at_base(experiment), 1, memory, progress)
 
 
 def eap_ig(
@@ -67,21 +93,7 @@ def eap_ig(
     The gradient is averaged over the inputs ``other + k / steps * (base - other)`` for
     ``k = 0 .. steps - 1``.  Parameters and result as :func:`eap`.
     """
-    return experiment.attribute(ig_points(experiment, steps), steps, memory, progress)
-
-
-def ig_points(
-    experiment: Experiment, steps: int
-) -> Callable[[Batch, Trace, Trace], Iterator[Point]]:
-    """Return the points at which :func:`eap_ig` takes gradients, for every batch."""
-
-    def points(batch: Batch, base: Trace, other: Trace) -> Iterator[Point]:
-        for k in range(steps):
-            embeds = zip(base.embeds, other.embeds, strict=True)
-            between = [torch.lerp(o, b, k / steps) for b, o in embeds]
-            yield Point(experiment.runs(batch)[0], between)
-
-    return points
+    return experiment.attribute(between_inputs(experiment, steps), steps, memory, progress)
 
 
 def clean_corrupted(

@@ -1,0 +1,43 @@
+"""EAP with gradient interaction modifications (Edin, Csordas et al. 2025, arXiv 2505.17630)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from acdc.engine.experiment import Experiment
+from acdc.lowering.gim import GimRules, with_gim_gradients
+from acdc.methods.eap import eap
+
+__all__ = ["gim"]
+
+
+def gim(
+    experiment: Experiment,
+    rules: GimRules | None = None,
+    *,
+    memory: int = 1 << 30,
+    progress: Callable[[int], None] = lambda n_prompts: None,
+) -> NDArray[np.float64]:
+    """Edge attribution patching with modified gradients, see :mod:`acdc.lowering.gim`.
+
+    Parameters
+    ----------
+    experiment
+        Model, prompts, metric, intervention and direction.
+    rules
+        Which modifications; None: all of them.
+    memory, progress
+        As in :func:`acdc.methods.eap.eap`.
+
+    Returns
+    -------
+    ndarray
+        ``[edge]``, to rank by: with gradients divided at products and norms frozen, scores no
+        longer estimate what an edge's ablation does.  Costs one forward and backward pass.
+    """
+    modified = replace(experiment, model=with_gim_gradients(experiment.model, rules))
+    return eap(modified, memory=memory, progress=progress)

@@ -1,0 +1,107 @@
+"""Information flow routes: how much of what a receiver reads came from each sender.
+
+Ferrando & Voita 2024, arXiv 2403.00824, on this graph as EAP-IG's authors take it there: for a
+receiver that reads ``y = sum_u z_u`` at one position, sender u has the share ::
+
+    max(|y|_1 - |y - z_u|_1, 0)
+
+of the sum over its senders; the score of an edge is the mean share over positions, then over
+prompts.  Nothing is ablated and no metric enters: scores say where information flows on these
+prompts, not what the task needs.  q, k and v of a head read the same stream and have one score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from acdc.engine.experiment import Experiment, iter_layers
+from acdc.lowering import LoweredModel
+from acdc.lowering.attention import KINDS
+from acdc.lowering.model import Trace
+
+__all__ = ["ifr"]
+
+
+@torch.no_grad()
+def ifr(
+    experiment: Experiment,
+    *,
+    memory: int = 1 << 30,
+    progress: Callable[[int], None] = lambda n_prompts: None,
+) -> NDArray[np.float64]:
+    """Mean share of every edge in what its receiver reads, in the base run.
+
+    Parameters
+    ----------
+    experiment
+        Model and prompts; its direction says which run is the base.
+    memory
+        Bytes for one chunk of tokens.
+    progress
+        Called with the number of prompts after each batch.
+
+    Returns
+    -------
+    ndarray
+        ``[edge]`` in [0, 1]; the edges into a receiver add up to 1 (to less where nothing that is
+        read comes near the sum).
+    """
+    graph, model = experiment.graph, experiment.model
+    scores = np.zeros(graph.n_edges)
+    chunk = max(1, memory // (3 * graph.n_senders * model.d_model * model.W_U.element_size()))
+    for batch in experiment.batches:
+        trace = model.forward(experiment.runs(batch)[0])
+        n_tokens = batch.clean.numel()
+        weight = batch.n_prompts / n_tokens  # a prompt's positions count as much as another's
+        for start in range(0, n_tokens, chunk):
+            tokens = slice(start, start + chunk)
+            parts = _written(model, trace, tokens)
+            for receivers, stream in _streams(experiment, trace):
+                low, high = graph.receiver_start[receivers[0] : receivers[0] + 2]
+                n_seen = int(high - low)
+                shares = _shares(parts[:n_seen], stream.flatten(0, 1)[tokens])
+                for receiver in receivers:
+                    low = graph.receiver_start[receiver]
+                    scores[low : low + n_seen] += weight * shares
+        progress(batch.n_prompts)
+    return scores / len(experiment.task)
+
+
+def _shares(parts: Tensor, whole: Tensor) -> NDArray[np.float64]:
+    """``[sender]``: shares of ``parts [sender, token, d_model]``, summed over tokens."""
+    near = torch.stack([whole.abs().sum(-1) - (whole - part).abs().sum(-1) for part in parts])
+    near = near.clamp(min=0)
+    total = near.sum(0)
+    return (near / total.where(total > 0, 1)).sum(1).double().cpu().numpy()
+
+
+def _written(model: LoweredModel, trace: Trace, tokens: slice) -> Tensor:
+    """What senders write, ``[sender, token, d_model]``; heads through a post-norm of their sum."""
+    blocks = [x.flatten(0, 1)[None, tokens] for x in trace.embeds]
+    for i, layer in enumerate(model.layers):
+        heads = trace.z[i].transpose(0, 1).flatten(1, 2)[:, tokens] @ layer.attention.W_O
+        if layer.attention_post is not None:  # linear in each head once its scale is known
+            point = trace.attention_out[i].flatten(0, 1)[tokens]
+            heads = replace(layer.attention_post, frozen=True).jvp(point, heads)
+        blocks.append(heads)
+        if layer.mlp is not None:
+            blocks.append(trace.mlp_out[i].flatten(0, 1)[None, tokens])
+    return torch.cat(blocks)
+
+
+def _streams(experiment: Experiment, trace: Trace) -> list[tuple[list[int], Tensor]]:
+    """Receivers that read one stream, and the stream, ``[batch, pos, d_model]``."""
+    found: list[tuple[list[int], Tensor]] = []
+    for layer, receivers in iter_layers(experiment.graph):
+        heads = sorted({int(v) for kind in KINDS for v in receivers[kind]})
+        found.append((heads, trace.attention_in[layer]))
+        if "mlp" in receivers:
+            found.append((receivers["mlp"].tolist(), trace.mlp_in[layer]))
+    assert trace.final is not None
+    return [*found, ([experiment.graph.receiver_index["logits"]], trace.final)]

@@ -1,0 +1,184 @@
+"""Trained masks: the soft forward pass, hard concrete variables, and the circuits they reach."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import oracle
+import pytest
+import torch
+from test_attribution import build
+from test_compiled import experiment as compiled
+from test_compiled import read
+from test_parity import DATA, expected
+from test_parity import experiment as parity_experiment
+
+from acdc.cli import main
+from acdc.engine.patched import PatchedModel, SoftPatchedModel
+from acdc.errors import OptionError
+from acdc.methods import METHODS, Search
+from acdc.methods.masks import HardConcrete, Training, edge_pruning, subnetwork_probing
+from acdc.methods.nodes import edge_scores
+from acdc.pipeline import discover
+from acdc.tasks.base import Task
+from graphs.roc import auroc
+
+NAMES = ("subnetwork-probing", "edge-pruning")
+TRAINED = (edge_pruning, subnetwork_probing)
+
+
+# --- the soft forward pass ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("intervention", ["resample", "zero"])
+@pytest.mark.parametrize("family", ["LN", "grouped", "GPTNeoX", "Gemma2"])
+def test_weights_of_zero_and_one_are_a_mask(family: str, intervention: str) -> None:
+    experiment, _ = build(family, 4, intervention=intervention)
+    soft, hard = SoftPatchedModel(experiment), PatchedModel(experiment)
+    for share in (0.0, 0.5, 1.0):
+        mask = np.random.default_rng(1).random(experiment.graph.n_edges) < share
+        weights = torch.tensor(mask, dtype=experiment.model.dtype, requires_grad=True)
+        rows = [soft.rows(i, weights) for i in range(len(experiment.batches))]
+        assert torch.cat(rows).mean().item() == pytest.approx(hard.metric(mask), abs=1e-5)
+
+
+@pytest.mark.parametrize("family", ["LN", "grouped", "GPTNeoX", "Gemma2"])
+def test_gradients_of_weights_are_finite_differences(family: str) -> None:
+    experiment, slow = build(family, 1)
+    names = experiment.graph.edge_names()
+    rng = np.random.default_rng(0)
+    values = rng.uniform(0.2, 0.8, len(names))
+    weights = torch.tensor(values, dtype=experiment.model.dtype, requires_grad=True)
+    model = SoftPatchedModel(experiment)
+    total = sum(model.rows(i, weights).sum() for i in range(len(experiment.batches)))
+    (total / experiment.n_rows).backward()
+    assert weights.grad is not None
+    largest = float(weights.grad.abs().max())
+    assert largest > 1e-3
+    eps = 3e-3
+    for edge in rng.choice(len(names), 12, replace=False):
+        ends = []
+        for step in (eps, -eps):
+            share = dict(zip(names, 1 - values, strict=True))
+            share[names[edge]] -= step
+            ends.append(slow.metric(share))
+        wanted = (ends[0] - ends[1]) / (2 * eps)
+        assert float(weights.grad[edge]) == pytest.approx(wanted, abs=2e-3 * largest)
+
+
+# --- hard concrete variables --------------------------------------------------------------
+
+
+def test_masks_are_hard_as_often_as_the_distribution_says() -> None:
+    n = 40_000
+    for log_alpha in (-2.0, 0.0, 3.0):
+        masks = HardConcrete(torch.full((n,), log_alpha))
+        z = masks.sample(torch.Generator().manual_seed(0))
+        assert 0 <= float(z.min()) <= float(z.max()) <= 1
+        wanted = float(masks.probability()[0])
+        assert wanted == pytest.approx(
+            1 / (1 + math.exp(-(log_alpha - 2 / 3 * math.log(0.1 / 1.1)))), rel=1e-5
+        )
+        assert float((z > 0).double().mean()) == pytest.approx(wanted, abs=0.01)
+        assert float((z == 1).double().mean()) > 0.01
+
+
+# --- circuits -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "metric", "tau"), [("ln2", "kl", "0.05"), ("attn3", "logit_diff", "0.2")]
+)
+def test_edge_pruning_reaches_the_circuit_of_acdc(model: str, metric: str, tau: str) -> None:
+    case = parity_experiment(model, metric)
+    true = case.graph.edge_mask(expected(model)["acdc"][f"{metric}|{tau}"]["kept"])
+    notes: list[str] = []
+    sparsity = 1 - true.mean()
+    training = Training(sparsity, steps=200, learning_rate=0.2)
+    assert auroc(true, edge_pruning(case, training, note=notes.append)) >= 0.9
+    assert len(notes) == 200
+    reached = float(notes[-1].split()[-1])
+    assert reached == pytest.approx(sparsity, abs=0.1)
+
+
+@pytest.mark.parametrize("method", TRAINED, ids=lambda m: m.__name__)
+def test_known_circuits_of_compiled_models(method: Callable[..., Any]) -> None:
+    case = compiled("tracr-reverse", "resample")
+    true = case.graph.edge_mask(read("tracr-reverse", "reference-resample.json")["edges"])
+    scores = method(case, Training(0.9, steps=150, learning_rate=0.2))
+    if method is subnetwork_probing:
+        assert scores[case.graph.sender_index["input"]] == 1
+        scores = edge_scores(case, scores)
+    assert auroc(true, scores) >= 0.9
+
+
+@pytest.mark.parametrize("method", TRAINED, ids=lambda m: m.__name__)
+def test_the_seed_decides(method: Callable[..., Any]) -> None:
+    case = parity_experiment("ln2", "kl")
+    case = replace(case, task=Task("few", case.task.pairs[:3]))
+    before = oracle.random_states()
+    first, again, other = (method(case, Training(0.8, 5, seed=seed)) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert oracle.random_states() == before
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_found_circuits(name: str) -> None:
+    case = parity_experiment("ln2", "kl")
+    case = replace(case, task=Task("few", case.task.pairs[:3]))
+    method, counted, notes = METHODS[name], [], []  # type: ignore[var-annotated]
+    search = Search(sparsity=0.7, mask_steps=6, learning_rate=0.3, seed=4, note=notes.append)
+    found = method.find(case, search, counted.append)
+    assert sum(counted) == method.n_units(case, search) == 6
+    assert 0 < found.circuit.n_edges <= round(0.3 * case.graph.n_edges)
+    asked = {"sparsity": 0.7, "steps": 6, "learning_rate": 0.3, "seed": 4}
+    assert found.details["training"] == asked
+    assert notes[0].startswith("loss ")
+    scores = found.circuit.scores
+    assert ((scores > 0) & (scores <= 1)).all()
+    if name == "subnetwork-probing":
+        nodes = subnetwork_probing(case, Training(**asked))
+        np.testing.assert_array_equal(scores, edge_scores(case, nodes))
+
+
+# --- bad input ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sparsity": 0.0}, r"sparsity 0\.0: expected .* above 0 and below 1"),
+        ({"sparsity": 1.0}, r"sparsity 1\.0"),
+        ({"sparsity": -0.5}, r"sparsity -0\.5"),
+        ({"sparsity": float("nan")}, "sparsity nan"),
+        ({"mask_steps": 0}, "mask_steps 0: expected at least 1"),
+        ({"learning_rate": 0.0}, r"learning_rate 0\.0: expected a number above 0"),
+        ({"learning_rate": math.inf}, "learning_rate inf"),
+        ({"sparsity": 0.5, "n_edges": 3}, "a sparsity was given, and a threshold"),
+        ({"sparsity": 0.5, "method": "eap"}, "method 'eap' takes no sparsity"),
+        ({"mask_steps": 9, "method": "acdc"}, "method 'acdc' takes no mask_steps"),
+    ],
+)
+def test_options_that_make_no_sense(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        discover("ioi", model=str(DATA / "ln2"), **{"method": "edge-pruning", **options})
+
+
+def test_one_line_and_status_2(capsys: pytest.CaptureFixture[str], tmp_path: Any) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(SystemExit) as caught:
+        main(
+            ["discover", "ioi", "--method", "edge-pruning", "--sparsity", "1.5", "--out", str(out)]
+        )
+    assert caught.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.splitlines() == [
+        "acdc: sparsity 1.5: expected the share to drop, above 0 and below 1, as 0.95"
+    ]
+    assert not out.exists()
