@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from oracle import FAMILIES, METRICS, Oracle, small_model, small_task
+from oracle import FAMILIES, METRICS, Oracle, edges_in_acdc_order, small_model, small_task
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -58,19 +58,13 @@ def direct_effects(
     oracle: Oracle, head: str, ablated: tuple[str, ...]
 ) -> tuple[float, float, float]:
     """Before, unanswered and after, each from two whole passes in which edges have names."""
-    edges = oracle_edges(oracle)
+    edges = edges_in_acdc_order(oracle.shape)
 
     def effect(gone: set[str]) -> float:
         return oracle.sign * (oracle.without(gone | {f"{head}->logits"}) - oracle.without(gone))
 
     leaving = {edge for edge in edges if edge.split("->")[0] in ablated}
     return effect(set()), effect({f"{u}->logits" for u in ablated}), effect(leaving)
-
-
-def oracle_edges(oracle: Oracle) -> list[str]:
-    from oracle import edges_in_acdc_order
-
-    return edges_in_acdc_order(oracle.shape)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +111,7 @@ def test_direct_effects_are_the_oracles(
         assert row.response.mean == pytest.approx(after - unanswered, abs=4e-5)
     full = oracle.without(())
     direct = oracle.without({f"{head}->logits" for head in role})
-    every = {edge for edge in oracle_edges(oracle) if edge.split("->")[0] in role}
+    every = {edge for edge in edges_in_acdc_order(oracle.shape) if edge.split("->")[0] in role}
     assert found.taken.mean == pytest.approx(oracle.sign * (direct - full), abs=2e-5)
     assert found.total.mean == pytest.approx(oracle.sign * (oracle.without(every) - full), abs=2e-5)
 
@@ -205,34 +199,32 @@ def test_without_a_backup_nobody_is_named() -> None:
     assert abs(mover.repaired) < 0.1
 
 
-# By hand: two heads that both write, and a norm
+# By hand: two heads that both write
 
 CONFIG = {
     "n_layers": 2, "n_heads": 1, "d_model": 8, "d_head": 1, "n_ctx": 2, "d_vocab": 4,
-    "attn_only": True, "act_fn": "relu", "positional_embedding_type": "standard", "attn_scale": 1.0,
+    "attn_only": True, "normalization_type": None, "act_fn": "relu",
+    "positional_embedding_type": "standard", "attn_scale": 1.0,
 }  # fmt: skip
-SIGNAL, FROM, OUT = 0, (2, 3), (4, 5)  # directions of the stream
+SIGNAL, OUT = 0, (4, 5)  # directions of the stream
 
 
 def two_writers(seen_by_second: float) -> dict[str, Tensor]:
-    """Heads a0.h0 and a1.h0 copy the signal of position 0 to directions of their own.
+    """Heads a0.h0 and a1.h0 copy the mean signal of all positions to directions of their own.
 
-    The second also reads what the first wrote, times ``seen_by_second``, off the last position.
+    The second also adds what the first wrote there, times ``seen_by_second``.
     """
     state = {
         "embed.W_E": torch.zeros(4, 8), "pos_embed.W_pos": torch.zeros(2, 8),
         "unembed.W_U": torch.zeros(8, 4), "unembed.b_U": torch.zeros(4),
     }  # fmt: skip
     state["embed.W_E"][1, SIGNAL] = 1
-    state["embed.W_E"][2, SIGNAL] = 0
-    state["pos_embed.W_pos"][0, FROM[0]] = 1
-    state["pos_embed.W_pos"][1, FROM[1]] = 1
     for direction in OUT:
         state["unembed.W_U"][direction, 3] = 1
     for layer in (0, 1):
         attention = {f"W_{k}": torch.zeros(1, 8, 1) for k in "QKV"} | {"W_O": torch.zeros(1, 1, 8)}
         attention |= {f"b_{k}": torch.zeros(1, 1) for k in "QKV"} | {"b_O": torch.zeros(8)}
-        attention["W_V"][0, SIGNAL] = 1  # both positions alike: half of position 0's signal
+        attention["W_V"][0, SIGNAL] = 1  # all positions alike
         attention["W_O"][0, 0, OUT[layer]] = 1
         if layer == 1:
             attention["W_V"][0, OUT[0]] = seen_by_second
@@ -241,15 +233,10 @@ def two_writers(seen_by_second: float) -> dict[str, Tensor]:
 
 
 def two_writers_repair(
-    folder: Path, seen_by_second: float, norm: str | None, intervention: str, metric: str
+    folder: Path, seen_by_second: float, intervention: str, metric: str
 ) -> RoleRepair:
-    config = CONFIG | {"normalization_type": norm, "final_rms": norm == "RMS"}
-    (folder / "config.json").write_text(json.dumps(config))
-    state = two_writers(seen_by_second)
-    if norm is not None:
-        state |= {"ln_final.w": torch.ones(8)}
-        state |= {f"blocks.{layer}.ln1.w": torch.ones(8) for layer in (0, 1)}
-    save_file(state, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    save_file(two_writers(seen_by_second), folder / "model.safetensors")
     row = {"clean": [1, 0], "corrupt": [2, 0], "answers": [3], "wrong_answers": [0]}
     (folder / "task.jsonl").write_text(f"{json.dumps(row)}\n" * 3)
     settings = Settings(
@@ -260,7 +247,7 @@ def two_writers_repair(
 
 @pytest.mark.parametrize("intervention", ["resample", "zero"])
 def test_two_writers_that_do_not_look_at_each_other(intervention: str, tmp_path: Path) -> None:
-    found = two_writers_repair(tmp_path, 0.0, None, intervention, "logit_diff")
+    found = two_writers_repair(tmp_path, 0.0, intervention, "logit_diff")
     for row in found.members:
         assert row.before == row.after == pytest.approx(0.5)
         assert row.verdict is None
@@ -273,7 +260,7 @@ def test_a_second_writer_that_subtracts_what_the_first_wrote(tmp_path: Path) -> 
     The second sees on average 1 / 2 of signal less (1 + 1 / 2) / 2 = 3 / 4 of what the first wrote,
     half of it: 1 / 2 - 3 / 8 = 1 / 8; with the first ablated, 1 / 2.
     """
-    found = two_writers_repair(tmp_path, -0.5, None, "resample", "logit_diff")
+    found = two_writers_repair(tmp_path, -0.5, "resample", "logit_diff")
     first, second = found.members
     assert (first.before, first.after) == pytest.approx((0.5, 0.5))
     assert (second.before, second.unanswered, second.after) == pytest.approx((1 / 8, 1 / 8, 1 / 2))
@@ -284,11 +271,18 @@ def test_a_second_writer_that_subtracts_what_the_first_wrote(tmp_path: Path) -> 
 
 
 def test_growth_by_a_saturated_metric_is_no_backup(tmp_path: Path) -> None:
-    found = two_writers_repair(tmp_path, 0.0, None, "resample", "nll")
+    """By hand: the logits are (0, 0, 0, x), and x is 1, 1 / 2 or 0 with both, one or no head."""
+    found = two_writers_repair(tmp_path, 0.0, "resample", "nll")
+    both, one, none = (np.log(3 + np.exp(x)) - x for x in (1, 0.5, 0))
     for row in found.members:
-        assert row.growth.mean != 0
+        assert (row.before, row.unanswered, row.after) == pytest.approx(
+            (one - both, none - one, none - one), abs=1e-6
+        )
+        assert row.growth.mean == pytest.approx(none - 2 * one + both, abs=1e-6)
         assert row.response.mean == pytest.approx(0, abs=1e-6)
-        assert row.verdict in (None, "rescaled")
+        assert row.share == pytest.approx((none - 2 * one + both) / (one - both), abs=1e-5)
+        assert row.verdict == "rescaled"
+    assert found.backups == ()
 
 
 # Roles and bad input
