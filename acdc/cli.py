@@ -542,6 +542,86 @@ def stability(
     show(f"written to {folder}: stability.json, edges.csv, circuit.json, circuit.svg, circuit.png")
 
 
+@app.command(name="self-repair")
+def self_repair(
+    circuit: Annotated[Path, typer.Argument(help="Folder of a run, or a circuit file.")],
+    role: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--role",
+            help="A role's heads, as mover=a4.h1,a5.h0, or a role of --reference (repeatable; "
+            "default: the circuit's heads with an edge into logits).",
+        ),
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option("--reference", help="Take roles of this reference (acdc list references)."),
+    ] = None,
+    task: Annotated[str | None, typer.Option("--task", help="Task (default: the run's).")] = None,
+    model: Model = None,
+    metric: Annotated[
+        str | None, typer.Option("--metric", help="Metric (default: the run's).")
+    ] = None,
+    n_prompts: NPrompts = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", help="Prompts run together.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="cpu, cuda, cuda:N or mps.")
+    ] = None,
+    intervention: Annotated[
+        str | None, typer.Option("--intervention", help="What ablated edges carry.")
+    ] = None,
+    direction: Annotated[
+        str | None, typer.Option("--direction", help="noising or denoising.")
+    ] = None,
+    seen: Annotated[
+        bool,
+        typer.Option("--seen/--unseen", help="Measure on the prompts that discovery saw."),
+    ] = True,
+    min_share: Annotated[
+        float,
+        typer.Option("--min-share", help="Of what was taken, what a backup gives back at least."),
+    ] = 0.1,
+    n_resamples: Annotated[
+        int, typer.Option("--n-resamples", help="Of the bootstrap over prompts.")
+    ] = 1000,
+    out: Annotated[Path | None, typer.Option("--out", help="JSON file to write.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing file.")
+    ] = False,
+) -> None:
+    """Find backup heads: each head's direct effect before and after others are ablated.
+
+    For a head of a role the others of the role are ablated, for every other head the whole role.
+
+    Example: acdc self-repair runs/ioi --role mover=a4.h1,a5.h0 --out repair.json
+    """
+    from acdc.references import load_reference
+    from acdc.self_repair import parse_roles
+    from acdc.self_repair import self_repair as measure
+    from acdc.terminal import TerminalReporter, self_repair_tables, show
+
+    known = None if reference is None else load_reference(reference)
+    roles = parse_roles(role, known) if role else known
+    found, settings, discovery = _circuit_and_settings(
+        circuit,
+        task=task, model=model, metric=metric, n_prompts=n_prompts, batch_size=batch_size,
+        device=device, intervention=intervention, direction=direction,
+    )  # fmt: skip
+    if out is not None:
+        _check_file(out, overwrite)
+    repair = measure(
+        found, settings, roles, discovery=discovery, seen=seen, min_share=min_share,
+        n_resamples=n_resamples, reporter=TerminalReporter(),
+    )  # fmt: skip
+    if out is not None:
+        repair.save(out)
+    show(*self_repair_tables(repair, f"self-repair in {circuit}"))
+    if out is not None:
+        show(f"written to {out}")
+
+
 @app.command()
 def export(
     circuit: Annotated[Path, typer.Argument(help="Folder of a run, or a circuit file.")],

@@ -15,6 +15,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from acdc.bases import SizeAt
     from acdc.directions import BothDirections
+    from acdc.self_repair import HeadRepair, Measure, RoleRepair, SelfRepair
     from acdc.stability import Stability
     from acdc.verdicts import Judgement
     from graphs import Circuit
@@ -35,12 +36,14 @@ __all__ = [
     "reference_table",
     "roles_table",
     "run_table",
+    "self_repair_tables",
     "show",
     "stability_tables",
     "verdicts_table",
 ]
 
 _TOP_EDGES = 10
+_TOP_OTHERS = 5
 _TOP_REFINED, _TOP_OWN = 15, 4
 
 
@@ -238,6 +241,70 @@ def stability_tables(found: Stability, n: int = _TOP_EDGES) -> tuple[Table, Tabl
     for name, count in list(summary["edges"].items())[:n]:
         edges.add_row(escape(name), f"{count} of {n_seeds}")
     return counts, edges
+
+
+def self_repair_tables(found: SelfRepair, title: str) -> Iterator[Any]:
+    """Yield a table per role, and who backs it up."""
+    yield escape(
+        f"{title}: {found.n_prompts} prompts ({found.task_info['prompts']}), metric "
+        f"{found.settings.metric}, {found.settings.direction}, "
+        f"{found.settings.intervention} ablation"
+    )
+    for role in found.roles:
+        yield _role_table(role)
+    for name, heads in found.backups.items():
+        yield escape(f"backup of {name!r}: {', '.join(heads)}")
+    if not found.backups:
+        yield (
+            f"no backup: no head answers with at least {found.min_share:.0%} of what ablating the "
+            "others takes away"
+        )
+
+
+def _role_table(role: RoleRepair) -> Table:
+    loss = f"ablating all takes {_interval(role.taken)} from the logits directly"
+    if role.repaired is None:
+        loss += ", next to nothing: there is nothing to repair"
+    else:
+        loss += f", {role.total.mean:.3g} in the end: {role.repaired:.0%} is repaired"
+    if not role.members:
+        loss += "; it is alone in its role, so that there are no others to ablate for it"
+    title = f"role {role.role!r}: {', '.join(role.heads)}; {loss}"
+    table = Table(title=escape(title), title_justify="left", caption_justify="left")
+    for column in ("head", "before", "after", "growth", "response", "share", "verdict"):
+        table.add_column(column, justify="left" if column in ("head", "verdict") else "right")
+    for row in role.members:
+        table.add_row(*_repair_cells(row))
+    table.add_section()
+    grown = [row for row in role.others if row.growth.sign]
+    grown.sort(key=lambda row: (row.verdict is None, -abs(row.growth.mean)))
+    shown = grown[:_TOP_OTHERS]
+    for row in shown:
+        table.add_row(*_repair_cells(row))
+    above = "after: above the line the others of the role ablated, below it the whole role"
+    below = f"{len(grown) - len(shown)} more heads change" if len(grown) > len(shown) else ""
+    after = above if role.members else "after: the role ablated"
+    table.caption = "; ".join(part for part in ("direct effects", after, below) if part)
+    if not all(row.in_circuit for row in (*role.members, *shown)):
+        table.caption += "; *: not in the circuit"
+    return table
+
+
+def _repair_cells(row: HeadRepair) -> list[str]:
+    verdict = f"[bold]{row.verdict.upper()}[/bold]" if row.verdict == "backup" else row.verdict
+    return [
+        row.head + ("" if row.in_circuit else " *"),
+        f"{row.before:.3g}",
+        f"{row.after:.3g}",
+        _interval(row.growth),
+        f"{row.response.mean:.3g}",
+        "-" if row.share is None else f"{row.share:.0%}",
+        verdict or "-",
+    ]
+
+
+def _interval(measure: Measure) -> str:
+    return f"{measure.mean:.3g} ({measure.low:.3g} to {measure.high:.3g})"
 
 
 def edges_table(circuit: Circuit, n: int = _TOP_EDGES) -> Table:
