@@ -9,7 +9,7 @@ from typing import Any
 from acdc.engine.experiment import Experiment
 from acdc.errors import CircuitFileError, DictionaryError, OptionError
 from acdc.latents.experiment import LatentExperiment
-from acdc.pipeline import attach_dictionaries, check_settings, load_experiment
+from acdc.pipeline import check_settings, load_experiment, reattach
 from acdc.runs import Settings
 from acdc.tasks import Tokenizer
 from graphs import Circuit
@@ -76,9 +76,9 @@ def _with_dictionaries(
     summary: dict[str, Any],
 ) -> LatentExperiment:
     """Attach the run's dictionaries and check that each is the one that it used."""
-    if settings.saes is None:
+    if settings.saes is None and not settings.neurons:
         raise CircuitFileError(f"{folder}: the circuit has latents, run.json names no dictionaries")
-    experiment = attach_dictionaries(plain, settings, sites=circuit.graph.shape.site_at).experiment
+    experiment = reattach(plain, settings, circuit.graph.shape.site_at)
     latents = summary.get("latents")
     rows = latents.get("sites") if isinstance(latents, dict) else None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):

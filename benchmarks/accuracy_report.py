@@ -104,8 +104,9 @@ _LEGEND = (
     "subnetwork-probing) rank an edge as the lower of its ends, so that other edges between true "
     "nodes rank as high as the true ones. AP: average precision; for ACDC of the ranking by the "
     "largest threshold that keeps an edge. EAP, GIM, NAP and HISP score by the gradient at the "
-    "clean run, where mse, the metric of the compiled models, is flat: they see nothing there; eap-acdc drops "
-    "untested what eap-ig does not see, as everything behind saturated attention. A dash: no circuit is known, or all or none of the items are in it."
+    "clean run, where mse, the metric of the compiled models, is flat: they see nothing there. "
+    "What eap-ig hardly sees, as edges behind saturated attention, eap-acdc drops untested. A "
+    "dash: no circuit is known, or all or none of the items are in it."
 )
 
 

@@ -226,6 +226,18 @@ def test_a_saved_circuit_is_measured_again(tmp_path: Path) -> None:
         evaluate(circuit, replace(run.settings, neurons=False, max_latents=None, saes="bundled"))
 
 
+def test_a_page_of_a_run_with_neurons(tmp_path: Path) -> None:
+    options = {"model": str(DATA / "ln2"), "method": "eap-ig", "metric": "logit_diff"}
+    run = discover(prompts(tmp_path), **options, neurons=True, max_latents=9, n_edges=90)
+    run.save(tmp_path / "run")
+    with pytest.raises(SystemExit) as caught:
+        main(["report", str(tmp_path / "run"), "--no-tests", "--out", str(tmp_path / "a.html")])
+    assert caught.value.code == 0
+    name = next(s for s in run.circuit.graph.senders if ".n" in s)
+    layer, neuron = name[1], name.split(".n")[1]
+    assert f"neuron {neuron} of m{layer}" in (tmp_path / "a.html").read_text()
+
+
 def test_names_and_texts() -> None:
     site = Site("neurons", 3, (5, 12))
     assert site.nodes == ("m3.n5", "m3.n12", "m3.err")

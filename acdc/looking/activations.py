@@ -120,10 +120,10 @@ def latent_sites(
     """Return the attachments narrowed to some latents, each with their names in order."""
     wanted, found = set(nodes), []
     for attachment in experiment.attachments:
-        name = attachment.site.name
-        some = [i for i in attachment.latents if f"{name}.f{i}" in wanted]
+        names = zip(attachment.latents, attachment.site.nodes, strict=False)  # the error node last
+        some = {i: name for i, name in names if name in wanted}
         if some:
-            found.append((attachment.keeping(some), [f"{name}.f{i}" for i in some]))
+            found.append((attachment.keeping(list(some)), list(some.values())))
     return found
 
 

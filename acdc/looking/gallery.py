@@ -386,10 +386,10 @@ def token_shares(
 
 
 def _shares(names: Sequence[str], values: NDArray[np.float64]) -> tuple[Share, ...]:
-    """Return the names with the largest shares of the sum of the values."""
+    """Return the names with the largest shares of the summed sizes (neurons may be below 0)."""
     sums: dict[str, float] = {}
     for name, value in zip(names, values.tolist(), strict=True):
-        sums[name] = sums.get(name, 0.0) + value
+        sums[name] = sums.get(name, 0.0) + abs(value)
     total = sum(sums.values()) or 1.0
     best = sorted(sums.items(), key=lambda item: (-item[1], item[0]))[:_SHARES]
     return tuple(Share(name, value / total) for name, value in best)

@@ -258,8 +258,12 @@ def _about(name: str) -> str:
         "mlp": f"MLP of layer {layer}",
         "input": "the embeddings",
         "logits": "what the metric reads",
-        "latent": f"latent {number} of the dictionary at {site}",
-        "error": f"what the dictionary at {site} misses",
+        "latent": (
+            f"neuron {number} of {site}"
+            if ".n" in name
+            else f"latent {number} of the dictionary at {site}"
+        ),
+        "error": f"what the nodes at {site} leave out",
         "cut": f"the stream at layer {layer}, as its dictionary writes it",
         "shared": "keys and values that several heads share",
     }[kind]
