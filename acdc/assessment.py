@@ -15,6 +15,7 @@ from acdc.engine.constants import Constants
 from acdc.engine.experiment import Direction, Experiment, Intervention
 from acdc.errors import OptionError
 from acdc.evaluation import Evaluation, Evaluator, interval, resampled_faithfulness
+from acdc.methods import METHODS
 from acdc.metrics import METRICS
 from acdc.pipeline import Reporter, Silent, fit, with_constants, with_means
 from acdc.runs import Settings, Timer, versions
@@ -288,11 +289,12 @@ def _areas(
 def _importance(experiment: Experiment, circuit: Circuit) -> np.ndarray:
     """``[edge]`` scores, positive where the edge helps.
 
-    Those of ``acdc`` are so; attribution scores are changes of the metric that they were
-    computed for, in its own direction.
+    Those of some methods are so; the others' are changes of the metric that they were computed
+    for, in its own direction (as are those of methods that are not ours).
     """
     info = circuit.info
-    if info.get("method") == "acdc":
+    method = METHODS.get(str(info.get("method")))
+    if method is not None and (method.minimised or not method.signed):
         return circuit.scores
     metric = METRICS.get(str(info.get("metric")), experiment.metric)
     direction = info.get("direction", experiment.direction)

@@ -13,6 +13,7 @@ from acdc.curves import RANKINGS, ranked_scores, smallest_faithful
 from acdc.engine.experiment import Experiment
 from acdc.errors import OptionError
 from acdc.evaluation import Evaluator
+from acdc.methods import get_method
 from acdc.pipeline import fit
 from acdc.runs import Settings, load_run
 from graphs import Circuit, basis_name
@@ -121,6 +122,9 @@ def _rankings(
     circuit: Circuit, experiment: Experiment, settings: Settings
 ) -> dict[str, NDArray[np.float64]]:
     """Scores by ranking, the edges to keep highest."""
-    if settings.method == "acdc":  # changes of the minimised metric already
+    method = get_method(settings.method)
+    if method.minimised:
         return {"signed": circuit.scores}
+    if not method.signed:
+        return {"absolute": circuit.scores}
     return {name: ranked_scores(experiment, circuit.scores, name) for name in RANKINGS}

@@ -255,6 +255,14 @@ def test_signed_scores_rank_what_helps_first(shared: Path) -> None:  # noqa: F81
     assert (_importance(other, circuit) == _importance(experiment, circuit)).all()
 
 
+@pytest.mark.parametrize("method", ["acdc", "eap-acdc", "edge-pruning", "ifr"])
+def test_scores_that_say_themselves_what_helps(method: str) -> None:
+    experiment = build_experiment(IOI)
+    scores = np.linspace(0, 1, experiment.graph.n_edges)
+    circuit = Circuit(experiment.graph, scores, scores > 0.5, {"method": method})
+    assert (_importance(experiment, circuit) == scores).all()
+
+
 # --- stability ----------------------------------------------------------------------------
 
 

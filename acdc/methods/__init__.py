@@ -319,6 +319,7 @@ METHODS: dict[str, Method] = {
             f"metric's gap whose circuit has faithfulness {DEFAULT_FAITHFULNESS}",
             _find_acdc,
             _acdc_units,
+            minimised=True,
             latents=True,
         ),
         Method(
@@ -328,6 +329,7 @@ METHODS: dict[str, Method] = {
             "tau as for acdc",
             _find_eap_acdc,
             _eap_acdc_units,
+            minimised=True,
             options=("floor",),
         ),
         Method(

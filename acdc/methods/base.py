@@ -150,7 +150,10 @@ class Method:
     options
         Those of :data:`SPECIAL` that it takes.
     signed
-        Whether its scores have a sign to rank by.
+        Whether its scores have a sign to rank by; without one they are at least 0.
+    minimised
+        Whether a score is the change of the minimised metric, positive where the edge helps,
+        rather than that of the metric in its own sign.
     latents
         Whether it knows graphs with latents of dictionaries.
     """
@@ -161,6 +164,7 @@ class Method:
     n_units: Callable[[Experiment, Search], int]
     options: tuple[str, ...] = ()
     signed: bool = True
+    minimised: bool = False
     latents: bool = False
 
     def find(self, experiment: Experiment, search: Search, progress: Progress) -> Found:
