@@ -57,8 +57,8 @@ def write_pt(circuit: Circuit, path: PathLike) -> None:
     Raises
     ------
     CircuitFileError
-        If a score is not finite, or the graph joins q, k and v or splits the embeddings, which
-        the layout cannot say.
+        If a score is not finite, or the graph joins q, k and v, or splits the embeddings or the
+        positions, which the layout cannot say.
     """
     graph = circuit.graph
     wide = component_graph(_wide_shape(graph.shape, path))
@@ -154,6 +154,11 @@ def _collect(circuit: Circuit, graph: Graph, origin: NDArray[np.int64]) -> Circu
 
 def _wide_shape(shape: GraphShape, path: PathLike) -> GraphShape:
     """The shape of EAP-IG's own graph: a key and a value for every head, an MLP in each layer."""
+    if shape.spans:
+        raise CircuitFileError(
+            f"{path}: EAP-IG's layout has no graph split by positions: use .json, or find the "
+            "circuit without --positions"
+        )
     if shape.split_embed or not shape.split_qkv:
         what = "the embeddings split" if shape.split_embed else "q, k and v joined"
         raise CircuitFileError(

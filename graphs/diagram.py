@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from graphs.graph import Graph, parse_node, shape_to_config
 from graphs.latents import parse_latent, sites_to_text
 from graphs.layout import PORT_WIDTH, Placement, place
+from graphs.spans import split_span
 
 __all__ = [
     "BLUE",
@@ -202,6 +203,7 @@ def _fed_heads(graph: Graph, lines: list[Line]) -> list[tuple[str, str]]:
 
 def _place(name: str) -> tuple[int, int, int]:
     """Sort key of a drawn node: layer, kind within the layer, number."""
+    name, _ = split_span(name)
     if match := _KV.fullmatch(name):
         return int(match[1]), 0, int(match[2])
     if latent := parse_latent(name):
@@ -275,7 +277,7 @@ def _graph_settings(
     if placement is not None:
         settings |= {"layout": "nop2", "lp": f"{placement.middle:.0f},{placement.top + 62:.0f}"}
     for key, value in shape_to_config(graph.shape).items():
-        settings[key] = str(value).lower()
+        settings[key] = str(value).lower() if isinstance(value, bool) else str(value)
     if graph.shape.sites:
         settings["sites"] = sites_to_text(graph.shape.sites)
     settings |= attributes
@@ -330,7 +332,7 @@ def _node(name: str, ports: tuple[str, ...], marked: bool, placement: Placement 
     pen = 2.0 if marked else 0.8
     color = HIGHLIGHT if marked else OUTLINE
     layer, _, number = _place(name)
-    if _KV.fullmatch(name):
+    if _KV.fullmatch(split_span(name)[0]):
         look = f"label={_table(f'kv {layer}.{number}', ports, KV_FILL, color, pen)}"
     elif latent := parse_latent(name):
         look = _latent_look(name, latent[0], latent[1], color, pen)

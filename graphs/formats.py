@@ -24,6 +24,7 @@ from typing import Any
 
 import networkx as nx
 import numpy as np
+from numpy.typing import NDArray
 
 from graphs.circuit import Circuit
 from graphs.draw import to_dot
@@ -31,6 +32,7 @@ from graphs.errors import CircuitFileError, GraphError, did_you_mean
 from graphs.files import json_text, write_whole
 from graphs.graph import Graph, component_graph, parse_node, shape_from_config, shape_to_config
 from graphs.latents import sites_from_text, sites_to_text
+from graphs.spans import split_span
 
 __all__ = [
     "from_networkx",
@@ -77,8 +79,8 @@ def load_circuit(path: PathLike) -> Circuit:
 def write_json(circuit: Circuit, path: PathLike) -> None:
     """Write every edge of the graph in the EAP-IG/MIB layout, one line per node and edge.
 
-    In a graph with latents, edges that score 0 and are not in are left out (reading gives them
-    back).
+    In a graph with latents, or split by spans, edges that score 0 and are not in are left out
+    (reading gives them back).
 
     Scores are written so that reading gives the same float64.  ``cfg`` holds the graph's shape
     (and ``d_model`` if ``circuit.info`` has it), ``info`` a copy of ``circuit.info``.
@@ -93,7 +95,7 @@ def write_json(circuit: Circuit, path: PathLike) -> None:
     alive = {*circuit.nodes(), "logits"}
     nodes = (f'"{name}": {{"in_graph": {_json_bool(name in alive)}}}' for name in graph.nodes)
     listed = np.ones(graph.n_edges, dtype=bool)
-    if graph.shape.sites:
+    if graph.shape.sites or graph.shape.spans:
         listed = circuit.in_circuit | (circuit.scores != 0)
     edges = (
         f'"{name}": {{"score": {score!r}, "in_graph": {_json_bool(kept)}}}'
@@ -157,8 +159,10 @@ def to_networkx(circuit: Circuit, *, all_edges: bool = False) -> nx.MultiDiGraph
         (-1 where they mean nothing), and ``latent``, the number of a latent; edges keyed by
         name with ``receiver``, ``score`` and ``in_graph``.  A shared key-value head is a node
         ``a3.kv1`` of kind ``kv``, with edges that carry ``feeds=True`` alone to the heads that
-        it serves; so is what feeds latents (an MLP, a head, a cut ``r3``).  Graph attributes:
-        the keys of a circuit file's ``cfg`` (sites as one word), and ``info``.
+        it serves; so is what feeds latents (an MLP, a head, a cut ``r3``).  Split by spans, nodes
+        have the attribute ``span``, and ``feeds`` edges lead from a head at the span of its keys
+        and values to the head at the spans that read them.  Graph attributes: the keys of a
+        circuit file's ``cfg`` (sites as one word), and ``info``.
     """
     graph = circuit.graph
     view = nx.MultiDiGraph(**_config(circuit), info=dict(circuit.info))
@@ -183,7 +187,7 @@ def to_networkx(circuit: Circuit, *, all_edges: bool = False) -> nx.MultiDiGraph
             score=float(circuit.scores[edge]),
             in_graph=bool(circuit.in_circuit[edge]),
         )
-    _add_feeds(view, graph)
+    _add_feeds(view, graph, chosen)
     return view
 
 
@@ -249,7 +253,8 @@ def read_dot(path: PathLike) -> Circuit:
     except (pygraphviz.DotError, ValueError) as error:
         raise CircuitFileError(f"{path}: no DOT that can be read: {_one_line(error)}") from error
     attributes = dict(view.graph_attr)
-    graph = _graph(path, {k: _plain(attributes[k]) for k in _SHAPE_KEYS if k in attributes})
+    config = {k: attributes[k] for k in _SHAPE_KEYS if k in attributes}
+    graph = _graph(path, {k: v if k in _WORDS else _plain(v) for k, v in config.items()})
     rows = [row for edge in view.edges_iter() for row in _dot_rows(path, edge)]
     for word in attributes.get("undrawn", "").split():
         name, _, score = word.rpartition("=")
@@ -267,7 +272,11 @@ _SHAPE_KEYS = (
     "split_qkv",
     "split_embed",
     "sites",
+    "spans",
+    "scored_spans",
+    "reaches",
 )
+_WORDS = ("sites", "spans", "scored_spans", "reaches")
 
 
 def _by_suffix(path: PathLike, table: dict[str, Callable]) -> Callable:
@@ -415,6 +424,9 @@ def _why_no_edge(graph: Graph, name: str) -> str:
 
 
 def _node_attributes(name: str) -> dict[str, Any]:
+    component, span = split_span(name)
+    if span:
+        return {**_node_attributes(component), "span": span}
     if match := _KV.fullmatch(name):
         return {"kind": "kv", "layer": int(match[1]), "head": int(match[2])}
     kind, layer, number = parse_node(name)
@@ -423,15 +435,17 @@ def _node_attributes(name: str) -> dict[str, Any]:
     return {"kind": kind, "layer": layer, "head": number}
 
 
-def _add_feeds(view: nx.MultiDiGraph, graph: Graph) -> None:
-    """Join each shared key-value head, and what feeds latents, to the nodes that it serves."""
-    for receiver in range(len(graph.receivers)):
+def _add_feeds(view: nx.MultiDiGraph, graph: Graph, edges: NDArray[np.int64]) -> None:
+    """Join what the edges end in to the other nodes that are computed from it.
+
+    Such are shared key-value heads, what feeds latents, and keys and values of another span.
+    """
+    for receiver in np.unique(graph.edge_receiver[edges]).tolist():
         shared = graph.receiver_node(receiver)
-        if shared not in graph.sender_index and shared != "logits" and shared in view:
-            for node in graph.fed_by(receiver):
-                head = graph.nodes[node]
-                if head in view and not view.has_edge(shared, head):
-                    view.add_edge(shared, head, key=f"{shared}->{head}", feeds=True)
+        for node in graph.fed_by(receiver).tolist():
+            head = graph.nodes[node]
+            if head != shared and head in view and not view.has_edge(shared, head):
+                view.add_edge(shared, head, key=f"{shared}->{head}", feeds=True)
 
 
 def _from_view(

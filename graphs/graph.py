@@ -7,6 +7,10 @@ grouped-query attention one key receiver feeds every head of its group).
 
 Everything is an array, so that graphs of ten million edges (sparse-autoencoder latents) cost
 what their arrays cost.
+
+Split by spans (:mod:`graphs.spans`), every sender and receiver exists once per span, an edge
+joins equal spans, and information moves between spans inside heads alone: a key or value input
+of a span feeds its head in every span that can come at or after it.
 """
 
 from __future__ import annotations
@@ -22,6 +26,15 @@ from numpy.typing import NDArray
 
 from graphs.errors import GraphError, did_you_mean
 from graphs.latents import Site, check_sites, parse_latent, sites_from_config
+from graphs.spans import (
+    Reaches,
+    check_spans,
+    reach_matrix,
+    span_name,
+    spans_from_config,
+    spans_to_config,
+    split_span,
+)
 
 __all__ = [
     "Graph",
@@ -37,7 +50,7 @@ _MOST_HEADS = 100_000
 _MOST_EDGES = 50_000_000
 _HEAD = re.compile(r"a(\d+)\.h(\d+)")
 _MLP = re.compile(r"m(\d+)")
-_NODE_OF_RECEIVER = re.compile(r"<[qkv]>$")
+_INPUT = re.compile(r"<[qkv]>")
 
 
 @dataclass(frozen=True)
@@ -63,6 +76,15 @@ class GraphShape:
         sender ``input`` (the default).
     sites
         Dictionaries whose latents are nodes, see :mod:`graphs.latents`.
+    spans
+        Names of the parts of a prompt by which nodes are split, see :mod:`graphs.spans`; none
+        for a graph whose nodes stand for all positions.
+    scored_spans
+        Those that hold scored positions: ``logits`` reads the stream there alone.
+    reaches
+        Pairs ``(s, t)`` of indices into ``spans``: in some prompt a key or value of ``s`` can be
+        read at a position of ``t`` (with causal attention, one at or after it; each span reaches
+        itself).  None: spans follow each other, ``s`` reaches ``t`` if ``s <= t``.
     """
 
     n_layers: int
@@ -73,6 +95,9 @@ class GraphShape:
     split_qkv: bool = True
     split_embed: bool = False
     sites: tuple[Site, ...] = ()
+    spans: tuple[str, ...] = ()
+    scored_spans: tuple[str, ...] = ()
+    reaches: Reaches | None = None
 
     def __post_init__(self) -> None:
         if self.n_layers < 0 or self.n_heads < 1:
@@ -93,6 +118,14 @@ class GraphShape:
                 "the first must be a multiple of the second"
             )
         _ = self.site_at
+        scored, reaches = check_spans(self.spans, self.scored_spans, self.reaches)
+        object.__setattr__(self, "scored_spans", scored)
+        object.__setattr__(self, "reaches", reaches)
+        if self.spans and self.sites:
+            raise GraphError(
+                "a graph of latents cannot be split by spans: leave the dictionaries or the "
+                "positions out"
+            )
 
     @cached_property
     def site_at(self) -> dict[str, Site]:
@@ -108,6 +141,21 @@ class GraphShape:
     def grouped(self) -> bool:
         """Whether several query heads share one key-value head."""
         return self.kv_heads != self.n_heads
+
+    @property
+    def n_spans(self) -> int:
+        """Number of spans; 1 for a graph that is not split."""
+        return max(1, len(self.spans))
+
+    @cached_property
+    def reach(self) -> NDArray[np.bool_]:
+        """``[from, to]``: whether keys and values of a span can be read in another one."""
+        return reach_matrix(self.n_spans, self.reaches)
+
+    @property
+    def unsplit(self) -> GraphShape:
+        """The shape without spans."""
+        return replace(self, spans=(), scored_spans=(), reaches=None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +175,8 @@ class Graph:
         ``[edge]`` int32 indices into senders and receivers, sorted by receiver, then sender.
     feeds_start, feeds
         CSR: receiver ``v`` feeds nodes ``feeds[feeds_start[v]:feeds_start[v + 1]]``.  The node
-        ``logits`` has the index ``n_senders``.
+        ``logits`` has the index ``n_senders``; there is one, also where several spans are scored
+        (receivers ``logits@p4``, ``logits@p9`` feed it).
     """
 
     shape: GraphShape
@@ -181,6 +230,47 @@ class Graph:
         fed[self.feeds] = True
         return ~fed
 
+    @cached_property
+    def components(self) -> Graph:
+        """The graph that is not split by spans; this one, if it is not."""
+        return component_graph(self.shape.unsplit) if self.shape.spans else self
+
+    @cached_property
+    def sender_component(self) -> NDArray[np.int64]:
+        """``[sender]``: the sender's index in ``components``."""
+        return np.arange(self.n_senders) // self.shape.n_spans
+
+    @cached_property
+    def sender_span(self) -> NDArray[np.int64]:
+        """``[sender]``: index into ``shape.spans``; 0 in a graph that is not split."""
+        return np.arange(self.n_senders) % self.shape.n_spans
+
+    @cached_property
+    def receiver_component(self) -> NDArray[np.int64]:
+        """``[receiver]``: the receiver's index in ``components``."""
+        return np.arange(len(self.receivers)) // self.shape.n_spans
+
+    @cached_property
+    def receiver_span(self) -> NDArray[np.int64]:
+        """``[receiver]``: index into ``shape.spans``; 0 in a graph that is not split."""
+        return _spans_of(len(self.receivers), self.shape)
+
+    @cached_property
+    def edge_span(self) -> NDArray[np.int64]:
+        """``[edge]``: index into ``shape.spans`` of both its ends."""
+        return self.receiver_span[self.edge_receiver]
+
+    @cached_property
+    def edge_component(self) -> NDArray[np.int64]:
+        """``[edge]``: the edge's index in ``components``."""
+        if not self.shape.spans:
+            return np.arange(self.n_edges)
+        whole = self.components
+        sender = self.sender_component[self.edge_sender]
+        receiver = self.receiver_component[self.edge_receiver]
+        first = whole.receiver_start[receiver]
+        return first + sender - whole.edge_sender[first]  # a receiver reads senders in a row
+
     def subgraph(self, mask: NDArray[np.bool_]) -> Graph:
         """Return the graph of the same nodes with the edges in ``mask [edge]`` alone."""
         sender, receiver = self.edge_sender[mask], self.edge_receiver[mask]
@@ -220,6 +310,11 @@ class Graph:
         low, high = self.receiver_start[receiver], self.receiver_start[receiver + 1]
         at = low + np.searchsorted(self.edge_sender[low:high], sender)
         if at == high or self.edge_sender[at] != sender:
+            if self.sender_span[sender] != self.receiver_span[receiver]:
+                raise GraphError(
+                    f"edge {name!r} does not exist: an edge stays in one span, only heads move "
+                    "information between spans"
+                )
             raise GraphError(
                 f"edge {name!r} does not exist: {v!r} reads the stream before {u!r} writes to it"
             )
@@ -233,8 +328,13 @@ class Graph:
         return mask
 
     def receiver_node(self, receiver: int) -> str:
-        """Return the name a receiver is drawn under: ``a3.h7`` for ``a3.h7<q>``."""
-        return _NODE_OF_RECEIVER.sub("", self.receivers[receiver])
+        """Return the name a receiver is drawn under.
+
+        ``a3.h7`` for ``a3.h7<q>``, ``a3.h7@IO`` for ``a3.h7<q>@IO``, ``logits`` for
+        ``logits@END``.
+        """
+        name = self.receivers[receiver]
+        return "logits" if split_span(name)[0] == "logits" else _INPUT.sub("", name)
 
 
 def split_edge_name(name: str) -> tuple[str, str]:
@@ -251,13 +351,21 @@ def component_graph(shape: GraphShape) -> Graph:
     Parameters
     ----------
     shape
-        Layers, heads, granularity and sites.
+        Layers, heads, granularity, sites and spans.
 
     Returns
     -------
     Graph
-        GPT-2 small (12 layers, 12 heads) has 32,491 edges.
+        GPT-2 small (12 layers, 12 heads) has 32,491 edges.  Split by P spans, S of them scored,
+        a graph of E edges, L of them into ``logits``, has ``P (E - L) + S L`` edges.
+
+    Raises
+    ------
+    GraphError
+        If the graph is larger than what can be handled.
     """
+    if shape.spans:
+        return _by_span(component_graph(shape.unsplit), shape)
     builder = _Builder()
     embeddings = ("tok", "pos") if shape.split_embed else ("input",)
     builder.write(embeddings)
@@ -281,6 +389,72 @@ def component_graph(shape: GraphShape) -> Graph:
     _cut(builder, shape.site_at.get(f"r{shape.n_layers}"))
     builder.read("logits", [0], len(builder.senders))
     return builder.build(shape)
+
+
+def _by_span(whole: Graph, shape: GraphShape) -> Graph:
+    """Split a graph: senders, receivers and edges once per span, spans inside components."""
+    n_spans, n_read = shape.n_spans, np.diff(whole.receiver_start)
+    n_edges = int(n_spans * n_read[:-1].sum() + len(shape.scored_spans) * n_read[-1])
+    crossing, n_fed = _read_elsewhere(whole), np.diff(whole.feeds_start)
+    n_feeds = int((n_fed * np.where(crossing, shape.reach.sum(), n_spans)).sum())
+    if max(n_edges, n_feeds) > _MOST_EDGES:
+        raise GraphError(
+            f"a graph of {n_edges:,} edges, its keys and values read in {n_feeds:,} places: "
+            f"expected at most {_MOST_EDGES:,} of each; use fewer spans"
+        )
+    receivers = [span_name(name, s) for name in whole.receivers[:-1] for s in shape.spans]
+    receivers += [span_name("logits", s) for s in shape.scored_spans]
+    component, span = np.arange(len(receivers)) // n_spans, _spans_of(len(receivers), shape)
+    # Each receiver reads, in its span, what the component's receiver reads.
+    n_read = n_read[component]
+    edge_receiver = np.repeat(np.arange(len(receivers)), n_read)
+    shift = np.cumsum(n_read) - n_read - whole.receiver_start[component]
+    edge_sender = whole.edge_sender[np.arange(n_edges) - shift[edge_receiver]] * n_spans
+    fed = [
+        _fed_spans(whole, shape, int(v), int(s), bool(crossing[v]))
+        for v, s in zip(component, span, strict=True)
+    ]
+    return Graph(
+        shape=shape,
+        senders=tuple(span_name(name, s) for name in whole.senders for s in shape.spans),
+        receivers=tuple(receivers),
+        edge_sender=(edge_sender + span[edge_receiver]).astype(np.int32),
+        edge_receiver=edge_receiver.astype(np.int32),
+        feeds_start=np.cumsum([0, *map(len, fed)]).astype(np.int32),
+        feeds=np.concatenate(fed).astype(np.int32),
+    )
+
+
+def _spans_of(n_receivers: int, shape: GraphShape) -> NDArray[np.int64]:
+    """``[receiver]``: span of each; the last receivers are those of ``logits``."""
+    spans = np.arange(n_receivers) % shape.n_spans
+    if shape.spans:
+        scored = [shape.spans.index(name) for name in shape.scored_spans]
+        spans[n_receivers - len(scored) :] = scored
+    return spans
+
+
+def _read_elsewhere(graph: Graph) -> NDArray[np.bool_]:
+    """``[receiver]``: whether it is (also) a key or value, read at other positions than its own."""
+    shape = graph.shape
+    whole_heads = not (shape.split_qkv or shape.grouped)
+    return np.array(
+        [
+            name.endswith(("<k>", "<v>")) or ".kv" in name or (whole_heads and name[0] == "a")
+            for name in graph.receivers
+        ]
+    )
+
+
+def _fed_spans(
+    whole: Graph, shape: GraphShape, receiver: int, span: int, crossing: bool
+) -> NDArray[np.int64]:
+    """Nodes of the split graph that a component's receiver feeds from one span."""
+    nodes = whole.fed_by(receiver).astype(np.int64) * shape.n_spans
+    if receiver == len(whole.receivers) - 1:  # the one node logits
+        return nodes
+    spans = np.flatnonzero(shape.reach[span]) if crossing else np.array([span])
+    return (nodes[:, None] + spans).ravel()
 
 
 def _cut(builder: _Builder, site: Site | None) -> None:
@@ -363,18 +537,19 @@ class _Builder:
 
 
 def parse_node(name: str) -> tuple[str, int, int]:
-    """Return ``(kind, layer, number)`` of a node name.
+    """Return ``(kind, layer, number)`` of a node name, whatever its span.
 
     Kind is head, mlp, input or logits; with dictionaries also latent, error or cut.  ``layer``
     and ``number`` (of the head or latent) are -1 where they have no meaning.
     """
-    if match := _HEAD.fullmatch(name):
+    component, _ = split_span(name)
+    if match := _HEAD.fullmatch(component):
         return "head", int(match[1]), int(match[2])
-    if match := _MLP.fullmatch(name):
+    if match := _MLP.fullmatch(component):
         return "mlp", int(match[1]), -1
-    if name in ("input", "tok", "pos"):
+    if component in ("input", "tok", "pos"):
         return "input", -1, -1
-    if name == "logits":
+    if component == "logits":
         return "logits", -1, -1
     if (latent := parse_latent(name)) is not None:
         return latent[0], latent[2], latent[3]
@@ -392,6 +567,7 @@ def shape_from_config(cfg: dict[str, Any]) -> GraphShape:
         _check_config(cfg, "n_key_value_heads", cfg["n_key_value_heads"], int)
     for key in ("attn_only", "parallel_attn_mlp", "split_qkv", "split_embed"):
         _check_config(cfg, key, cfg.get(key, False), bool)
+    spans, scored_spans, reaches = spans_from_config(cfg)
     return GraphShape(
         n_layers=cfg["n_layers"],
         n_heads=cfg["n_heads"],
@@ -401,6 +577,9 @@ def shape_from_config(cfg: dict[str, Any]) -> GraphShape:
         split_qkv=cfg.get("split_qkv", True),
         split_embed=cfg.get("split_embed", False),
         sites=sites_from_config(cfg.get("sites", [])),
+        spans=spans,
+        scored_spans=scored_spans,
+        reaches=reaches,
     )
 
 
@@ -421,4 +600,5 @@ def shape_to_config(shape: GraphShape) -> dict[str, Any]:
         "split_qkv": shape.split_qkv,
         "split_embed": shape.split_embed,
         **({"sites": [site.to_config() for site in shape.sites]} if shape.sites else {}),
+        **spans_to_config(shape.spans, shape.scored_spans, shape.reaches),
     }

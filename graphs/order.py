@@ -18,9 +18,13 @@ _KIND = {"v": 1, "k": 2, "q": 3, None: 4}
 def receiver_order(graph: Graph) -> list[int]:
     """Return receiver indices: ``logits``, then per layer from the last the MLP, v, k and q.
 
-    Heads run from the last to the first within each kind.  In a graph with latents the order
-    is the reverse of the graph's own, which is the same where there are none.
+    Heads run from the last to the first within each kind, and spans from the last to the first
+    within each of these.  In a graph with latents the order is the reverse of the graph's own,
+    which is the same where there are none.
     """
+    if graph.shape.spans:
+        ranks = np.argsort(receiver_order(graph.components))[graph.receiver_component]
+        return np.lexsort((-graph.receiver_span, ranks)).tolist()
     if graph.shape.sites:
         return list(range(len(graph.receivers)))[::-1]
 
@@ -50,6 +54,8 @@ def edge_order(graph: Graph, receiver: int) -> NDArray[np.int64]:
 
 
 def _sender_rank(graph: Graph) -> NDArray[np.int64]:
+    if graph.shape.spans:
+        return _sender_rank(graph.components)[graph.sender_component]
     if graph.shape.sites:
         return _rank_by_place(graph)
     heads = graph.shape.n_heads

@@ -71,7 +71,8 @@ class Items:
     edge, item
         ``[incidence]``: edge ``edge[i]`` belongs to item ``item[i]``.  An edge belongs to one
         pair (to several where a shared key-value head feeds several heads), and to both of
-        its nodes.
+        its nodes.  Split by spans, a pair stays in the span of its edges, and an edge belongs to
+        its nodes in all spans that read it.
     """
 
     granularity: str
@@ -152,6 +153,11 @@ def items(graph: Graph, granularity: str, optional: Iterable[str] = ()) -> Items
     if granularity == "edges":
         kept, item = np.unique(edge, return_inverse=True)
         return Items(granularity, tuple(graph.edge_names(kept)), edge, item)
+    if graph.shape.spans:  # a key is read in several spans, but the pair is of its own
+        head = node // graph.shape.n_spans * graph.shape.n_spans + graph.edge_span[edge]
+        once = np.unique(np.stack([edge, np.where(node < graph.n_senders, head, node)]), axis=1)
+        edge, node = once
+        sender = graph.edge_sender[edge].astype(np.int64)
     pairs, item = np.unique(node * graph.n_senders + sender, return_inverse=True)
     ends = zip(*(part.tolist() for part in np.divmod(pairs, graph.n_senders)), strict=True)
     names = tuple(f"{graph.nodes[u]}->{graph.nodes[v]}" for v, u in ends)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from graphs.errors import GraphError
 from graphs.graph import Graph
+from graphs.select import alive_nodes, prune
 
 __all__ = ["PathSampler"]
 
@@ -22,7 +23,8 @@ class PathSampler:
 
     A path goes through an edge that the circuit lacks, each such edge equally likely, and from
     its ends on by random walks, each next edge equally likely.  So a draw always adds
-    something, however full the circuit is already.
+    something, however full the circuit is already.  Edges on no path at all, as those into the
+    last MLP at a span that is not scored, are never drawn.
 
     Parameters
     ----------
@@ -32,8 +34,11 @@ class PathSampler:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self._by_sender = np.argsort(graph.edge_sender, kind="stable")
-        counts = np.bincount(graph.edge_sender, minlength=graph.n_senders)
+        every = np.ones(graph.n_edges, dtype=bool)
+        self._on_path, self._alive = prune(graph, every), alive_nodes(graph, every)
+        edges = np.flatnonzero(self._on_path)
+        self._by_sender = edges[np.argsort(graph.edge_sender[edges], kind="stable")]
+        counts = np.bincount(graph.edge_sender[edges], minlength=graph.n_senders)
         self._out_start = np.concatenate([[0], np.cumsum(counts)])
         self._readers: list[list[int]] = [[] for _ in graph.nodes]
         for receiver in range(len(graph.receivers)):
@@ -52,7 +57,7 @@ class PathSampler:
         Parameters
         ----------
         n_edges
-            0 to the number of edges that are not avoided.
+            0 to the number of edges on paths that are not avoided.
         rng
             What draws them.
         avoid
@@ -63,7 +68,7 @@ class PathSampler:
         GraphError
             If there are not so many edges.
         """
-        free = np.ones(self.graph.n_edges, dtype=bool) if avoid is None else ~avoid
+        free = self._on_path.copy() if avoid is None else self._on_path & ~avoid
         if not 0 <= n_edges <= free.sum():
             raise GraphError(f"a random circuit of {n_edges} edges: expected 0 to {free.sum()}")
         if n_edges == free.sum():
@@ -82,7 +87,7 @@ class PathSampler:
         GraphError
             If every edge is in the circuit already.
         """
-        outside = np.flatnonzero(~mask)
+        outside = np.flatnonzero(self._on_path & ~mask)
         if not len(outside):
             raise GraphError("a circuit of every edge cannot be inflated: leave one out")
         more = mask.copy()
@@ -103,9 +108,14 @@ class PathSampler:
     def _downwards(self, edge: int, rng: np.random.Generator) -> list[int]:
         """Edges from the receiver of ``edge`` to ``logits``."""
         graph, walk = self.graph, []
-        node = int(rng.choice(graph.fed_by(int(graph.edge_receiver[edge]))))
+        node = self._fed(edge, rng)
         while node != graph.n_senders:
             start, stop = self._out_start[node : node + 2].tolist()
             walk.append(int(self._by_sender[rng.integers(start, stop)]))
-            node = int(rng.choice(graph.fed_by(int(graph.edge_receiver[walk[-1]]))))
+            node = self._fed(walk[-1], rng)
         return walk
+
+    def _fed(self, edge: int, rng: np.random.Generator) -> int:
+        """Return a random one of the nodes that an edge feeds, of those that reach ``logits``."""
+        fed = self.graph.fed_by(int(self.graph.edge_receiver[edge]))
+        return int(rng.choice(fed[self._alive[fed]]))
