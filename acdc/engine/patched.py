@@ -80,10 +80,8 @@ class PatchedModel:
         return self.values(np.ones(self.experiment.graph.n_edges, dtype=bool))
 
     def _matrix(self, mask: NDArray[np.bool_]) -> Tensor:
-        """``[receiver, sender] bool``: which edges are in."""
-        graph = self.experiment.graph
-        matrix = torch.zeros(len(graph.receivers), graph.n_senders, dtype=torch.bool)
-        matrix[graph.edge_receiver[mask], graph.edge_sender[mask]] = True
+        """``[span, receiver, sender] bool``: which edges are in."""
+        matrix = torch.as_tensor(self.experiment.by_component(mask))
         return matrix.to(self.experiment.model.device)
 
     def _plain(self, i: int) -> _PlainRuns:
@@ -122,9 +120,12 @@ class SoftPatchedModel(PatchedModel):
             plain = self._plain(i)
         place = tuple(
             torch.as_tensor(index, dtype=torch.long, device=weights.device)
-            for index in (graph.edge_receiver, graph.edge_sender)
+            for index in self.experiment.edge_place
         )
-        zeros = weights.new_zeros(len(graph.receivers), graph.n_senders)
+        components = graph.components
+        zeros = weights.new_zeros(
+            graph.shape.n_spans, len(components.receivers), components.n_senders
+        )
         matrix = zeros.index_put(place, weights)
         return _SoftPatchedRun(self.experiment, batch, plain, matrix).rows()
 
@@ -159,11 +160,11 @@ class _PatchedRun:
         self, experiment: Experiment, batch: Batch, plain: _PlainRuns, kept: Tensor
     ) -> None:
         self.experiment, self.batch = experiment, batch
-        self.model, self.graph = experiment.model, experiment.graph
+        self.model, self.graph = experiment.model, experiment.graph.components
         self.ablated = plain.ablated
         self.current = plain.out.clone()  # replaced layer by layer
         self.n_sources = 2 if self.model.shape.split_embed else 1
-        self.kept = kept  # (receiver, sender)
+        self.kept = kept  # (span, receiver, sender)
 
     def rows(self) -> Tensor:
         """Metric of every scored row of the batch: ``[row]``."""
@@ -211,7 +212,7 @@ class _PatchedRun:
 
         ``below`` counts the layers whose attention they read.
         """
-        kept = self.kept[torch.as_tensor(receivers), :n_seen].to(self.current.dtype)
+        kept = self.kept[:, torch.as_tensor(receivers), :n_seen].to(self.current.dtype)
         layers = [block.attention for block in self.model.layers[:below]]
         if not self.model.has_post_norm:
             out = self._mix(kept, slice(0, n_seen))
@@ -220,10 +221,10 @@ class _PatchedRun:
         heads = self.model.shape.n_heads
         mlps = [self._start(i) + heads for i in range(len(self.model.layers))]
         direct = [*range(self.n_sources), *(u for u in mlps if u < n_seen)]
-        out = self._mix(kept[:, direct], torch.tensor(direct, device=self.current.device))
+        out = self._mix(kept[:, :, direct], torch.tensor(direct, device=self.current.device))
         for layer, attention in enumerate(layers):
             nodes = slice(self._start(layer), self._start(layer) + heads)
-            raw = self._mix(kept[:, nodes], nodes)
+            raw = self._mix(kept[:, :, nodes], nodes)
             post = self.model.layers[layer].attention_post
             assert post is not None
             out = out + post(raw if attention.b_O is None else raw + attention.b_O)
@@ -231,9 +232,12 @@ class _PatchedRun:
 
     def _mix(self, kept: Tensor, senders: slice | Tensor) -> Tensor:
         """``sum_in current + sum_out ablated`` of some senders: ``[receiver, b, p, d]``."""
-        return torch.einsum("rs,sbpd->rbpd", kept, self.current[senders]) + torch.einsum(
-            "rs,sbpd->rbpd", 1 - kept, self.ablated[senders]
-        )
+        current, ablated = self.current[senders], self.ablated[senders]
+        if len(kept) == 1:
+            kept, sums = kept[0], "rs,sbpd->rbpd"
+        else:
+            kept, sums = kept[list(self.batch.spans)], "prs,sbpd->rbpd"
+        return torch.einsum(sums, kept, current) + torch.einsum(sums, 1 - kept, ablated)
 
 
 class _SoftPatchedRun(_PatchedRun):
