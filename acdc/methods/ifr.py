@@ -5,9 +5,10 @@ receiver that reads ``y = sum_u z_u`` at one position, sender u has the share ::
 
     max(|y|_1 - |y - z_u|_1, 0)
 
-of the sum over its senders; the score of an edge is the mean share over positions (where the graph
-is split by spans: those of the edge's span), then over prompts.  Nothing is ablated and no metric enters: scores say where information flows on these
-prompts, not what the task needs.  q, k and v of a head read the same stream and have one score.
+of the sum over its senders; the score of an edge is the mean share over positions (in a graph split
+by spans those of its span), then over prompts.  Nothing is ablated and no metric enters: scores say
+where information flows on these prompts, not what the task needs.  q, k and v of a head read the
+same stream and have one score.
 """
 
 from __future__ import annotations
