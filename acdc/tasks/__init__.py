@@ -297,6 +297,7 @@ def _with_bos(task: Task, tokenizer: Tokenizer | None) -> Task:
             clean=(bos, *pair.clean),
             corrupt=(bos, *pair.corrupt),
             scored=tuple(position + 1 for position in pair.scored),
+            spans={label: tuple(p + 1 for p in at) for label, at in pair.spans.items()},
         )
         for pair in task.pairs
     ]

@@ -6,12 +6,17 @@ of different length live side by side in one task; the engine groups them by len
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from acdc.errors import TaskError
+from acdc.errors import GraphError, TaskError
+from graphs.spans import check_span_name
 
-__all__ = ["Pair", "Task", "Tokenizer", "single_token_continuation"]
+__all__ = ["REST", "Pair", "Task", "Tokenizer", "single_token_continuation"]
+
+REST = "rest"
+"""The span of the positions that have no label."""
 
 
 class Tokenizer(Protocol):
@@ -39,6 +44,9 @@ class Pair:
         where the metric compares with the clean run alone (kl, mse).
     scored
         Ascending positions whose logits are scored; the last one unless given.
+    spans
+        Label -> positions of its tokens, the same in both prompts; no position has two labels.
+        Unlabelled positions form the span ``rest``.
     """
 
     clean: tuple[int, ...]
@@ -46,6 +54,7 @@ class Pair:
     answers: tuple[int, ...] = ()
     wrong_answers: tuple[int, ...] = ()
     scored: tuple[int, ...] = ()
+    spans: dict[str, tuple[int, ...]] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if len(self.clean) != len(self.corrupt):
@@ -68,6 +77,26 @@ class Pair:
             raise TaskError(
                 f"scored positions {list(self.scored)}: give each once, in ascending order"
             )
+        self._check_spans()
+
+    def _check_spans(self) -> None:
+        labels: dict[int, str] = {}
+        for label, positions in self.spans.items():
+            _check_label(label)
+            if not positions:
+                raise TaskError(f"span {label!r} has no positions: give at least one")
+            for position in positions:
+                if not 0 <= position < len(self.clean):
+                    raise TaskError(
+                        f"span {label!r} has position {position}, but the prompt has the positions "
+                        f"0 to {len(self.clean) - 1}: count from 0"
+                    )
+                if position in labels:
+                    raise TaskError(
+                        f"position {position} is in span {labels[position]!r} and in {label!r}: "
+                        "give each position one label"
+                    )
+                labels[position] = label
 
 
 @dataclass(frozen=True)
@@ -92,9 +121,31 @@ class Task:
     def __post_init__(self) -> None:
         if not self.pairs:
             raise TaskError(f"task {self.name!r} has no prompt pairs: give at least one")
+        labels = self.pairs[0].spans.keys()
+        for row, pair in enumerate(self.pairs, start=1):
+            if pair.spans.keys() != labels:
+                raise TaskError(
+                    f"task {self.name!r}: row {row} labels the spans {_listed(pair.spans)}, row 1 "
+                    f"{_listed(labels)}: label the same ones in every row"
+                )
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+
+def _check_label(label: str) -> None:
+    if label == REST:
+        raise TaskError(
+            f"span {REST!r}: this is what the unlabelled positions are called, choose another label"
+        )
+    try:
+        check_span_name(label)
+    except GraphError as error:
+        raise TaskError(str(error)) from None
+
+
+def _listed(labels: Iterable[str]) -> str:
+    return ", ".join(labels) or "(none)"
 
 
 def single_token_continuation(tokenizer: Tokenizer, prompt: str, answer: str) -> int:

@@ -10,6 +10,9 @@ the third ``:param`` comes the third argument::
         :param size: unit dark
         :param                                  -> " file"
 
+Spans: ``A_def`` to ``D_def`` are the arguments in the header, ``B_comma`` the comma after the
+second one, ``A_doc`` and ``B_doc`` the documented ones, ``param_3`` the last token.
+
 References
 ----------
 Heimersheim and Janiak 2023, "A circuit for Python docstrings in a 4-layer attention-only
@@ -23,10 +26,12 @@ from random import Random
 from acdc.tasks.base import Pair, Tokenizer, single_token_continuation
 from acdc.tasks.prompts import (
     Draw,
+    Filled,
     Generated,
     collect_pairs,
     fill_template,
     single_token_words,
+    slot_names,
 )
 from acdc.tasks.words import ARGUMENTS, DESCRIPTIONS, METHODS
 
@@ -100,11 +105,21 @@ def _drawer(tokenizer: Tokenizer, rng: Random, names: list[str], corruption: str
                 corrupt.ids,
                 (single_token_continuation(tokenizer, clean.text, f" {right}"),),
                 tuple(single_token_continuation(tokenizer, clean.text, f" {w}") for w in wrong),
+                spans=_spans(clean, scene),
             ),
             "docstring",
         )
 
     return draw
+
+
+def _spans(filled: Filled, scene: str) -> dict[str, tuple[int, ...]]:
+    at = dict(zip(slot_names(scene), (first for first, _ in filled.slots), strict=True))
+    places = {f"{letter}_def": at[slot] for letter, slot in zip("ABCD", DEFINITION, strict=True)}
+    places |= {"B_comma": at["DEF1"] + 1}
+    places |= {f"{letter}_doc": at[slot] for letter, slot in zip("AB", DOCUMENTED, strict=True)}
+    places |= {"param_3": filled.last}
+    return {label: (places[label],) for label in sorted(places, key=places.__getitem__)}
 
 
 def _scene(rng: Random) -> str:

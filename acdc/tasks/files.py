@@ -3,7 +3,8 @@
 ======== ===================================================================================
 suffix   content
 ======== ===================================================================================
-.jsonl   one object per line: ``clean``, ``corrupt``, ``answers``, ``wrong_answers``, ``scored``
+.jsonl   one object per line: ``clean``, ``corrupt``, ``answers``, ``wrong_answers``, ``scored``,
+         ``spans``
 .json    AutoCircuit: ``{"prompts": [{"clean", "corrupt", "answers", "wrong_answers"}]}``
 .csv     EAP-IG: columns ``clean``, ``corrupted``, ``correct_idx``, ``incorrect_idx``
 ======== ===================================================================================
@@ -12,7 +13,8 @@ A prompt is a text or a list of token ids, an answer a text or one token id; ``a
 be one answer or a list, and may be called ``answer``; ``wrong_answers`` may be called
 ``wrong_answer`` or ``wrong``.  Answers may be missing where the metric needs none (kl, mse).
 ``scored`` lists the token positions whose logits are scored, from 0; the last one where it is
-missing.  Further keys and columns are ignored.
+missing.  ``spans`` labels token positions, as ``{"IO": [3, 4], "END": [14]}``, the same labels in
+every row; positions without a label form the span ``rest``.  Further keys and columns are ignored.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "answers": ("answers", "answer"),
     "wrong_answers": ("wrong_answers", "wrong_answer", "wrong"),
     "scored": ("scored",),
+    "spans": ("spans",),
 }
 CSV_KEYS: dict[str, tuple[str, ...]] = {
     "clean": ("clean",),
@@ -43,8 +46,9 @@ CSV_KEYS: dict[str, tuple[str, ...]] = {
     "answers": ("correct_idx",),
     "wrong_answers": ("incorrect_idx",),
     "scored": ("scored",),
+    "spans": ("spans",),
 }
-OPTIONAL = ("answers", "wrong_answers", "scored")
+OPTIONAL = ("answers", "wrong_answers", "scored", "spans")
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,8 @@ class Row:
         Texts or token ids.
     scored
         Token positions; None for the last one.
+    spans
+        Label -> token positions; None for no labels.
     """
 
     where: str
@@ -69,6 +75,7 @@ class Row:
     answers: list[Any]
     wrong_answers: list[Any]
     scored: Any
+    spans: Any
 
 
 @dataclass(frozen=True)
@@ -168,12 +175,13 @@ SUFFIXES = {".jsonl": _jsonl_rows, ".json": _json_rows, ".csv": _csv_rows}
 
 
 def _cell(value: str) -> Any:
-    """Return a CSV cell as an integer or a list of integers if it is one, else as text."""
+    """Return a CSV cell as an integer, list of integers or object if it is one, else as text."""
     try:
         parsed = json.loads(value)
     except ValueError:
         return value
-    return parsed if _is_id(parsed) or _is_id_list(parsed) else value
+    known = _is_id(parsed) or _is_id_list(parsed) or isinstance(parsed, dict)
+    return parsed if known else value
 
 
 def _parse_json(where: str, text: str) -> Any:
@@ -206,6 +214,7 @@ def _row(where: str, content: Any, keys: Mapping[str, tuple[str, ...]]) -> Row:
         _as_list(values["answers"]),
         _as_list(values["wrong_answers"]),
         values["scored"],
+        values["spans"],
     )
 
 
@@ -249,9 +258,20 @@ def _pair(
             raise TaskError(
                 f"'scored' is {row.scored!r}: give a list of token positions, counted from 0"
             )
-        return Pair(clean.ids, corrupt.ids, answers, wrong, tuple(row.scored or ()))
+        spans = _spans(row.spans)
+        return Pair(clean.ids, corrupt.ids, answers, wrong, tuple(row.scored or ()), spans)
     except TaskError as error:
         raise TaskError(f"{row.where}: {error}") from None
+
+
+def _spans(value: Any) -> dict[str, tuple[int, ...]]:
+    spans = {} if value is None else value
+    if not isinstance(spans, dict) or not all(_is_id_list(at) for at in spans.values()):
+        raise TaskError(
+            f"'spans' is {str(value)[:60]}: give an object of labels with lists of token "
+            'positions, as {"IO": [3, 4], "END": [14]}'
+        )
+    return {label: tuple(at) for label, at in spans.items()}
 
 
 def _prompt(key: str, value: Any, tokenizer: Tokenizer | None) -> Prompt:

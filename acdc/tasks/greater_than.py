@@ -8,6 +8,9 @@ Years are those that the tokenizer splits into a century and two digits, one tok
 GPT-2's does.  They begin at 02, after the corrupted one, and the last of each century is left
 out, so that every prompt has right and wrong ends.  Ends are 00 to 99.
 
+Spans: ``noun`` is the event, ``XX`` and ``YY`` the century and the two digits of the start year,
+``END`` the last token, the century of the end year.
+
 References
 ----------
 Hanna, Liu and Variengien 2023, "How does GPT-2 compute greater-than?", section 2 (prompts, the
@@ -135,6 +138,9 @@ def _drawer(
             return None
         right = tuple(token for digits, token in sorted(ends.items()) if digits > start)
         wrong = tuple(token for digits, token in sorted(ends.items()) if digits <= start)
-        return Generated(Pair(clean.ids, corrupt.ids, right, wrong), TEMPLATE)
+        (noun, _), (year, _), _ = clean.slots
+        spans: dict[str, tuple[int, ...]]
+        spans = {"noun": (noun,), "XX": (year,), "YY": (year + 1,), "END": (clean.last,)}
+        return Generated(Pair(clean.ids, corrupt.ids, right, wrong, spans=spans), TEMPLATE)
 
     return draw

@@ -5,6 +5,9 @@
 stands where the answer stood (``Y``).  All prompts are equally long, but the length of a round
 varies, so that counting positions does not help.
 
+Spans: ``END`` is the last token, ``A1`` where it stood in the first round, ``B1`` the answer
+after that.
+
 Prompts are token ids, drawn from the whole vocabulary but for special tokens: the task works
 with any tokenizer and with none.
 
@@ -78,6 +81,7 @@ def _drawer(token_ids: Sequence[int], rng: Random) -> Draw:
                 (*other, *again),
                 (first[LENGTH - n],),
                 (other[LENGTH - n],),
+                spans={"A1": (LENGTH - n - 1,), "B1": (LENGTH - n,), "END": (LENGTH - 1,)},
             ),
             f"a round of {n} tokens",
         )

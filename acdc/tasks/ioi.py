@@ -4,6 +4,9 @@
 prompt has three unrelated names in the places of the three (the ABC distribution), so that
 nothing tells either name of the clean prompt from the other.
 
+Spans: ``S1`` and ``S2`` where the subject stands, ``S1+1`` the token after ``S1``, ``IO`` the
+other name, ``END`` the last token.
+
 References
 ----------
 Wang et al. 2022, "Interpretability in the Wild: a Circuit for Indirect Object Identification
@@ -17,10 +20,12 @@ from random import Random
 from acdc.tasks.base import Pair, Tokenizer, single_token_continuation
 from acdc.tasks.prompts import (
     Draw,
+    Filled,
     Generated,
     collect_pairs,
     fill_template,
     single_token_words,
+    slot_names,
 )
 from acdc.tasks.words import NAMES, OBJECTS, PLACES
 
@@ -89,6 +94,15 @@ def _drawer(tokenizer: Tokenizer, rng: Random, names: list[str]) -> Draw:
             return None
         answer = single_token_continuation(tokenizer, clean.text, f" {io}")
         wrong = single_token_continuation(tokenizer, clean.text, f" {subject}")
-        return Generated(Pair(clean.ids, corrupt.ids, (answer,), (wrong,)), template)
+        pair = Pair(clean.ids, corrupt.ids, (answer,), (wrong,), spans=_spans(clean, scene, index))
+        return Generated(pair, template)
 
     return draw
+
+
+def _spans(filled: Filled, scene: str, index: int) -> dict[str, tuple[int, ...]]:
+    """Where the names and the end are; the subject is the second name in even prompts."""
+    at = dict(zip(slot_names(scene), (first for first, _ in filled.slots), strict=True))
+    subject, io = (at["B"], at["A"]) if index % 2 == 0 else (at["A"], at["B"])
+    places = {"S1": subject, "S1+1": subject + 1, "IO": io, "S2": at["S"]}
+    return {label: (position,) for label, position in (places | {"END": filled.last}).items()}

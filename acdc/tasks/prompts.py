@@ -21,6 +21,7 @@ __all__ = [
     "encode",
     "fill_template",
     "single_token_words",
+    "slot_names",
     "split_template",
     "word_width",
 ]
@@ -47,6 +48,11 @@ class Filled:
     text: str
     ids: tuple[int, ...]
     slots: tuple[tuple[int, int], ...]
+
+    @property
+    def last(self) -> int:
+        """Position of the last token."""
+        return len(self.ids) - 1
 
     @property
     def single(self) -> bool:
@@ -79,6 +85,17 @@ def split_template(template: str) -> list[tuple[str, str]]:
         pieces.append((template[end : match.start()], match.group(1)))
         end = match.end()
     return [*pieces, (template[end:], "")]
+
+
+def slot_names(template: str) -> list[str]:
+    """Return the names of a template's slots in order of the text.
+
+    Examples
+    --------
+    >>> slot_names("Then, {A} and {B} left. {A} came")
+    ['A', 'B', 'A']
+    """
+    return [slot for _, slot in split_template(template) if slot]
 
 
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -7,6 +7,9 @@ name in the same places, so it asks for the other pronoun.
 Nouns and names may be several tokens long, but all nouns of a task are equally long, and so
 are all its names: the prompts of one template are aligned, clean and corrupt.  Girls and boys
 are the clean prompt in turn.
+
+Spans: ``noun`` and ``name`` are the tokens of the noun and of the name where it comes first,
+``END`` is the last token.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from acdc.errors import TaskError
 from acdc.tasks.base import Pair, Tokenizer, single_token_continuation
 from acdc.tasks.prompts import (
     Draw,
+    Filled,
     Generated,
     collect_pairs,
     fill_template,
@@ -114,9 +118,15 @@ def _drawer(
             return None
         right, wrong = _pronouns(template) if index % 2 == 0 else _pronouns(template)[::-1]
         answers = [single_token_continuation(tokenizer, clean.text, a) for a in (right, wrong)]
-        return Generated(Pair(clean.ids, corrupt.ids, (answers[0],), (answers[1],)), template)
+        pair = Pair(clean.ids, corrupt.ids, (answers[0],), (answers[1],), spans=_spans(clean))
+        return Generated(pair, template)
 
     return draw
+
+
+def _spans(filled: Filled) -> dict[str, tuple[int, ...]]:
+    noun, name = (tuple(range(first, first + width)) for first, width in filled.slots[:2])
+    return {"noun": noun, "name": name, "END": (filled.last,)}
 
 
 def _pronouns(template: str) -> tuple[str, str]:
