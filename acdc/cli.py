@@ -75,6 +75,12 @@ SplitQkv = Annotated[
 SplitEmbed = Annotated[
     bool, typer.Option("--split-embed/--no-split-embed", help="Token and position apart.")
 ]
+Positions = Annotated[
+    str,
+    typer.Option(
+        "--positions", help="Split nodes and edges: none, by token, or by span of the task."
+    ),
+]
 Guess = Annotated[
     str,
     typer.Option("--guess", help="What acdc expects (speed only): removed, eap or eap-ig."),
@@ -133,6 +139,7 @@ def discover(
     direction: Direction = "noising",
     split_qkv: SplitQkv = True,
     split_embed: SplitEmbed = False,
+    positions: Positions = "none",
     trust_remote_code: Trust = False,
     saes: Saes = None,
     max_latents: Annotated[
@@ -174,7 +181,7 @@ def discover(
         n_prompts=n_prompts, batch_size=batch_size, seed=seed, corruption=corruption,
         device=device, dtype=dtype, prepend_bos=prepend_bos, intervention=intervention,
         direction=direction, split_qkv=split_qkv, split_embed=split_embed,
-        trust_remote_code=trust_remote_code, saes=saes, max_latents=max_latents,
+        positions=positions, trust_remote_code=trust_remote_code, saes=saes, max_latents=max_latents,
         candidates=candidates,
     )  # fmt: skip
     settings = check_settings(settings)
@@ -211,6 +218,7 @@ def sweep(
     direction: Direction = "noising",
     split_qkv: SplitQkv = True,
     split_embed: SplitEmbed = False,
+    positions: Positions = "none",
     trust_remote_code: Trust = False,
     guess: Guess = "removed",
     memory: Memory = 1.0,
@@ -239,7 +247,7 @@ def sweep(
         n_prompts=n_prompts, batch_size=batch_size, seed=seed, corruption=corruption,
         device=device, dtype=dtype, prepend_bos=prepend_bos, intervention=intervention,
         direction=direction, split_qkv=split_qkv, split_embed=split_embed,
-        trust_remote_code=trust_remote_code,
+        positions=positions, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     with reporter.phase("draw and write", None):
         frontier.save(folder, overwrite=overwrite)
@@ -426,6 +434,7 @@ def stability(
     prepend_bos: Bos = False,
     intervention: Intervention = "resample",
     direction: Direction = "noising",
+    positions: Positions = "none",
     trust_remote_code: Trust = False,
     memory: Memory = 1.0,
     at_least: Annotated[
@@ -457,7 +466,7 @@ def stability(
         threshold=threshold, n_edges=edges, ranking=ranking, steps=steps, n_prompts=n_prompts,
         batch_size=batch_size, seed=seed, corruption=corruption, device=device, dtype=dtype,
         prepend_bos=prepend_bos, intervention=intervention, direction=direction,
-        trust_remote_code=trust_remote_code,
+        positions=positions, trust_remote_code=trust_remote_code,
     )  # fmt: skip
     with reporter.phase("draw and write", None):
         found.save(folder, at_least=at_least, overwrite=overwrite)

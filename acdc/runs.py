@@ -23,6 +23,7 @@ from typing import Any
 from acdc.checkpoint import Checkpoint
 from acdc.errors import CircuitFileError, OptionError, OutputError
 from acdc.evaluation import Evaluation
+from acdc.positions import POSITIONS
 from graphs import Circuit
 from graphs.draw import render, to_dot
 from graphs.files import json_text, write_whole
@@ -67,6 +68,9 @@ class Settings:
         What ablated edges carry, and from which run the search starts.
     split_qkv, split_embed
         Granularity of the graph.
+    positions
+        By what nodes and edges are split, see :mod:`acdc.positions`: ``none``, ``token`` or
+        ``span``.
     trust_remote_code
         Whether the model's folder may run its own code.
     saes, max_latents, candidates
@@ -98,6 +102,7 @@ class Settings:
     direction: str = "noising"
     split_qkv: bool = True
     split_embed: bool = False
+    positions: str = "none"
     trust_remote_code: bool = False
     saes: str | None = None
     max_latents: int | None = None
@@ -118,6 +123,7 @@ class Settings:
         for name, known in (
             ("intervention", ("resample", "zero")),
             ("direction", ("noising", "denoising")),
+            ("positions", ("none", *POSITIONS)),
         ):
             if getattr(self, name) not in known:
                 raise OptionError(
