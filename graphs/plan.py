@@ -41,8 +41,8 @@ class Flow:
     positions
         Sorted positions at which it changes.
     senders
-        Touched nodes with a kept edge to it, in topological order; empty for the receiver
-        under test, whose change is given.
+        Nodes that change where they have a kept edge to it, in topological order; empty for the
+        receiver under test, whose change is given.
     kept_at
         By sender: sorted positions at which its edge is kept; None for all of the prompt.
     """
@@ -148,6 +148,7 @@ class Planner:
         self._live = np.zeros((n_receivers, n_pos), dtype=bool)
         self.kept: list[NDArray[np.int32]] = [np.zeros(0, np.int32)] * n_receivers
         self._kept_at: dict[int, _KeptAt] = {}
+        self._plans: dict[tuple[int, bytes], Plan] = {}
         self._flat: tuple[NDArray[np.int64], NDArray[np.int32]] | None = None
 
     def live(self, receiver: int) -> NDArray[np.bool_]:
@@ -165,13 +166,17 @@ class Planner:
 
     def finish(self, receiver: int, kept_edges: NDArray[np.int64]) -> None:
         """Record the kept edges of a receiver; its senders become live where it reads them."""
+        self._plans.clear()
+        if not len(kept_edges):
+            return
         graph, component = self.graph, int(self.graph.receiver_component[receiver])
         senders = np.sort(graph.edge_sender[kept_edges])
         self.kept[component] = np.concatenate([self.kept[component], senders])
         self._kept_at.pop(component, None)
         self._flat = None
-        self._live[component] = self._live_of(component)
-        self.need[graph.sender_component[senders]] |= self.live(receiver)
+        self._live[component] = live = self._live_of(component)
+        at = self.at[graph.receiver_span[receiver]]
+        self.need[graph.sender_component[senders]] |= np.logical_and(live, at)
 
     def plan(self, receiver: int, touched: NDArray[np.bool_]) -> Plan:
         """Plan the evaluation of a change at ``receiver``.
@@ -183,6 +188,12 @@ class Planner:
         touched
             ``[pos]``: where its input may change.
         """
+        key = receiver, touched.tobytes()
+        if key not in self._plans:
+            self._plans[key] = self._plan(receiver, touched)
+        return self._plans[key]
+
+    def _plan(self, receiver: int, touched: NDArray[np.bool_]) -> Plan:
         start, senders = self._kept_csr()
         seed: Mask = np.logical_and(touched, self.live(receiver))
         component = int(self.graph.receiver_component[receiver])
@@ -213,7 +224,8 @@ class Planner:
                 receivers.append(int(v))
                 if v not in flows:
                     arriving = [] if v == tested else [
-                        (u, at) for u, at in self._edges_kept_at(int(v)) if touched[u]
+                        (u, at) for u, at in self._edges_kept_at(int(v))
+                        if touched[u] and (at is None or out_pos[u, list(at)].any())
                     ]  # fmt: skip
                     senders, kept_at = zip(*arriving, strict=True) if arriving else ((), ())
                     flows[int(v)] = Flow(int(v), _positions(in_pos[v]), senders, kept_at)

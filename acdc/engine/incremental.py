@@ -114,6 +114,7 @@ class BatchState:
             self.graph, self.n_pos, self.scored, causal=causal, spans=batch.spans
         )
         self.nodes = self.inputs.nodes
+        self._metric: float | None = None
         self.masks = [a.attention.mask(self.n_pos, out.device) for a in self.model.layers]
 
     def _place_heads(self, q: list[Tensor], k: list[Tensor], v: list[Tensor]) -> None:
@@ -214,6 +215,11 @@ class BatchState:
 
     def metric(self) -> float:
         """Metric of the current circuit, summed over the rows of the batch."""
+        if self._metric is None:
+            self._metric = self._measure()
+        return self._metric
+
+    def _measure(self) -> float:
         final = self.inputs.current(self.components.receiver_index["logits"])
         rows = final[:, self.batch.scored].flatten(0, 1)
         return float(self.experiment.measure(rows, self.batch))
@@ -272,6 +278,7 @@ class BatchState:
 
     def commit(self, outcome: Outcome, scenario: int) -> None:
         """Make one scenario the current state."""
+        self._metric = None
         self.inputs.commit(outcome.inputs, outcome.outputs, scenario)
         if isinstance(self.inputs, Sums):
             ablated = outcome.edges[outcome.scenarios[scenario]]
