@@ -181,8 +181,8 @@ def discover(
         n_prompts=n_prompts, batch_size=batch_size, seed=seed, corruption=corruption,
         device=device, dtype=dtype, prepend_bos=prepend_bos, intervention=intervention,
         direction=direction, split_qkv=split_qkv, split_embed=split_embed,
-        positions=positions, trust_remote_code=trust_remote_code, saes=saes, max_latents=max_latents,
-        candidates=candidates,
+        positions=positions, trust_remote_code=trust_remote_code, saes=saes,
+        max_latents=max_latents, candidates=candidates,
     )  # fmt: skip
     settings = check_settings(settings)
     folder = out or _default_folder(Path(task).stem)
