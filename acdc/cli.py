@@ -43,7 +43,12 @@ Metric = Annotated[
     str | None, typer.Option("--metric", help="See acdc list metrics (default: the task's).")
 ]
 NPrompts = Annotated[
-    int | None, typer.Option("--n-prompts", help="Prompt pairs (default: 64; all rows of a file).")
+    int | None,
+    typer.Option("--n-prompts", help="Prompt pairs (default: 64; of a file all not held out)."),
+]
+Holdout = Annotated[
+    float | None,
+    typer.Option("--holdout", help="Share of a file's rows left to evaluation (default: 0.25)."),
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", help="Prompts run together.")]
 Seed = Annotated[
@@ -129,6 +134,7 @@ def discover(
         float | None, typer.Option("--learning-rate", help="Of masks (default: 0.1).")
     ] = None,
     n_prompts: NPrompts = None,
+    holdout: Holdout = None,
     batch_size: BatchSize = 32,
     seed: Seed = 0,
     corruption: Corruption = None,
@@ -178,7 +184,8 @@ def discover(
         ranking=ranking,
         steps=steps, floor=floor, sparsity=sparsity, mask_steps=mask_steps,
         learning_rate=learning_rate,
-        n_prompts=n_prompts, batch_size=batch_size, seed=seed, corruption=corruption,
+        n_prompts=n_prompts, holdout=holdout, batch_size=batch_size, seed=seed,
+        corruption=corruption,
         device=device, dtype=dtype, prepend_bos=prepend_bos, intervention=intervention,
         direction=direction, split_qkv=split_qkv, split_embed=split_embed,
         positions=positions, trust_remote_code=trust_remote_code, saes=saes,
@@ -208,6 +215,7 @@ def sweep(
     ] = None,
     metric: Metric = None,
     n_prompts: NPrompts = None,
+    holdout: Holdout = None,
     batch_size: BatchSize = 32,
     seed: Seed = 0,
     corruption: Corruption = None,
@@ -244,7 +252,8 @@ def sweep(
     reporter = TerminalReporter()
     frontier = run_sweep(
         task, taus, reporter=reporter, memory=n_bytes, guess=guess, model=model, metric=metric,
-        n_prompts=n_prompts, batch_size=batch_size, seed=seed, corruption=corruption,
+        n_prompts=n_prompts, holdout=holdout, batch_size=batch_size, seed=seed,
+        corruption=corruption,
         device=device, dtype=dtype, prepend_bos=prepend_bos, intervention=intervention,
         direction=direction, split_qkv=split_qkv, split_embed=split_embed,
         positions=positions, trust_remote_code=trust_remote_code,
@@ -426,6 +435,7 @@ def stability(
     ] = None,
     steps: Annotated[int, typer.Option("--steps", help="Integration steps of eap-ig.")] = 5,
     n_prompts: NPrompts = None,
+    holdout: Holdout = None,
     batch_size: BatchSize = 32,
     seed: Annotated[int, typer.Option("--seed", help="The first seed; the others follow.")] = 0,
     corruption: Corruption = None,
@@ -464,6 +474,7 @@ def stability(
     found = repeat(
         task, seeds, reporter=reporter, memory=n_bytes, model=model, method=method, metric=metric,
         threshold=threshold, n_edges=edges, ranking=ranking, steps=steps, n_prompts=n_prompts,
+        holdout=holdout,
         batch_size=batch_size, seed=seed, corruption=corruption, device=device, dtype=dtype,
         prepend_bos=prepend_bos, intervention=intervention, direction=direction,
         positions=positions, trust_remote_code=trust_remote_code,
@@ -865,6 +876,7 @@ def _circuit_and_settings(path: Path, **given: Any) -> tuple[Circuit, Settings, 
     from acdc.errors import OptionError
     from acdc.pipeline import check_settings
     from acdc.runs import load_run, read_settings
+    from acdc.tasks import is_task_file
 
     discovery = None
     if _circuit_file(path) != path:
@@ -876,6 +888,7 @@ def _circuit_and_settings(path: Path, **given: Any) -> tuple[Circuit, Settings, 
     chosen = {name: value for name, value in given.items() if value is not None}
     if "task" in chosen and chosen["task"] != summary.get("task"):
         summary.pop("corruption", None)
+        summary["holdout"] = 0.0 if is_task_file(chosen["task"]) else None
         if "n_prompts" not in chosen:
             summary.pop("n_prompts", None)
     return circuit, check_settings(read_settings({**summary, **chosen})), discovery

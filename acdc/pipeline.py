@@ -29,6 +29,7 @@ from acdc.models import load_model
 from acdc.positions import Positions, find_positions
 from acdc.runs import Run, Settings, Timer, versions
 from acdc.tasks import DEFAULT_METRIC, TASKS, Task, Tokenizer, is_task_file, load_task
+from acdc.tasks.split import DEFAULT_HOLDOUT, held_out, select_pairs
 from graphs import Circuit
 from graphs.latents import Site
 
@@ -267,19 +268,27 @@ def check_settings(settings: Settings) -> Settings:
     spec = TASKS.get(settings.task)
     if settings.model is None and spec is None:
         raise OptionError(f"task file {settings.task!r}: say with --model which model reads it")
+    if spec is not None and settings.holdout is not None:
+        raise OptionError(
+            f"holdout {settings.holdout}: task {settings.task!r} draws new prompts for evaluation; "
+            "leave it out"
+        )
+    holdout = DEFAULT_HOLDOUT if spec is None and settings.holdout is None else settings.holdout
     return replace(
         settings,
+        holdout=holdout,
         model=settings.model or (spec.model if spec else None),
         metric=settings.metric or (spec.metric if spec else DEFAULT_METRIC),
     )
 
 
 def load_prompts(settings: Settings, model: LoweredModel, tokenizer: Tokenizer | None) -> Task:
-    """Return the prompt pairs that checked settings ask for."""
-    return load_task(
+    """Return the prompt pairs that checked settings ask for; of a file without those held out."""
+    from_file = settings.task not in TASKS
+    task = load_task(
         settings.task,
         tokenizer,
-        n_prompts=settings.n_prompts,
+        n_prompts=None if from_file else settings.n_prompts,
         seed=settings.seed,
         prepend_bos=settings.prepend_bos,
         corruption=settings.corruption,
@@ -287,6 +296,20 @@ def load_prompts(settings: Settings, model: LoweredModel, tokenizer: Tokenizer |
         d_vocab_out=model.d_vocab_out,
         n_ctx=model.n_ctx,
     )
+    return _discovery_rows(task, settings) if from_file else task
+
+
+def _discovery_rows(task: Task, settings: Settings) -> Task:
+    """Rows of a file that are not held out, the first ``n_prompts`` of them."""
+    assert settings.holdout is not None  # filled in by check_settings
+    left_out = held_out(len(task), settings.holdout, settings.seed)
+    pairs = tuple(pair for pair, out in zip(task.pairs, left_out, strict=True) if not out)
+    if settings.n_prompts is not None and settings.n_prompts > len(pairs):
+        raise OptionError(
+            f"n_prompts is {settings.n_prompts} but {settings.task} has {len(task)} rows, "
+            f"{left_out.sum()} of them held out: ask for at most {len(pairs)}, or lower --holdout"
+        )
+    return select_pairs(task, pairs[: settings.n_prompts], n_held_out=int(left_out.sum()))
 
 
 def build_experiment(

@@ -24,6 +24,7 @@ from acdc.checkpoint import Checkpoint
 from acdc.errors import CircuitFileError, OptionError, OutputError
 from acdc.evaluation import Evaluation
 from acdc.positions import POSITIONS
+from acdc.tasks.split import check_holdout
 from graphs import Circuit
 from graphs.draw import render, to_dot
 from graphs.files import json_text, write_whole
@@ -62,6 +63,9 @@ class Settings:
         What the method is asked for, see :class:`acdc.methods.base.Search`.
     n_prompts, batch_size, seed, corruption, prepend_bos
         The prompts.
+    holdout
+        Share of a file's rows that discovery leaves to evaluation, see
+        :mod:`acdc.tasks.split`; None for a built-in task, which draws others.
     device, dtype
         Where and in which precision.
     intervention, direction
@@ -92,6 +96,7 @@ class Settings:
     mask_steps: int | None = None
     learning_rate: float | None = None
     n_prompts: int | None = None
+    holdout: float | None = None
     batch_size: int = 32
     seed: int = 0
     corruption: str | None = None
@@ -120,6 +125,8 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < low:
                 raise OptionError(f"{name} {value}: expected at least {low}")
+        if self.holdout is not None:
+            check_holdout(self.holdout)
         for name, known in (
             ("intervention", ("resample", "zero")),
             ("direction", ("noising", "denoising")),

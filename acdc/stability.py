@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from acdc.errors import OptionError
 from acdc.pipeline import Reporter, Silent, check_settings, discover
 from acdc.runs import Run, Settings, versions, write_folder
-from acdc.tasks import TASKS
 from graphs import Circuit, Graph, component_graph, save_circuit, write_whole
 from graphs.draw import render, to_dot
 from graphs.files import json_text
@@ -148,7 +147,8 @@ def stability(
     Raises
     ------
     OptionError
-        If there are fewer than two seeds, or the task is a file: it has no seeds.
+        If there are fewer than two seeds, or the task is a file none of whose rows are held
+        out: then every seed has the same prompts.
     """
     reporter = reporter or Silent()
     if n_seeds < 2:
@@ -156,10 +156,9 @@ def stability(
     names = ("memory", "guess")
     settings = {name: value for name, value in options.items() if name not in names}
     asked = check_settings(Settings(task, **settings))
-    if asked.task not in TASKS:
+    if asked.holdout == 0:
         raise OptionError(
-            f"task file {task!r} has the same prompts for every seed: stability needs a built-in "
-            "task (acdc list tasks)"
+            f"task file {task!r} has the same prompts for every seed with holdout 0: leave it out"
         )
     runs: list[Run] = []
     with reporter.phase("discover over seeds", n_seeds):

@@ -1,13 +1,12 @@
 """Prompts that discovery has not seen.
 
 A circuit that is measured on the prompts it was found on looks better than it is.  A built-in
-task gives others from another seed, without those of the run; of a file the rows beyond the
-run's are left (``acdc discover FILE --n-prompts N`` takes the first N).
+task gives others from another seed, without those of the run; of a file there are the rows that
+discovery held out or did not ask for (see :mod:`acdc.tasks.split`).
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import count
 
@@ -16,6 +15,7 @@ from acdc.lowering import LoweredModel
 from acdc.pipeline import load_prompts
 from acdc.runs import Settings
 from acdc.tasks import TASKS, Pair, Task, Tokenizer
+from acdc.tasks.split import select_pairs
 
 __all__ = ["PromptChoice"]
 
@@ -87,37 +87,26 @@ class PromptChoice:
                 f"task {settings.task!r}: {_MOST_SEEDS} seeds gave no prompt that discovery has "
                 "not seen; evaluate with --seen on those it has"
             )
-        info = {
-            **drawn.info,
-            "n_prompts": len(found),
-            "seed": used[0],
-            "lengths": {str(k): n for k, n in sorted(Counter(len(p.clean) for p in found).items())},
-            "n_dropped": n_dropped,
-            "prompts": f"unseen by discovery (seed {used[0]}, not {run.seed})",
-            "seen": False,
-        }
-        info.pop("templates", None)  # of the draw, not of what is left of it
-        return replace(drawn, pairs=tuple(found), info=info)
+        return select_pairs(
+            drawn,
+            tuple(found),
+            seed=used[0],
+            n_dropped=n_dropped,
+            prompts=f"unseen by discovery (seed {used[0]}, not {run.seed})",
+            seen=False,
+        )
 
     def _held_out(
         self, settings: Settings, run: Settings, model: LoweredModel, tokenizer: Tokenizer | None
     ) -> Task:
-        """The file's rows beyond the run's; all that the run used where none are left."""
-        every = load_prompts(replace(settings, n_prompts=None), model, tokenizer)
-        n_seen = len(every) if run.n_prompts is None else run.n_prompts
-        left = every.pairs[n_seen:][: settings.n_prompts]
-        if left:
-            says = f"rows of the file after the {n_seen} of discovery"
-            pairs, seen = left, False
-        else:
-            says = "those of discovery, which used the whole file"
-            pairs, seen = every.pairs[: settings.n_prompts], True
-        lengths = Counter(len(pair.clean) for pair in pairs)
-        info = {
-            **every.info,
-            "n_prompts": len(pairs),
-            "lengths": {str(k): n for k, n in sorted(lengths.items())},
-            "prompts": says,
-            "seen": seen,
-        }
-        return replace(every, pairs=pairs, info=info)
+        """The file's rows that the run did not use; those that it did where none are left."""
+        of_run = replace(settings, seed=run.seed, holdout=run.holdout, n_prompts=run.n_prompts)
+        used = load_prompts(of_run, model, tokenizer)
+        known = {pair.clean for pair in used.pairs}
+        every = load_prompts(replace(settings, holdout=0.0, n_prompts=None), model, tokenizer)
+        left = tuple(pair for pair in every.pairs if pair.clean not in known)
+        pairs, seen = (left, False) if left else (used.pairs, True)
+        says = "those of discovery, which used the whole file"
+        if not seen:
+            says = f"rows of the file that discovery has not seen, {len(left)} of {len(every)}"
+        return select_pairs(every, pairs[: settings.n_prompts], prompts=says, seen=seen)

@@ -115,10 +115,11 @@ def pairs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_discover_save_load_evaluate(ln2: str, pairs: str, tmp_path: Path) -> None:
     run = acdc.discover(pairs, model=ln2, method="eap-ig", n_edges=30)
     assert 0 < run.circuit.n_edges <= 30
+    assert (run.settings.holdout, run.details["n_prompts"]) == (0.25, 5)
     run.save(tmp_path / "run")
     settings, circuit, summary = acdc.load_run(tmp_path / "run")
     evaluation, n_prompts = acdc.evaluate(circuit, settings)
-    assert n_prompts == summary["n_prompts"] == 6
+    assert n_prompts == summary["n_prompts"] == 5
     assert evaluation.faithfulness == pytest.approx(run.faithfulness)
 
 

@@ -72,15 +72,67 @@ def test_the_other_choices_of_prompts() -> None:
     assert (len(other), other.info["seen"]) == (3, False)
 
 
-def test_a_file_holds_rows_out(shared: Path) -> None:  # noqa: F811
+def test_discovery_leaves_a_quarter_of_a_file_to_evaluation(shared: Path) -> None:  # noqa: F811
     file = check_settings(Settings(str(shared / "ln2.jsonl"), model=str(shared / "ln2")))
+    whole = build_experiment(replace(file, holdout=0.0)).task.pairs
+    run = build_experiment(file).task
+    assert (file.holdout, len(whole), len(run), run.info["n_held_out"]) == (0.25, 12, 9, 3)
+    held = prompts(file, file)
+    assert held.info["seen"] is False
+    assert held.info["prompts"] == "rows of the file that discovery has not seen, 3 of 12"
+    assert sorted(map(whole.index, (*run.pairs, *held.pairs))) == list(range(12))
+    assert list(map(whole.index, run.pairs)) == sorted(map(whole.index, run.pairs))
+    other = replace(file, seed=1)
+    assert set(prompts(other, other).pairs) != set(held.pairs)
+    assert prompts(other, file).pairs == held.pairs  # the seed of the run counts
+
+
+def test_rows_that_were_not_asked_for_are_unseen_too(shared: Path) -> None:  # noqa: F811
+    file = check_settings(
+        Settings(str(shared / "ln2.jsonl"), model=str(shared / "ln2"), holdout=0.0)
+    )
     rows = build_experiment(file).task.pairs
-    held = prompts(replace(file, n_prompts=8), replace(file, n_prompts=8))
-    assert (held.pairs, held.info["seen"]) == (rows[8:], False)
-    assert "after the 8 of discovery" in held.info["prompts"]
+    few = replace(file, n_prompts=8)
+    assert prompts(few, few).pairs == rows[8:]
+    assert prompts(replace(few, n_prompts=2), few).pairs == rows[8:10]
     every = prompts(file, replace(file, n_prompts=len(rows)))
     assert (every.pairs, every.info["seen"]) == (rows, True)
     assert "whole file" in every.info["prompts"]
+
+
+def test_a_repeated_row_is_not_unseen(shared: Path, tmp_path: Path) -> None:  # noqa: F811
+    line = (shared / "ln2.jsonl").read_text().splitlines()[0]
+    path = tmp_path / "repeated.jsonl"
+    path.write_text(f"{line}\n" * 8)
+    file = check_settings(Settings(str(path), model=str(shared / "ln2")))
+    assert prompts(file, file).info["seen"] is True
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"holdout": 1.0}, "holdout 1.0: expected the share of rows"),
+        ({"holdout": -0.1}, "holdout -0.1: expected the share of rows"),
+        ({"n_prompts": 10}, "12 rows, 3 of them held out: ask for at most 9"),
+        ({"task": "ioi", "holdout": 0.5}, "holdout 0.5: task 'ioi' draws new prompts"),
+    ],
+)
+def test_mistakes_in_the_split(
+    shared: Path,  # noqa: F811
+    settings: dict[str, Any],
+    words: str,
+) -> None:
+    asked = {"task": str(shared / "ln2.jsonl"), "model": str(shared / "ln2"), **settings}
+    with pytest.raises(OptionError, match=words):
+        build_experiment(check_settings(Settings(**asked)))
+
+
+def test_stability_over_draws_of_a_file(shared: Path) -> None:  # noqa: F811
+    found = stability(
+        str(shared / "ln2.jsonl"), 3, model=str(shared / "ln2"), method="eap", n_edges=20
+    )
+    assert found.seeds == (0, 1, 2)
+    assert len({mask.tobytes() for mask in found.masks}) > 1
 
 
 # --- evaluate -----------------------------------------------------------------------------
@@ -246,7 +298,7 @@ def test_mistakes_in_stability(place: Path, call: Call) -> None:  # noqa: F811
     for arguments, words in (
         ("ioi --seeds 1", "1 seeds: expected at least 2"),
         ("ioi --at-least 0", "at-least 0: expected a share"),
-        ("task.jsonl --model ln2", "same prompts for every seed"),
+        ("task.jsonl --model ln2 --holdout 0", "same prompts for every seed"),
         ("iio", "did you mean ioi"),
         ("ioi --out run", "'run' exists and is not empty"),
     ):

@@ -94,7 +94,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     }
     for method, options in asked.items():
         run = ["discover", folder / "ln2.jsonl", "--model", folder / "ln2", "--method", method]
-        assert status_of(*run, *options, "--out", folder / method) == 0
+        assert status_of(*run, *options, "--holdout", "0", "--out", folder / method) == 0
     return folder
 
 
@@ -230,7 +230,7 @@ def test_the_table(place: Path, call: Call) -> None:
     assert "load model and task" in answer.err
 
 
-def test_a_file_is_used_whole_and_in_order(place: Path) -> None:
+def test_a_file_without_holdout_is_used_whole_and_in_order(place: Path) -> None:
     rows = parity_rows(place / "ln2")
     (place / "first.jsonl").write_text(jsonl(rows[:5]))
     (place / "backwards.jsonl").write_text(jsonl(rows[::-1]))
@@ -242,7 +242,7 @@ def test_a_file_is_used_whole_and_in_order(place: Path) -> None:
     }
     for name, options in asked.items():
         run = ["discover", *options, "--model", "ln2", "--method", "eap", "--metric", "nll"]
-        assert status_of(*run, "--out", name) == 0
+        assert status_of(*run, "--holdout", "0", "--out", name) == 0
     runs = {name: read(place / name / "run.json") for name in asked}
     assert [runs[name]["n_prompts"] for name in asked] == [5, 5, N_ROWS, N_ROWS]
     edges = {name: read(place / name / "circuit.json")["edges"] for name in asked}
