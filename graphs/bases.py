@@ -7,7 +7,8 @@ Both circuits are put in one *component form*, the finest that both have:
   ``a2.f5``, ``a2.err`` and ``a2.h0`` all stand for ``a2``;
 - a cut of the stream, ``r3``, is no component.  ``u->r3`` and ``r3.f9->v`` together stand for
   ``u->v``, and so do longer chains of cuts;
-- q, k and v, or token and position embedding, are joined where one circuit joins them.
+- q, k and v, or token and position embedding, are joined where one circuit joins them;
+- spans of the prompt are joined.
 
 An edge *refines* the component edges that it stands for, alone or as a part of a chain.
 """
@@ -137,13 +138,13 @@ def compare_bases(a: Circuit, b: Circuit) -> BasesComparison:
 
 
 def _without_sites(shape: GraphShape) -> GraphShape:
-    return replace(shape, sites=())
+    return replace(shape.unsplit, sites=())
 
 
 def _in_components(circuit: Circuit, shape: GraphShape, joined: set[int]) -> InComponents:
     own = circuit.graph.shape
     circuit = coarsen(
-        circuit, replace(own, split_qkv=shape.split_qkv, split_embed=shape.split_embed)
+        circuit, replace(own.unsplit, split_qkv=shape.split_qkv, split_embed=shape.split_embed)
     )
     graph = circuit.graph
     mask = prune(graph, circuit.in_circuit)

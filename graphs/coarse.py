@@ -17,7 +17,7 @@ from graphs.errors import GraphError
 from graphs.graph import Graph, GraphShape, component_graph
 from graphs.spans import span_name, split_span
 
-__all__ = ["coarse_edges", "coarsen", "joined_shape"]
+__all__ = ["coarse_edges", "coarsen", "joined_shape", "with_spans"]
 
 
 def joined_shape(
@@ -29,6 +29,11 @@ def joined_shape(
         split_qkv=shape.split_qkv and not qkv,
         split_embed=shape.split_embed and not embed,
     )
+
+
+def with_spans(shape: GraphShape, other: GraphShape) -> GraphShape:
+    """Return a shape split (or not) as another one is."""
+    return replace(shape, spans=other.spans, scored_spans=other.scored_spans, reaches=other.reaches)
 
 
 def coarse_edges(graph: Graph, coarse: Graph) -> NDArray[np.int64]:

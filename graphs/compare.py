@@ -8,12 +8,13 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 
 from graphs.circuit import Circuit
-from graphs.coarse import coarsen, joined_shape
+from graphs.coarse import coarsen, joined_shape, with_spans
 from graphs.diagram import BLUE, GREY, VERMILION, Caption, Line, diagram, group_edges, swatch
 from graphs.errors import GraphError
 from graphs.graph import GraphShape
 from graphs.reference import Reference, inner_nodes
 from graphs.select import Mask, prune
+from graphs.spans import span_name, split_span
 
 __all__ = [
     "Comparison",
@@ -78,19 +79,29 @@ class Comparison:
 
     Edges are those in each circuit; nodes those that its edges connect to both the embeddings
     and ``logits`` (:meth:`graphs.Circuit.nodes`).
+
+    Parameters
+    ----------
+    edges, nodes
+        Names in graph order.
+    joined
+        Whether spans were joined, as the two are not split by the same ones.
     """
 
     edges: Overlap
     nodes: Overlap
+    joined: bool = False
 
 
 def compare(a: Circuit, b: Circuit) -> Comparison:
     """Compare a circuit with a second one, the reference.
 
+    Circuits that are not split by the same spans are joined to components first.
+
     Parameters
     ----------
     a, b
-        Circuits of graphs of equal shape.
+        Circuits of graphs of equal shape but for spans.
 
     Returns
     -------
@@ -103,10 +114,12 @@ def compare(a: Circuit, b: Circuit) -> Comparison:
     GraphError
         If the graphs differ; the message names what differs.
     """
-    _check_same_graph(a, b)
+    joined = a.graph.shape.spans != b.graph.shape.spans
+    a, b = _same_graph(a, b)
     return Comparison(
         edges=_overlap(a.graph.edge_names(), a.in_circuit, b.in_circuit),
         nodes=_overlap(a.graph.nodes, _node_mask(a), _node_mask(b)),
+        joined=joined,
     )
 
 
@@ -119,7 +132,7 @@ def to_dot_comparison(a: Circuit, b: Circuit, labels: tuple[str, str] = ("a", "b
     Parameters
     ----------
     a, b
-        Circuits of graphs of equal shape.
+        Circuits of graphs of equal shape but for spans.
     labels
         What to call them in the legend.
 
@@ -128,7 +141,7 @@ def to_dot_comparison(a: Circuit, b: Circuit, labels: tuple[str, str] = ("a", "b
     GraphError
         If the graphs differ.
     """
-    _check_same_graph(a, b)
+    a, b = _same_graph(a, b)
     masks = prune(a.graph, a.in_circuit), prune(b.graph, b.in_circuit)
     texts = {"common": "in both", "a": f"only {labels[0]}", "b": f"only {labels[1]}"}
     return _draw_both(a, b, masks, f"{labels[0]} and {labels[1]}", compare(a, b).edges, texts)
@@ -160,19 +173,25 @@ class ReferenceComparison:
         Heads and MLPs; embeddings and ``logits``, which every circuit has, are not counted.
     roles
         Role -> its nodes that were found and missed.
+    positions
+        ``spans``: edges and nodes count per span; ``joined``: the circuit's spans were joined, as
+        the reference has no positions at all or others; empty for a circuit that is not split.
     """
 
     edges: Overlap | None
     nodes: Overlap
     roles: Mapping[str, RoleCount]
+    positions: str = ""
 
 
 def compare_reference(circuit: Circuit, reference: Reference) -> ReferenceComparison:
     """Compare a circuit with a reference.
 
     Where one keeps q, k and v (or token and position embeddings) apart and the other does not,
-    they are joined in both: an edge is in if one of its parts is.  Optional nodes of the
-    reference and their edges are not counted.
+    they are joined in both: an edge is in if one of its parts is.  Spans of the circuit stay
+    apart where the reference says at which of them its nodes read and write; a node of a role
+    then counts as found only at a span of its own.  Otherwise spans are joined as well.  Optional
+    nodes of the reference and their edges are not counted.
 
     Parameters
     ----------
@@ -188,8 +207,22 @@ def compare_reference(circuit: Circuit, reference: Reference) -> ReferenceCompar
         If the reference is of another model's graph; the message names what differs.
     """
     found, true = _common_form(circuit, reference)
-    nodes, inner = set(circuit.nodes()), inner_nodes(reference.graph)
-    counted = [name for name in inner if name not in reference.optional_nodes]
+    by_span = bool(true.graph.shape.spans)
+    nodes, wanted = set(circuit.nodes()), set(true.nodes() if by_span else reference.nodes)
+    if not by_span:
+        nodes = {split_span(name)[0] for name in nodes}
+    counted = [
+        name
+        for name in inner_nodes(true.graph)
+        if split_span(name)[0] not in reference.optional_nodes
+    ]
+
+    def is_found(name: str) -> bool:
+        if not by_span:
+            return name in nodes
+        spans = reference.positions.get(name, true.graph.shape.spans)
+        return any(span_name(name, span) in nodes for span in spans)
+
     return ReferenceComparison(
         edges=None
         if reference.granularity == "nodes"
@@ -197,15 +230,16 @@ def compare_reference(circuit: Circuit, reference: Reference) -> ReferenceCompar
         nodes=_overlap(
             counted,
             np.array([name in nodes for name in counted], dtype=bool),
-            np.array([name in reference.nodes for name in counted], dtype=bool),
+            np.array([name in wanted for name in counted], dtype=bool),
         ),
         roles={
             role: RoleCount(
-                tuple(name for name in names if name in nodes),
-                tuple(name for name in names if name not in nodes),
+                tuple(name for name in names if is_found(name)),
+                tuple(name for name in names if not is_found(name)),
             )
             for role, names in reference.roles.items()
         },
+        positions="spans" if by_span else "joined" if circuit.graph.shape.spans else "",
     )
 
 
@@ -236,7 +270,8 @@ def to_dot_reference(circuit: Circuit, reference: Reference, label: str = "circu
         lines = _lines(found, true, "common", kept, int(kept.sum()) > MERGE_ABOVE)
         texts = {"common": f"edges of {label}"}
         caption = _caption(title, "nodes", comparison.nodes, {"common": kept}, texts)
-        return diagram(found.graph, lines, caption=caption, highlight=reference.nodes)
+        nodes = true.nodes() if true.graph.shape.spans else reference.nodes
+        return diagram(found.graph, lines, caption=caption, highlight=nodes)
     masks = found.in_circuit, true.in_circuit
     texts = {"common": "found", "a": "extra", "b": "missed"}
     return _draw_both(found, true, masks, title, comparison.edges, texts)
@@ -245,8 +280,16 @@ def to_dot_reference(circuit: Circuit, reference: Reference, label: str = "circu
 def _common_form(circuit: Circuit, reference: Reference) -> tuple[Circuit, Circuit]:
     """The circuit and the reference in the finest graph that both can be put in, uncounted out."""
     ours, true = circuit.graph.shape, reference.circuit.graph.shape
-    shape = joined_shape(ours, qkv=not true.split_qkv, embed=not true.split_embed)
+    by_span = (
+        bool(reference.positions)
+        and reference.spans <= set(ours.spans)
+        and reference.granularity != "nodes"
+    )
+    shape = joined_shape(
+        ours, qkv=not true.split_qkv, embed=not true.split_embed, spans=not by_span
+    )
     other = joined_shape(true, qkv=not ours.split_qkv, embed=not ours.split_embed)
+    other = with_spans(other, shape)
     if differing := differing_shapes(
         shape, other, "the circuit", f"the reference ({reference.model})"
     ):
@@ -254,7 +297,8 @@ def _common_form(circuit: Circuit, reference: Reference) -> tuple[Circuit, Circu
             f"reference {reference.name!r} is of another graph: {differing}; compare it with a "
             "circuit of its own model"
         )
-    pair = coarsen(circuit, shape), coarsen(reference.circuit, shape)
+    known = reference.split(ours) if by_span else reference.circuit
+    pair = coarsen(circuit, shape), coarsen(known, shape)
     return _without(pair[0], reference.optional_nodes), _without(pair[1], reference.optional_nodes)
 
 
@@ -263,18 +307,22 @@ def _without(circuit: Circuit, nodes: Sequence[str]) -> Circuit:
     if not nodes:
         return circuit
     graph = circuit.graph
-    senders = np.array([name in nodes for name in graph.senders])
-    receivers = np.array([graph.receiver_node(v) in nodes for v in range(len(graph.receivers))])
+    senders = np.array([split_span(name)[0] in nodes for name in graph.senders])
+    read = [split_span(graph.receiver_node(v))[0] for v in range(len(graph.receivers))]
+    receivers = np.array([name in nodes for name in read])
     counted = ~(senders[graph.edge_sender] | receivers[graph.edge_receiver])
     return replace(circuit, in_circuit=circuit.in_circuit & counted)
 
 
 def differing_shapes(a: GraphShape, b: GraphShape, first: str, second: str) -> str:
-    """Return in words what differs between two shapes; empty where nothing does."""
+    """Return in words what differs between two shapes; empty where nothing does.
+
+    ``reaches`` does not count: it changes no edge.
+    """
     differing = [
         f"{f.name} is {getattr(a, f.name)} in {first} and {getattr(b, f.name)} in {second}"
         for f in fields(a)
-        if f.name != "sites" and getattr(a, f.name) != getattr(b, f.name)
+        if f.name not in ("sites", "reaches") and getattr(a, f.name) != getattr(b, f.name)
     ]
     one, other = a.site_at, b.site_at
     differing += [
@@ -285,7 +333,10 @@ def differing_shapes(a: GraphShape, b: GraphShape, first: str, second: str) -> s
     return "; ".join(differing)
 
 
-def _check_same_graph(a: Circuit, b: Circuit) -> None:
+def _same_graph(a: Circuit, b: Circuit) -> tuple[Circuit, Circuit]:
+    """Both circuits in one graph; joined to components unless they are split by the same spans."""
+    if a.graph.shape.spans != b.graph.shape.spans:
+        a, b = coarsen(a, a.graph.shape.unsplit), coarsen(b, b.graph.shape.unsplit)
     if differing := differing_shapes(a.graph.shape, b.graph.shape, "one", "the other"):
         raise GraphError(
             f"the circuits are of different graphs: {differing}; "
@@ -293,6 +344,7 @@ def _check_same_graph(a: Circuit, b: Circuit) -> None:
         )
     if a.graph.senders != b.graph.senders or a.graph.receivers != b.graph.receivers:
         raise GraphError("the circuits are of different graphs: their nodes differ")
+    return a, b
 
 
 def _node_mask(circuit: Circuit) -> Mask:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from graphs.graph import Graph, parse_node, shape_to_config
 from graphs.latents import parse_latent, sites_to_text
-from graphs.layout import PORT_WIDTH, Placement, place
+from graphs.layout import PORT_WIDTH, Placement, place, place_by_span
 from graphs.spans import split_span
 
 __all__ = [
@@ -34,7 +34,8 @@ FONT = "Helvetica,Arial,sans-serif"
 HEAD_FILL, MLP_FILL, END_FILL, KV_FILL = "#FBF3CF", "#D5EEE4", "#E6E6E6", "#F6F6F6"
 CUT_FILL, ERROR_FILL = "#E3DDF1", "#EDEDED"
 LATENT_FILL = {"a": HEAD_FILL, "m": MLP_FILL, "r": CUT_FILL, "rmid": CUT_FILL}
-OUTLINE, HIGHLIGHT, AXIS, PALE = "#6B6B6B", "#000000", "#8A8A8A", "#C4C4C4"
+OUTLINE, HIGHLIGHT, AXIS, PALE, BAND = "#6B6B6B", "#000000", "#8A8A8A", "#C4C4C4", "#F3F4F6"
+HEADING = 22  # points over the highest node of a band
 PORT_FILL = {"q": "#E3B4D1", "k": "#A5D8F3", "v": "#F3C77A"}
 MERGED_FILL = "#D9D9D9"
 CROWDED, DENSE = 40, 250  # lines, above which another layout is used
@@ -42,7 +43,7 @@ _WIDEST = 24  # latents side by side
 _MOST_FEEDS = 300  # lines from components to their latents, above which they are left out
 
 _KV = re.compile(r"a(\d+)\.kv(\d+)")
-_PORT = re.compile(r"<([qkv])>$")
+_PORT = re.compile(r"<([qkv])>")
 
 
 @dataclass(frozen=True)
@@ -95,10 +96,9 @@ def group_edges(graph: Graph, edges: Iterable[int], *, merge: bool) -> dict[tupl
     """
     lines: dict[tuple, list[int]] = {}
     for edge in edges:
-        receiver = int(graph.edge_receiver[edge])
-        port = "" if merge else _port(graph.receivers[receiver])
-        sender = graph.senders[graph.edge_sender[edge]]
-        lines.setdefault((sender, graph.receiver_node(receiver), port), []).append(int(edge))
+        name = graph.receivers[graph.edge_receiver[edge]]
+        sender, node = graph.senders[graph.edge_sender[edge]], _PORT.sub("", name)
+        lines.setdefault((sender, node, "" if merge else _port(name)), []).append(int(edge))
     if not merge:
         return lines
     return {
@@ -140,16 +140,23 @@ def diagram(
     ports = _ports(lines)
     rows = _rows(graph, lines)
     fed = _fed_heads(graph, lines)
-    fed = fed if len(fed) <= _MOST_FEEDS else [pair for pair in fed if _KV.fullmatch(pair[0])]
-    marked = set(highlight)
-    placement = _placement(rows, lines, ports) if len(lines) > DENSE else None
+    if len(fed) > _MOST_FEEDS:
+        fed = [pair for pair in fed if _is_kv(pair[0]) or _is_move(*pair)]
+    marked, senders = set(highlight), {line.sender for line in lines}
+    placement = None
+    if graph.shape.spans or len(lines) > DENSE:
+        placement = _placement(rows, lines, ports, graph.shape.spans)
+    if any(_is_move(*pair) for pair in fed) and caption.title:
+        moves = swatch(AXIS, "keys and values read at another span", "- - \u25b8")
+        caption = replace(caption, legend=(*caption.legend, moves))
     text = [OPENING]
     text += _graph_settings(graph, len(lines), placement, caption, attributes or {})
     text += _axis(rows, placement)
+    text += _bands(placement)
     for i, row in enumerate(rows):
         text.append(f"  {{ rank=same; axis{i};")
         text += [
-            f"    {_node(name, ports.get(name, ()), name in marked, placement)}"
+            f"    {_node(name, ports.get(name, ()), name in senders, name in marked, placement)}"
             for name in row.nodes
         ]
         text.append("  }")
@@ -188,17 +195,26 @@ def _ports(lines: list[Line]) -> dict[str, tuple[str, ...]]:
 
 
 def _fed_heads(graph: Graph, lines: list[Line]) -> list[tuple[str, str]]:
-    """Pairs of a drawn node that is no sender and a drawn sender that it feeds.
+    """Pairs of a drawn node and another drawn one, a sender, that it feeds.
 
-    Such are shared key-value heads, and the heads, MLPs and cuts that feed latents.
+    The first are shared key-value heads, heads, MLPs and cuts that feed latents, and heads at the
+    span of their keys and values, which feed themselves at the spans that read them.
     """
     senders = {line.sender for line in lines}
-    receivers = {line.node: line.receivers[0] for line in lines if line.node != "logits"}
-    pairs = []
-    for node in sorted(receivers.keys() - graph.sender_index.keys(), key=_place):
-        fed = graph.fed_by(graph.receiver_index[receivers[node]])
-        pairs += [(node, graph.nodes[i]) for i in fed if graph.nodes[i] in senders]
-    return pairs
+    pairs: dict[tuple[str, str], None] = {}
+    for line in sorted(lines, key=lambda line: _place(line.node)):
+        for receiver in line.receivers:
+            fed = (graph.nodes[i] for i in graph.fed_by(graph.receiver_index[receiver]))
+            pairs |= {(line.node, name): None for name in fed if name in senders - {line.node}}
+    return list(pairs)
+
+
+def _is_kv(name: str) -> bool:
+    return _KV.fullmatch(split_span(name)[0]) is not None
+
+
+def _is_move(node: str, fed: str) -> bool:
+    return split_span(node)[1] != split_span(fed)[1]
 
 
 def _place(name: str) -> tuple[int, int, int]:
@@ -227,7 +243,12 @@ _LATENT_ROW = {"r": -1, "a": 2, "rmid": 4, "m": 6}
 def _rows(graph: Graph, lines: list[Line]) -> list[_Row]:
     """Ranks from bottom to top, each with its nodes; layers without a node have none."""
     names = {line.sender for line in lines} | {line.node for line in lines}
-    names |= {"logits", *(s for s, source in zip(graph.nodes, graph.source, strict=True) if source)}
+    sources = [s for s, source in zip(graph.nodes, graph.source, strict=True) if source]
+    if not graph.shape.spans:
+        names |= {"logits", *sources}
+    elif not names:
+        end = f"@{graph.shape.scored_spans[-1]}"
+        names = {f"logits{end}", *(s for s in sources if s.endswith(end))}
     rows: dict[tuple[int, int], list[_Row]] = {}
     labelled: set[int] = set()
     for name in sorted(names, key=_place):
@@ -242,11 +263,16 @@ def _rows(graph: Graph, lines: list[Line]) -> list[_Row]:
 
 
 def _placement(
-    rows: list[_Row], lines: list[Line], ports: Mapping[str, tuple[str, ...]]
+    rows: list[_Row],
+    lines: list[Line],
+    ports: Mapping[str, tuple[str, ...]],
+    spans: Sequence[str],
 ) -> Placement:
     names = [name for row in rows for name in row.nodes]
     spine = frozenset(name for name in names if _in_spine(name))
     links = [(line.sender, line.node) for line in lines]
+    if spans:
+        return place_by_span([row.nodes for row in rows], spine, ports, links, spans)
     return place([row.nodes for row in rows], spine, ports, links)
 
 
@@ -275,7 +301,8 @@ def _graph_settings(
         "labelloc": "t",
     }
     if placement is not None:
-        settings |= {"layout": "nop2", "lp": f"{placement.middle:.0f},{placement.top + 62:.0f}"}
+        above = placement.top + 62 + (HEADING if placement.bands else 0)
+        settings |= {"layout": "nop2", "lp": f"{placement.middle:.0f},{above:.0f}"}
     for key, value in shape_to_config(graph.shape).items():
         settings[key] = str(value).lower() if isinstance(value, bool) else str(value)
     if graph.shape.sites:
@@ -328,7 +355,24 @@ def _axis(rows: list[_Row], placement: Placement | None) -> list[str]:
     return [*text, f"  {chain} [style=invis, weight=100];"]
 
 
-def _node(name: str, ports: tuple[str, ...], marked: bool, placement: Placement | None) -> str:
+def _bands(placement: Placement | None) -> list[str]:
+    """A pale box behind each span, headed by its name."""
+    text = []
+    for i, band in enumerate(placement.bands if placement else ()):
+        assert placement is not None
+        middle, top = (band.left + band.right) / 2, placement.top + 34
+        text.append(
+            f'  subgraph cluster_span{i} {{ graph [bb="{band.left:.1f},-30,{band.right:.1f},'
+            f'{top + HEADING:.1f}", label="{band.span}", lp="{middle:.1f},{top + 10:.1f}", '
+            f'fontsize=12, style="filled,rounded", color="{BAND}", fillcolor="{BAND}"]; }}'
+        )
+    return text
+
+
+def _node(
+    name: str, ports: tuple[str, ...], writes: bool, marked: bool, placement: Placement | None
+) -> str:
+    """Text of one node; heads that only read here, for another span, are pale."""
     pen = 2.0 if marked else 0.8
     color = HIGHLIGHT if marked else OUTLINE
     layer, _, number = _place(name)
@@ -337,13 +381,14 @@ def _node(name: str, ports: tuple[str, ...], marked: bool, placement: Placement 
     elif latent := parse_latent(name):
         look = _latent_look(name, latent[0], latent[1], color, pen)
     elif name[0] == "a":
-        look = f"label={_table(f'{layer}.{number}', ports, HEAD_FILL, color, pen)}"
+        fill = HEAD_FILL if writes or not split_span(name)[1] else KV_FILL
+        look = f"label={_table(f'{layer}.{number}', ports, fill, color, pen)}"
     else:
         shape = 'hexagon, margin="0.02,0.02", width=0.62, height=0.32'
         if name[0] != "m":
             shape = 'box, margin="0.12,0.04", height=0.3'
         fill = MLP_FILL if name[0] == "m" else END_FILL
-        look = f'label="{name}", shape={shape}, style=filled, fillcolor="{fill}", '
+        look = f'label="{split_span(name)[0]}", shape={shape}, style=filled, fillcolor="{fill}", '
         look += f'color="{color}", penwidth={pen}'
     if placement is not None:
         x, y = placement.centre[name]
@@ -399,7 +444,12 @@ def _edge(line: Line, placement: Placement | None, n_lines: int) -> str:
 
 
 def _feed(kv: str, head: str, placement: Placement | None) -> str:
-    """Dotted line from a shared key-value head to a head of its group, or to a latent."""
+    """Line without a score: to a head of a key-value head's group, to a latent or a span."""
+    if placement is not None and _is_move(kv, head):
+        return (
+            f'  "{kv}" -> "{head}" [style=dashed, color="{AXIS}", penwidth=1.1, '
+            f'tooltip="{head} reads {kv}", pos="{placement.move(kv, head)}"];'
+        )
     at = f', pos="{placement.path(kv, head, "")}"' if placement is not None else ""
     color = AXIS if parse_latent(head) is None else PALE
     return (

@@ -8,13 +8,16 @@ A reference file is one JSON object::
      "citation": "authors, year, title, URL", "open": "what the authors left open",
      "graph": {"n_layers": 12, "n_heads": 12, ...},
      "roles": {"name mover": ["a9.h9", ...]}, "optional_nodes": [],
+     "positions": {"a9.h9": ["END"], "a9.h9<k>": ["IO"], ...},
      "edges": ["input->a0.h1<q>", ...], "info": {}}
 
 ``ablation`` is what the circuit is true under, null where it is not bound to one.
 ``granularity`` says what the authors fix: ``edges`` (q, k and v apart), ``node pairs`` (an edge
 counts once per sender and receiving node, written ``a1.h0->a2.h3``), or ``nodes`` alone.
 ``optional_nodes`` (may be missing) count neither as wrong nor as missed, and no more do their
-edges.  ``info`` (may be missing) is free.
+edges.  ``positions`` (may be missing) says in which spans of the prompt a sender writes and a
+receiver reads (:mod:`graphs.spans`); those that it does not name do so in all.  ``info`` (may be
+missing) is free.
 """
 
 from __future__ import annotations
@@ -32,10 +35,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphs.circuit import Circuit
-from graphs.coarse import joined_shape
+from graphs.coarse import coarsen, joined_shape, with_spans
 from graphs.errors import GraphError, ReferenceFileError, did_you_mean
 from graphs.files import write_whole
-from graphs.graph import Graph, component_graph, parse_node, shape_from_config, shape_to_config
+from graphs.graph import (
+    Graph,
+    GraphShape,
+    component_graph,
+    parse_node,
+    shape_from_config,
+    shape_to_config,
+)
+from graphs.select import prune
+from graphs.spans import check_span_name, split_span
 
 __all__ = [
     "GRANULARITIES",
@@ -51,7 +63,7 @@ _INTERVENTIONS = ("resample", "zero")
 _DIRECTIONS = ("noising", "denoising")
 _TEXTS = ("name", "description", "model", "task", "citation", "open")
 _REQUIRED = (*_TEXTS, "ablation", "granularity", "graph", "roles", "edges")
-_OPTIONAL = ("optional_nodes", "info")
+_OPTIONAL = ("optional_nodes", "positions", "info")
 
 
 @dataclass(frozen=True)
@@ -110,6 +122,9 @@ class Reference:
         One of :data:`GRANULARITIES`.
     optional_nodes
         Nodes that count neither as wrong nor as missed, nor do their edges.
+    positions
+        Sender or receiver -> spans in which it writes or reads; all where it is not named.
+        Receivers are those of ``graph``, whatever the granularity.
     info
         Anything else; plain JSON values.
 
@@ -132,10 +147,12 @@ class Reference:
     ablation: Ablation = Ablation()
     granularity: str = "edges"
     optional_nodes: tuple[str, ...] = ()
+    positions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     info: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "roles", MappingProxyType(dict(self.roles)))
+        object.__setattr__(self, "positions", MappingProxyType(dict(self.positions)))
         if self.granularity not in GRANULARITIES:
             raise GraphError(
                 f"granularity {self.granularity!r}: expected {', '.join(GRANULARITIES)}"
@@ -148,6 +165,21 @@ class Reference:
         if not self.edges and (self.granularity != "nodes" or not self.roles):
             raise GraphError("no edges: give at least one, or granularity 'nodes' and roles")
         self._check_roles_touch_edges()
+        self._check_positions()
+
+    def _check_positions(self) -> None:
+        known = {**self.graph.sender_index, **self.graph.receiver_index}
+        for name, spans in self.positions.items():
+            if name not in known:
+                raise GraphError(
+                    f"positions: no sender or receiver {name!r} in the graph; "
+                    f"{did_you_mean(name, known)}"
+                )
+            if not spans:
+                raise GraphError(f"positions: {name!r} has no span: give one, or leave it out")
+            for span in spans:
+                check_span_name(span)
+            _check_once(f"positions of {name!r}", spans)
 
     def _check_nodes(self, what: str, names: tuple[str, ...]) -> None:
         for name in names:
@@ -187,6 +219,52 @@ class Reference:
         nodes = [graph.receiver_node(v) for v in range(len(graph.receivers))]
         ends = zip(graph.edge_sender.tolist(), graph.edge_receiver.tolist(), strict=True)
         return np.array([f"{graph.senders[u]}->{nodes[v]}" in pairs for u, v in ends])
+
+    @cached_property
+    def spans(self) -> frozenset[str]:
+        """Names of the spans in ``positions``."""
+        return frozenset(span for spans in self.positions.values() for span in spans)
+
+    def split(self, shape: GraphShape) -> Circuit:
+        """Return the reference as a circuit of a graph split by the spans of ``shape``.
+
+        An edge is in at a span if it is in, and its sender writes and its receiver reads there
+        (``positions``).  What is then on no path from the embeddings to ``logits`` is left out.
+        Node pairs are edges of the graph with q, k and v joined, as in ``circuit``.
+
+        Raises
+        ------
+        GraphError
+            If ``shape`` lacks spans that ``positions`` names.
+        """
+        if missing := sorted(self.spans - set(shape.spans)):
+            raise GraphError(
+                f"reference {self.name!r} has positions at {', '.join(missing)}, but the graph is "
+                f"split by {', '.join(shape.spans) or 'no spans'}"
+            )
+        graph = component_graph(with_spans(self.graph.shape, shape))
+        senders = self._allowed(graph, graph.senders, graph.sender_span)
+        receivers = self._allowed(graph, graph.receivers, graph.receiver_span)
+        inside = prune(
+            graph,
+            self.mask()[graph.edge_component]
+            & senders[graph.edge_sender]
+            & receivers[graph.edge_receiver],
+        )
+        circuit = Circuit(
+            graph, inside.astype(np.float64), inside, {"model": self.model, "task": self.task}
+        )
+        return coarsen(circuit, with_spans(self.circuit.graph.shape, shape))
+
+    def _allowed(
+        self, graph: Graph, names: tuple[str, ...], spans: NDArray[np.int64]
+    ) -> NDArray[np.bool_]:
+        """Which senders or receivers of a split graph are at a span of theirs."""
+        every = graph.shape.spans
+        at = zip(names, spans.tolist(), strict=True)
+        return np.array(
+            [every[s] in self.positions.get(split_span(name)[0], every) for name, s in at]
+        )
 
     @cached_property
     def _touched(self) -> frozenset[str]:
@@ -242,7 +320,7 @@ def read_reference(path: str | os.PathLike[str]) -> Reference:
     for key in _TEXTS:
         if not isinstance(data[key], str) or not data[key].strip():
             raise _wrong(path, key, data[key], "a text")
-    for key in ("ablation", "graph", "roles", "info"):
+    for key in ("ablation", "graph", "roles", "positions", "info"):
         if not isinstance(data.get(key, {}), dict):
             raise _wrong(path, key, data[key], "an object")
     if not isinstance(data["granularity"], str):
@@ -263,6 +341,10 @@ def read_reference(path: str | os.PathLike[str]) -> Reference:
             ablation=Ablation(**data["ablation"]),
             granularity=data["granularity"],
             optional_nodes=_names(path, "optional_nodes", data.get("optional_nodes", [])),
+            positions={
+                name: _names(path, f"positions of {name!r}", spans)
+                for name, spans in data.get("positions", {}).items()
+            },
             info=data.get("info", {}),
         )
     except ReferenceFileError:
@@ -282,6 +364,8 @@ def write_reference(reference: Reference, path: str | os.PathLike[str]) -> None:
     }
     if reference.optional_nodes:
         content["optional_nodes"] = list(reference.optional_nodes)
+    if reference.positions:
+        content["positions"] = {name: list(spans) for name, spans in reference.positions.items()}
     if reference.info:
         content["info"] = dict(reference.info)
     lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in content.items()]

@@ -7,7 +7,7 @@ compares with: a test holds its lists of edges against these rules.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, combinations
 from pathlib import Path
 
@@ -33,6 +33,17 @@ IOI_ROLES: dict[str, tuple[str, ...]] = {
     "duplicate token": ("a0.h1", "a0.h10", "a3.h0"),
     "previous token": ("a2.h2", "a4.h11"),
 }  # fmt: skip
+IOI_POSITIONS: dict[str, tuple[str, str]] = {
+    "name mover": ("END", "IO"),
+    "backup name mover": ("END", "IO"),
+    "negative name mover": ("END", "IO"),
+    "s-inhibition": ("END", "S2"),
+    "induction": ("S2", "S1+1"),
+    "duplicate token": ("S2", "S1"),
+    "previous token": ("S1+1", "S1"),
+}
+"""Role -> where its heads write (and ask), and where their keys and values are."""
+
 GREATER_THAN_ROLES: dict[str, tuple[str, ...]] = {
     "early head": ("a0.h1", "a0.h3", "a0.h5"),
     "early MLP": ("m0", "m1", "m2", "m3"),
@@ -45,6 +56,31 @@ DOCSTRING_ROLES: dict[str, tuple[str, ...]] = {
     "writes the movers' keys": ("a1.h2", "a2.h0"),
     "relays token embeddings": ("a0.h5",),
 }
+DOCSTRING_POSITIONS: dict[str, tuple[str, ...]] = {
+    "a0.h5": ("B_def", "C_def", "B_doc"),
+    "a0.h5<v>": ("B_def", "C_def", "B_doc"),
+    "a1.h4": ("B_comma", "param_3"),
+    "a1.h4<v>": ("B_def", "B_doc"),
+    "a1.h2": ("A_doc", "B_doc"),
+    "a1.h2<q>": ("A_doc", "B_doc"),
+    "a1.h2<k>": ("A_def", "B_def", "A_doc", "B_doc"),
+    "a2.h0": ("C_def",),
+    "a2.h0<q>": ("C_def",),
+    "a2.h0<k>": ("B_def",),
+    "a2.h0<v>": ("B_comma",),
+    **{
+        name: spans
+        for head in ("a3.h0", "a3.h6")
+        for name, spans in {
+            head: ("param_3",),
+            f"{head}<q>": ("param_3",),
+            f"{head}<k>": ("C_def", "A_doc", "B_doc"),
+            f"{head}<v>": ("C_def",),
+        }.items()
+    },
+}
+"""Where each head writes, and where each of its inputs reads."""
+
 INDUCTION_ROLES: dict[str, tuple[str, ...]] = {
     "previous token": ("a0.h0",),
     "induction": ("a1.h5", "a1.h6"),
@@ -76,6 +112,20 @@ def _mlps(first: int, last: int) -> tuple[str, ...]:
     return tuple(f"m{layer}" for layer in range(first, last + 1))
 
 
+def _positions(
+    roles: Mapping[str, Iterable[str]], places: Mapping[str, tuple[str, str]]
+) -> dict[str, tuple[str, ...]]:
+    """Spans of heads and their inputs, from those of their roles."""
+    return {
+        name: (span,)
+        for role, (own, other) in places.items()
+        for head in roles[role]
+        for name, span in zip(
+            (head, f"{head}<q>", f"{head}<k>", f"{head}<v>"), (own, own, other, other), strict=True
+        )
+    }
+
+
 def ioi() -> Reference:
     """Wang et al. 2022: 26 heads in seven classes, with every MLP kept."""
     edges = _Edges(component_graph(GPT2))
@@ -105,13 +155,14 @@ def ioi() -> Reference:
         open=(
             "What the MLPs do (all 12 are kept, with every edge that joins them to the circuit); "
             "head 7.1, left out of the duplicate-token class as unclear; the paper knocked nodes "
-            "out by their mean over prompts, at the positions of each class, while these edges "
-            "hold for all positions."
+            "out by their mean over prompts. Heads have the positions of their class; in a graph "
+            "split by them, an MLP counts wherever it lies on a path between classes."
         ),
         graph=edges.graph,
         edges=edges.in_order(),
         roles=role,
         ablation=CORRUPTED,
+        positions=_positions(role, IOI_POSITIONS),
     )
 
 
@@ -177,14 +228,15 @@ def docstring() -> Reference:
         ),
         open=(
             "The circuit recovers up to half of the model's performance, as its authors say; "
-            "heads 0.2, 0.4, 1.0, 0.1 and 2.3 help and are not in it; which positions carry an "
-            "edge. Only the argument movers are named by the authors, the other roles say what "
-            "a head feeds."
+            "heads 0.2, 0.4, 1.0, 0.1 and 2.3 help and are not in it. Only the argument movers "
+            "are named by the authors, the other roles say what a head feeds. Positions follow "
+            "Miller et al. 2024, arXiv:2407.08734 (AutoCircuit), who are unsure of the keys of 2.0."
         ),
         graph=edges.graph,
         edges=edges.in_order(),
         roles=DOCSTRING_ROLES,
         ablation=CORRUPTED,
+        positions=DOCSTRING_POSITIONS,
     )
 
 
