@@ -40,6 +40,7 @@ def _tasks() -> Table:
     for task in TASKS.values():
         corruptions = [f"--corruption {name}: {text}" for name, text in task.corruptions.items()]
         lines = [task.description, f"model {task.model}, metric {task.metric}", *corruptions]
+        lines.append(f"--positions span: {', '.join(task.spans)}")
         rows.append((task.name, "\n".join(lines)))
     files = "prompt pairs: JSONL, AutoCircuit's JSON or EAP-IG's CSV (give --model)"
     rows.append(("FILE", f"{files}\nmetric {DEFAULT_METRIC}"))
@@ -71,7 +72,8 @@ def _references() -> Table:
         if reference.granularity == "nodes":
             size = f"{len(reference.nodes)} nodes"
         ablation = str(reference.ablation) or "any ablation"
-        text = f"{size} of {reference.model}, true under {ablation}: {reference.description}"
+        where = ", with positions" if reference.positions else ""
+        text = f"{size} of {reference.model}{where}, true under {ablation}: {reference.description}"
         rows.append((name, text))
     return _table("references", ("name", "description"), rows)
 

@@ -242,14 +242,15 @@ def frontier_table(rows: list[dict[str, Any]], title: str) -> Table:
     return table
 
 
-_COUNTED = {"": "", "spans": " by span", "joined": ", spans joined"}
+_COUNTED = {"": "", "spans": ", by span", "joined": ", spans joined"}
+"""Ends of titles: how a circuit split by positions was compared."""
 
 
 def comparison_table(comparison: Comparison, labels: tuple[str, str]) -> Table:
     """Table of the overlap of two circuits, in edges and nodes."""
+    overlaps = (("edges", comparison.edges), ("nodes", comparison.nodes))
     end = _COUNTED["joined" if comparison.joined else ""]
-    overlaps = ((f"edges{end}", comparison.edges), (f"nodes{end}", comparison.nodes))
-    return _overlaps_table(f"{labels[0]} against {labels[1]}", overlaps)
+    return _overlaps_table(f"{labels[0]} against {labels[1]}{end}", overlaps)
 
 
 def _overlaps_table(title: str, overlaps: Sequence[tuple[str, Overlap]]) -> Table:
@@ -342,14 +343,14 @@ def reference_table(comparison: ReferenceComparison, reference: Reference, label
     Of a circuit split by positions it says whether they were compared per span, or joined.
     """
     title = f"{label} against the reference {reference.name} ({reference.model})"
+    title += _COUNTED[comparison.positions]
     table = Table(title=escape(title), title_justify="left")
     for column in ("", "found", "extra", "missed", "precision", "recall", "F1", "Jaccard"):
         table.add_column(column, justify="right" if column else "left")
     what = "node pairs" if reference.granularity == "node pairs" else "edges"
-    end = _COUNTED[comparison.positions]
     if comparison.edges is not None:
-        table.add_row(f"{what}{end}", *_overlap_cells(comparison.edges))
-    table.add_row(f"nodes{end}", *_overlap_cells(comparison.nodes))
+        table.add_row(what, *_overlap_cells(comparison.edges))
+    table.add_row("nodes", *_overlap_cells(comparison.nodes))
     return table
 
 

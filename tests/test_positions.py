@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from acdc.errors import InputError, OptionError, TaskError
+from acdc.mib import write_pt
 from acdc.positions import Positions, find_positions
-from acdc.tasks import Pair, Task, load_task
-from graphs import GraphShape, component_graph
+from acdc.tasks import TASKS, Pair, Task, load_task
+from graphs import Circuit, CircuitFileError, GraphShape, component_graph
 from graphs.spans import reach_matrix
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -107,6 +108,13 @@ def test_spans_and_order_do_not_depend_on_the_seed(tokenizers):
     (positions,) = found
     assert positions.spans == ("rest", "S1", "S1+1", "IO", "S2", "END")
     assert positions.scored == ("END",)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_list_of_tasks_names_their_labels(tokenizers, name):
+    tokenizer = tokenizers["docstring-small" if name == "docstring" else "gpt2"]
+    for pair in load_task(name, tokenizer, n_prompts=3).pairs:
+        assert tuple(pair.spans) == TASKS[name].spans
 
 
 # Files
@@ -273,3 +281,11 @@ OTHERS = [
 def test_prompts_of_another_layout_are_refused(positions, pair, words):
     with pytest.raises(InputError, match=words):
         positions.of(pair)
+
+
+def test_a_split_circuit_is_no_file_of_eap_ig(tmp_path):
+    shape = find_positions(LABELLED, "span").split(SHAPE)
+    circuit = Circuit.from_edges(component_graph(shape), ["input@END->logits@END"])
+    with pytest.raises(CircuitFileError, match=r"no graph split by positions: use \.json"):
+        write_pt(circuit, tmp_path / "c.pt")
+    assert not list(tmp_path.iterdir())

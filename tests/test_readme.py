@@ -44,3 +44,25 @@ def test_commands_named_in_the_readme_have_help(capsys: pytest.CaptureFixture[st
             main([command, "--help"])
         assert stop.value.code == 0
     assert "Example" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_tests_of_the_default_circuit_are_those_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for command in (["discover", "ioi", "--out", "run"], ["evaluate", "run", "--out", "said.json"]):
+        with pytest.raises(SystemExit) as stop:
+            main(command)
+        assert stop.value.code == 0
+    said = json.loads((tmp_path / "said.json").read_text())
+    low, high = said["faithfulness_low"], said["faithfulness_high"]
+    assert (
+        f"faithfulness  {said['faithfulness']:.4g} (95 % interval {low:.4g} to {high:.4g})"
+        in README
+    )
+    for verdict in said["tests"]["verdicts"]:
+        word = "pass" if verdict["passed"] else "FAIL"
+        start = rf"{verdict['test']} +{word} +p {verdict['p_value']:.2g} +"
+        (shown,) = re.findall(rf"^{start}(.+?)(?: \.\.\.)?$", README, re.MULTILINE)
+        assert verdict["says"].startswith(shown)

@@ -61,6 +61,8 @@ class TaskSpec:
         is given the usable ids in the tokenizer's place, and the model needs no tokenizer.
     metric
         The metric that the task's authors use.
+    spans
+        Labels of positions that every prompt has.
     """
 
     name: str
@@ -70,6 +72,7 @@ class TaskSpec:
     corruptions: Mapping[str, str]
     of_ids: bool = False
     metric: str = DEFAULT_METRIC
+    spans: tuple[str, ...] = ()
 
     @property
     def default_corruption(self) -> str:
@@ -86,6 +89,7 @@ TASKS: dict[str, TaskSpec] = {
             "ioi-small",
             ioi.generate,
             ioi.CORRUPTIONS,
+            spans=ioi.SPANS,
         ),
         TaskSpec(
             "docstring",
@@ -93,6 +97,7 @@ TASKS: dict[str, TaskSpec] = {
             "docstring-small",
             docstring.generate,
             docstring.CORRUPTIONS,
+            spans=docstring.SPANS,
         ),
         TaskSpec(
             "pronoun",
@@ -100,6 +105,7 @@ TASKS: dict[str, TaskSpec] = {
             "ioi-small",
             pronoun.generate,
             pronoun.CORRUPTIONS,
+            spans=pronoun.SPANS,
         ),
         TaskSpec(
             "greater-than",
@@ -108,6 +114,7 @@ TASKS: dict[str, TaskSpec] = {
             greater_than.generate,
             greater_than.CORRUPTIONS,
             metric="prob_diff",
+            spans=greater_than.SPANS,
         ),
         TaskSpec(
             "induction",
@@ -117,6 +124,7 @@ TASKS: dict[str, TaskSpec] = {
             induction.generate,
             induction.CORRUPTIONS,
             of_ids=True,
+            spans=induction.SPANS,
         ),
     )
 }

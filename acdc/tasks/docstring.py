@@ -35,7 +35,7 @@ from acdc.tasks.prompts import (
 )
 from acdc.tasks.words import ARGUMENTS, DESCRIPTIONS, METHODS
 
-__all__ = ["CORRUPTIONS", "TEMPLATE", "corrupt_words", "generate"]
+__all__ = ["CORRUPTIONS", "SPANS", "TEMPLATE", "corrupt_words", "generate"]
 
 CORRUPTIONS: dict[str, str] = {
     "random_def_doc": "the names in the definition and in the docstring are random ones",
@@ -43,6 +43,9 @@ CORRUPTIONS: dict[str, str] = {
     "random_doc": "the names in the docstring are random ones",
     "random_answer": "the answer's name in the definition is a random one",
 }
+
+SPANS = ("A_def", "B_def", "B_comma", "C_def", "D_def", "A_doc", "B_doc", "param_3")
+"""Labels of positions, in order of the picture's columns."""
 
 TEMPLATE = (
     "\ndef {METHOD}(self, {DEF0}, {DEF1}, {DEF2}, {DEF3}):\n"

@@ -34,11 +34,14 @@ from acdc.tasks.prompts import (
 )
 from acdc.tasks.words import EVENTS
 
-__all__ = ["CORRUPTIONS", "TEMPLATE", "generate", "two_digit_tokens"]
+__all__ = ["CORRUPTIONS", "SPANS", "TEMPLATE", "generate", "two_digit_tokens"]
 
 CORRUPTIONS: dict[str, str] = {
     "year_01": "the event begins in the year 01 of its century",
 }
+
+SPANS = ("noun", "XX", "YY", "END")
+"""Labels of positions, in order of the picture's columns."""
 
 TEMPLATE = "The {EVENT} lasted from the year {START} to the year {CENTURY}"
 CENTURIES = tuple(range(11, 18))

@@ -26,11 +26,14 @@ from acdc.errors import TaskError
 from acdc.tasks.base import Pair
 from acdc.tasks.prompts import Draw, Generated, collect_pairs
 
-__all__ = ["CORRUPTIONS", "LENGTH", "generate"]
+__all__ = ["CORRUPTIONS", "LENGTH", "SPANS", "generate"]
 
 CORRUPTIONS: dict[str, str] = {
     "random_first": "the first round is made of other tokens, so that nothing is repeated",
 }
+
+SPANS = ("A1", "B1", "END")
+"""Labels of positions, in order of the picture's columns."""
 
 LENGTH = 20
 """Tokens of a prompt."""

@@ -29,11 +29,14 @@ from acdc.tasks.prompts import (
 )
 from acdc.tasks.words import NAMES, OBJECTS, PLACES
 
-__all__ = ["CORRUPTIONS", "TEMPLATES", "generate"]
+__all__ = ["CORRUPTIONS", "SPANS", "TEMPLATES", "generate"]
 
 CORRUPTIONS: dict[str, str] = {
     "abc": "the three names are replaced by three unrelated ones",
 }
+
+SPANS = ("S1", "S1+1", "IO", "S2", "END")
+"""Labels of positions, in order of the picture's columns."""
 
 TEMPLATES: tuple[str, ...] = (
     "Then, {A} and {B} went to the {PLACE}. {S} gave a {OBJECT} to",

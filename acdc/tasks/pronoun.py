@@ -29,11 +29,14 @@ from acdc.tasks.prompts import (
 )
 from acdc.tasks.words import BOY_NAMES, GIRL_NAMES
 
-__all__ = ["CORRUPTIONS", "NOUNS", "TEMPLATES", "generate"]
+__all__ = ["CORRUPTIONS", "NOUNS", "SPANS", "TEMPLATES", "generate"]
 
 CORRUPTIONS: dict[str, str] = {
     "other_gender": "noun and name are those of the other gender",
 }
+
+SPANS = ("noun", "name", "END")
+"""Labels of positions, in order of the picture's columns."""
 
 TEMPLATES: tuple[str, ...] = (
     "Once upon a time there was a little {NOUN} named {NAME}.",

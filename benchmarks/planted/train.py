@@ -22,7 +22,7 @@ import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -91,6 +91,9 @@ class Recipe:
         Of the training, in turn.
     open
         What the reference circuit leaves open.
+    positions
+        Sender or receiver -> spans of the task, see :class:`graphs.Reference`; none where the
+        algorithm does not say where its variables are.
     """
 
     task: str
@@ -101,6 +104,7 @@ class Recipe:
     phases: tuple[Phase, ...]
     open: str
     seed: int = 0
+    positions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 RECIPES: dict[str, Recipe] = {
@@ -121,6 +125,12 @@ RECIPES: dict[str, Recipe] = {
             "is part of the template, so input->a2.h1 (the S-inhibition head's query) carries "
             "nothing that differs between them."
         ),
+        positions={
+            "input": ("S1", "IO", "S2"),
+            "a1.h1": ("S2",), "a1.h1<q>": ("S2",), "a1.h1<k>": ("S1",), "a1.h1<v>": ("S1",),
+            "a2.h1": ("END",), "a2.h1<q>": ("END",), "a2.h1<k>": ("S2",), "a2.h1<v>": ("S2",),
+            "a4.h1": ("END",), "a4.h1<q>": ("END",), "a4.h1<k>": ("IO",), "a4.h1<v>": ("IO",),
+        },
     ),
     "planted-docstring": Recipe(
         task="docstring",
@@ -226,6 +236,7 @@ def make_reference(name: str, recipe: Recipe, alignment: Alignment) -> dict[str,
         "graph": shape_to_config(alignment.graph.shape),
         "roles": {variable: [node] for variable, node in recipe.nodes.items()},
         "optional_nodes": [],
+        **({"positions": recipe.positions} if recipe.positions else {}),
         "edges": list(alignment.pairs),
     }
 
