@@ -20,7 +20,8 @@ from graphs import Circuit, basis_name
 __all__ = ["SizeAt", "sizes_at"]
 
 _SAME = (
-    "metric", "n_prompts", "holdout", "seed", "corruption", "prepend_bos", "intervention", "direction"
+    "metric", "n_prompts", "holdout", "seed", "corruption", "prepend_bos", "intervention",
+    "direction",
 )  # fmt: skip
 
 

@@ -617,6 +617,66 @@ def latents(
 
 
 @app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Page to write (default: RUN/report.html).")
+    ] = None,
+    evaluation: Annotated[
+        Path | None,
+        typer.Option(
+            "--evaluation",
+            help="What acdc evaluate wrote (default: RUN/evaluation.json, or done now).",
+        ),
+    ] = None,
+    stability: Annotated[
+        Path | None,
+        typer.Option(
+            "--stability", help="What acdc stability wrote (default: RUN/stability.json)."
+        ),
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            "--reference", help="Reference circuit: name or file (default: the model's own)."
+        ),
+    ] = None,
+    tests: Annotated[
+        bool, typer.Option("--tests/--no-tests", help="The tests of a circuit (README).")
+    ] = True,
+    prompts: Annotated[
+        int, typer.Option("--prompts", help="Prompt pairs to show attention patterns on.")
+    ] = 3,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing file.")
+    ] = False,
+) -> None:
+    """Write a run as one HTML page that needs no network: circuit, tests, curves, timings.
+
+    Example: acdc report runs/ioi
+
+    Example: acdc report runs/ioi --stability runs/stable/stability.json --out ioi.html
+    """
+    from acdc.errors import CircuitFileError, OptionError
+    from acdc.report import gather, to_html
+    from acdc.terminal import TerminalReporter
+    from graphs.files import write_whole
+
+    page = out or run / "report.html"
+    if not run.is_dir():
+        raise CircuitFileError(f"{run}: no such folder; give the folder of a run")
+    if page.suffix.lower() not in (".html", ".htm"):
+        raise OptionError(f"page {str(page)!r}: expected a name ending in .html")
+    _check_file(page, overwrite)
+    found = gather(
+        run, evaluation=evaluation, stability=stability, reference=reference, tests=tests,
+        n_prompts=prompts, reporter=TerminalReporter(),
+    )  # fmt: skip
+    write_whole(page, to_html(found))
+    typer.echo(f"written to {page}")
+
+
+@app.command()
 def compare(
     first: Annotated[Path, typer.Argument(help="Folder of a run, or a circuit file.")],
     second: Annotated[

@@ -21,6 +21,7 @@ __all__ = [
     "Overlap",
     "ReferenceComparison",
     "RoleCount",
+    "common_form",
     "compare",
     "compare_reference",
     "differing_shapes",
@@ -206,7 +207,7 @@ def compare_reference(circuit: Circuit, reference: Reference) -> ReferenceCompar
     GraphError
         If the reference is of another model's graph; the message names what differs.
     """
-    found, true = _common_form(circuit, reference)
+    found, true = common_form(circuit, reference)
     by_span = bool(true.graph.shape.spans)
     nodes, wanted = set(circuit.nodes()), set(true.nodes() if by_span else reference.nodes)
     if not by_span:
@@ -262,7 +263,7 @@ def to_dot_reference(circuit: Circuit, reference: Reference, label: str = "circu
     GraphError
         If the reference is of another model's graph.
     """
-    found, true = _common_form(circuit, reference)
+    found, true = common_form(circuit, reference)
     title = f"{label} and the reference {reference.name}"
     comparison = compare_reference(circuit, reference)
     if comparison.edges is None:
@@ -277,8 +278,16 @@ def to_dot_reference(circuit: Circuit, reference: Reference, label: str = "circu
     return _draw_both(found, true, masks, title, comparison.edges, texts)
 
 
-def _common_form(circuit: Circuit, reference: Reference) -> tuple[Circuit, Circuit]:
-    """The circuit and the reference in the finest graph that both can be put in, uncounted out."""
+def common_form(circuit: Circuit, reference: Reference) -> tuple[Circuit, Circuit]:
+    """Return the circuit and the reference in the finest graph that both can be put in.
+
+    Edges of the reference's optional nodes are out of both.
+
+    Raises
+    ------
+    GraphError
+        If the reference is of another model's graph; the message names what differs.
+    """
     ours, true = circuit.graph.shape, reference.circuit.graph.shape
     by_span = (
         bool(reference.positions)

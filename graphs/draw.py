@@ -30,7 +30,7 @@ from graphs.errors import GraphError, InputError, did_you_mean
 from graphs.files import json_text, write_whole
 from graphs.select import Mask, prune, select_top
 
-__all__ = ["FORMATS", "render", "to_dot"]
+__all__ = ["FORMATS", "draw_dot", "render", "styled_lines", "to_dot"]
 
 FORMATS = ("svg", "png", "pdf")
 MOST_EDGES = 1_000
@@ -85,7 +85,7 @@ def to_dot(
         if name not in graph.nodes:
             raise GraphError(f"highlight {name!r}: no such node; {did_you_mean(name, graph.nodes)}")
     drawn = _drawn_edges(circuit, max_edges)
-    lines = _styled_lines(circuit, drawn)
+    lines = styled_lines(circuit, drawn)
     caption = Caption() if title == "" else _caption(circuit, drawn, title)
     return diagram(
         graph,
@@ -123,10 +123,17 @@ def render(
     if chosen not in FORMATS:
         raise InputError(f"picture format {chosen!r}: expected one of {', '.join(FORMATS)}")
     text = to_dot(drawing, **options) if isinstance(drawing, Circuit) else drawing
-    write_whole(path, _graphviz(text, chosen))
+    write_whole(path, draw_dot(text, chosen))
 
 
-def _graphviz(text: str, format: str) -> bytes:
+def draw_dot(text: str, format: str) -> bytes:
+    """Return DOT text as a picture in one of :data:`FORMATS`.
+
+    Raises
+    ------
+    InputError
+        If Graphviz refuses the text.
+    """
     if format == "png" and text.startswith(OPENING):
         text = f"{OPENING} dpi=192;{text.removeprefix(OPENING)}"
     if shutil.which("dot"):
@@ -169,8 +176,16 @@ def _data(circuit: Circuit, drawn: Mask) -> dict[str, str]:
     return {key: text for key, text in (("undrawn", undrawn), ("info", info)) if text}
 
 
-def _styled_lines(circuit: Circuit, drawn: Mask) -> list[Line]:
-    """Lines from the weakest to the strongest, coloured by sign and sized by score."""
+def styled_lines(circuit: Circuit, drawn: Mask) -> list[Line]:
+    """Return the lines of some edges, coloured by sign and sized by score.
+
+    Parameters
+    ----------
+    circuit
+        Whose scores are shown.
+    drawn
+        ``[edge]``; above 220 lines those of q, k and v from one sender to one head are merged.
+    """
     graph, edges = circuit.graph, np.flatnonzero(drawn)
     groups = group_edges(graph, edges, merge=False)
     if len(groups) > MERGE_ABOVE:

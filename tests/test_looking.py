@@ -31,10 +31,9 @@ from acdc.looking import Gallery, gallery_parts, look, to_html
 from acdc.looking.activations import Activations, Prompt, record
 from acdc.looking.clusters import cluster_latents, correlations
 from acdc.looking.effects import direct_effects
-from acdc.looking.gallery import _Texts
-from acdc.looking.terminal import label
 from acdc.metrics import get_metric
 from acdc.models import load_model
+from acdc.texts import Texts, label
 from graphs import Circuit, GraphShape, basis_name, compare_bases, component_graph, select_top
 from graphs.errors import GraphError
 from graphs.latents import Site
@@ -148,8 +147,8 @@ class Words:
 
 
 def test_texts_keep_the_space_that_decoding_adds() -> None:
-    assert _Texts(Words(), 3)(5) == " w5"
-    assert _Texts(None)(5) == " 5"
+    assert Texts(Words(), 3)(5) == " w5"
+    assert Texts(None)(5) == " 5"
     assert [label(text) for text in (" a", " ", "\n")] == ["a", "␣", "⏎"]
 
 

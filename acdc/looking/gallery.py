@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,19 +12,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acdc.dictionaries import Dictionary, Quality, quality_on_task
-from acdc.errors import CircuitFileError, DictionaryError, OptionError
+from acdc.errors import CircuitFileError, OptionError
 from acdc.latents.experiment import LatentExperiment
 from acdc.looking.activations import Activations, record
 from acdc.looking.clusters import cluster_latents
 from acdc.looking.effects import Effect, direct_effects
 from acdc.methods.eap import between_inputs
-from acdc.pipeline import attach_dictionaries, check_settings, load_experiment
+from acdc.reopen import reopen
 from acdc.runs import Settings, load_run
-from acdc.tasks import Tokenizer
+from acdc.texts import Texts
 from graphs import Circuit
-from graphs.graph import GraphShape, parse_node
+from graphs.graph import parse_node
 
-__all__ = ["ClusterView", "End", "Example", "Gallery", "LatentView", "Share", "SiteView", "look"]
+__all__ = [
+    "ClusterView",
+    "End",
+    "Example",
+    "Gallery",
+    "LatentView",
+    "Share",
+    "SiteView",
+    "look",
+    "token_shares",
+]
 
 _STEPS = 5
 _SHARES, _CONTEXT = 5, 3
@@ -208,36 +217,6 @@ class Gallery:
     clusters: tuple[ClusterView, ...] | None = None
 
 
-class _Texts:
-    """Texts of token ids as they continue a prompt; ids themselves without a tokenizer.
-
-    Parameters
-    ----------
-    tokenizer
-        Of the model.
-    before
-        A token to decode in front: one alone may lose the space that it begins with.
-    """
-
-    def __init__(self, tokenizer: Tokenizer | None, before: int = 0) -> None:
-        self._tokenizer, self._before = tokenizer, before
-        self._known: dict[int, str] = {}
-
-    def __call__(self, token: int) -> str:
-        if token not in self._known:
-            self._known[token] = self._text(token)
-        return self._known[token]
-
-    def _text(self, token: int) -> str:
-        if self._tokenizer is None:
-            return f" {token}"
-        before = self._tokenizer.decode([self._before])
-        both = self._tokenizer.decode([self._before, token])
-        if both.startswith(before):
-            return both[len(before) :]
-        return self._tokenizer.decode([token])
-
-
 def look(
     folder: str | Path, *, top: int = 10, n_examples: int = 5, clusters: int | None = None
 ) -> Gallery:
@@ -276,8 +255,9 @@ def look(
     settings, circuit, summary = load_run(folder)
     nodes = [n for n in circuit.nodes() if parse_node(n)[0] == "latent"]
     _check_latents(folder, settings, circuit, nodes)
-    experiment, tokenizer = _experiment(folder, settings, circuit.graph.shape, summary)
-    texts = _Texts(tokenizer, experiment.task.pairs[0].clean[-1])
+    experiment, tokenizer = reopen(folder, settings, circuit, summary)
+    assert isinstance(experiment, LatentExperiment)  # its circuit has sites
+    texts = Texts(tokenizer, experiment.task.pairs[0].clean[-1])
     scores = experiment.attribute_nodes(between_inputs(experiment, _STEPS), _STEPS)
     of_nodes = scores[[circuit.graph.sender_index[n] for n in nodes]]
     order = np.argsort(-np.abs(of_nodes), kind="stable")
@@ -312,48 +292,6 @@ def _check_latents(
         )
 
 
-def _experiment(
-    folder: str | Path, settings: Settings, shape: GraphShape, summary: dict[str, Any]
-) -> tuple[LatentExperiment, Tokenizer | None]:
-    """The run's experiment, if its files are what they were."""
-    plain, tokenizer = load_experiment(check_settings(settings))
-    if plain.model.shape.n_layers != shape.n_layers or plain.model.shape.n_heads != shape.n_heads:
-        ours = plain.model.shape
-        raise OptionError(
-            f"{folder}: its circuit is of {shape.n_layers} layers and {shape.n_heads} heads, model "
-            f"{settings.model!r} has {ours.n_layers} and {ours.n_heads}; find the circuit anew"
-        )
-    attached = attach_dictionaries(plain, settings, sites=shape.site_at)
-    _check_fingerprints(folder, attached.experiment, summary)
-    value = plain.plain("clean" if settings.direction == "noising" else "corrupt")
-    wanted = summary.get("metric_full")
-    if not isinstance(wanted, float) or not math.isclose(value, wanted, rel_tol=0.02, abs_tol=1e-3):
-        raise OptionError(
-            f"{folder}: {settings.metric} of model {settings.model!r} was {wanted}, it is "
-            f"{value:.6g} now; model or task have changed, find the circuit anew"
-        )
-    return attached.experiment, tokenizer
-
-
-def _check_fingerprints(
-    folder: str | Path, experiment: LatentExperiment, summary: dict[str, Any]
-) -> None:
-    """Check that each dictionary is the one that the run used."""
-    latents = summary.get("latents")
-    rows = latents.get("sites") if isinstance(latents, dict) else None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise CircuitFileError(f"{folder}: run.json says nothing of its dictionaries")
-    known = {row.get("name"): row.get("fingerprint") for row in rows}
-    for attachment in experiment.attachments:
-        name, dictionary = attachment.site.name, attachment.dictionary
-        if known.get(name) != dictionary.fingerprint:
-            raise DictionaryError(
-                f"dictionary {dictionary.source!r} at {name} has the fingerprint "
-                f"{dictionary.fingerprint}, the run's had {known.get(name)}: it has changed, "
-                "find the circuit anew"
-            )
-
-
 def _sites(experiment: LatentExperiment, nodes: Sequence[str]) -> Iterable[SiteView]:
     for attachment in experiment.attachments:
         site = attachment.site
@@ -370,7 +308,7 @@ def _views(
     circuit: Circuit,
     found: Activations,
     scores: NDArray[np.float64],
-    texts: _Texts,
+    texts: Texts,
     top: int,
     n_examples: int,
 ) -> Iterable[LatentView]:
@@ -378,7 +316,7 @@ def _views(
     shown = found.nodes[:top]
     effects = direct_effects(experiment, shown, largest[: len(shown)])
     separate = experiment.model.d_vocab_out != experiment.model.d_vocab
-    outputs = _Texts(None) if separate else texts
+    outputs = Texts(None) if separate else texts
     ends = _Ends(circuit)
     dictionaries = {a.site.name: a.dictionary for a in experiment.attachments}
     clean = np.array([prompt.run == "clean" for prompt in found.prompts])
@@ -395,7 +333,7 @@ def _views(
             largest=float(largest[i]),
             clean_share=float(values[clean[found.token_prompt[tokens]]].sum() / total),
             examples=tuple(_examples(found, tokens, values, texts, n_examples)),
-            tokens=_token_shares(found, tokens, values, texts),
+            tokens=token_shares(found, tokens, values, texts),
             places=_shares(found.token_places[tokens].tolist(), values),
             context=_context(found, presence, tokens, values, texts),
             up=_moved(effects[name], outputs, up=True),
@@ -410,7 +348,7 @@ def _examples(
     found: Activations,
     tokens: NDArray[np.int64],
     values: NDArray[np.float64],
-    texts: _Texts,
+    texts: Texts,
     n: int,
 ) -> Iterable[Example]:
     """Yield the prompts with the largest activations, equal ones once."""
@@ -430,9 +368,20 @@ def _examples(
         yield Example(prompt.run, tuple(map(texts, prompt.tokens)), tuple(row.tolist()))
 
 
-def _token_shares(
-    found: Activations, tokens: NDArray[np.int64], values: NDArray[np.float64], texts: _Texts
+def token_shares(
+    found: Activations, tokens: NDArray[np.int64], values: NDArray[np.float64], texts: Texts
 ) -> tuple[Share, ...]:
+    """Return the tokens with the largest shares of a summed activation.
+
+    Parameters
+    ----------
+    found
+        What the tokens are of.
+    tokens, values
+        Places among all tokens, and the activation on each (:meth:`Activations.of_latent`).
+    texts
+        Of token ids.
+    """
     return _shares([texts(t) for t in found.token_ids[tokens].tolist()], values)
 
 
@@ -461,7 +410,7 @@ def _context(
     presence: tuple[NDArray[np.int64], NDArray[np.float64]],
     tokens: NDArray[np.int64],
     values: NDArray[np.float64],
-    texts: _Texts,
+    texts: Texts,
 ) -> tuple[Share, ...]:
     """Return the tokens whose presence goes best with a latent's activation in a prompt."""
     ids, there = presence
@@ -474,7 +423,7 @@ def _context(
     return tuple(Share(texts(int(ids[i])), float(correlation[i])) for i in best)
 
 
-def _moved(effect: Effect, texts: _Texts, *, up: bool) -> tuple[Share, ...]:
+def _moved(effect: Effect, texts: Texts, *, up: bool) -> tuple[Share, ...]:
     ids, by = (effect.up, effect.up_by) if up else (effect.down, effect.down_by)
     return tuple(Share(texts(i), v) for i, v in zip(ids.tolist(), by.tolist(), strict=True))
 
@@ -531,7 +480,7 @@ def _clusters(
     circuit: Circuit,
     found: Activations,
     scores: NDArray[np.float64],
-    texts: _Texts,
+    texts: Texts,
     n_clusters: int,
 ) -> Iterable[ClusterView]:
     total = float(np.abs(scores).sum()) or 1.0
@@ -558,7 +507,7 @@ def _clusters(
                 share=float(np.abs(scores[members]).sum()) / total,
                 together=cluster.together,
                 n_edges=sum(u in inside and v in inside for u, v in ends),
-                tokens=_token_shares(found, tokens, values, texts),
+                tokens=token_shares(found, tokens, values, texts),
                 places=_shares(found.token_places[tokens].tolist(), values),
                 prompts=_shares([prompts[p] for p in found.token_prompt[tokens]], values)[:3],
                 context=_context(found, presence, tokens, values, texts),

@@ -11,7 +11,9 @@ from html import escape
 
 from acdc.dictionaries.quality import DENSITY_EDGES, Quality, Recovery
 from acdc.looking.gallery import ClusterView, End, Example, Gallery, LatentView, Share, SiteView
-from acdc.looking.terminal import label, visible, window
+from acdc.looking.terminal import window
+from acdc.pages import page
+from acdc.texts import label, visible
 
 __all__ = ["to_html"]
 
@@ -19,24 +21,6 @@ _SHADES = 9
 _SHOWN_TOKENS, _ENDS, _MEMBERS = 60, 12, 60
 
 _STYLE = """
-:root { color-scheme: light dark; --bg: #fff; --fg: #1b1f24; --soft: #626a73; --line: #d9dde2;
-  --card: #f7f8fa; --link: #0b57b0; --up: #0072b2; --down: #b34700; --hot: 255 150 0; }
-@media (prefers-color-scheme: dark) { :root { --bg: #15181c; --fg: #e4e7eb; --soft: #9aa3ad;
-  --line: #343a42; --card: #1d2126; --link: #7db7ff; --up: #66b8ec; --down: #f2955a;
-  --hot: 215 120 0; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.2rem 1.5rem 4rem; max-width: 80rem; background: var(--bg);
-  color: var(--fg); font: 14px/1.45 system-ui, sans-serif; }
-h1 { font-size: 1.4rem; margin: 0 0 .3rem; } h2 { font-size: 1.1rem; margin: 1.8rem 0 .5rem; }
-h3 { font: 600 1.05rem ui-monospace, monospace; margin: 0; display: inline; }
-h4 { font-size: .78rem; font-weight: 600; color: var(--soft); margin: .7rem 0 .15rem; }
-a { color: var(--link); text-decoration: none; } a:hover, a:focus { text-decoration: underline; }
-p { margin: .3rem 0; } .soft { color: var(--soft); } .wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th { text-align: left; font-weight: 600; color: var(--soft); font-size: .8rem; }
-th, td { padding: .15rem .7rem .15rem 0; border-bottom: 1px solid var(--line);
-  vertical-align: top; } td.n, th.n { text-align: right; white-space: nowrap; }
-code, .mono, .ex { font-family: ui-monospace, monospace; font-size: .86rem; }
 article { border: 1px solid var(--line); background: var(--card); border-radius: 8px;
   padding: .7rem 1rem .9rem; margin: .8rem 0; scroll-margin-top: .6rem; }
 article:target { outline: 2px solid var(--link); }
@@ -99,13 +83,7 @@ def to_html(gallery: Gallery) -> str:
         "<h2>Latents</h2>",
         *(_latent(latent, shown) for latent in gallery.latents),
     ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        + "\n".join(parts)
-        + f"\n<script>{_SCRIPT}</script>\n</body>\n</html>\n"
-    )
+    return page(title, "\n".join(parts), style=_STYLE, script=_SCRIPT)
 
 
 # --- the top of the page ------------------------------------------------------------------

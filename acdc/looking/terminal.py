@@ -11,8 +11,9 @@ from rich.text import Text
 
 from acdc.looking.gallery import ClusterView, End, Example, Gallery, LatentView, Share
 from acdc.terminal import number
+from acdc.texts import label, visible
 
-__all__ = ["gallery_parts", "label", "visible", "window"]
+__all__ = ["gallery_parts", "window"]
 
 _EXAMPLES, _ENDS, _LATENTS = 3, 6, 12
 _SHOWN_TOKENS = 24
@@ -82,16 +83,6 @@ def _latent(latent: LatentView) -> Table:
     if latent.link:
         table.add_row("neuronpedia", escape(latent.link))
     return table
-
-
-def visible(token: str) -> str:
-    """A token's text on one line."""
-    return token.replace("\n", "⏎").replace("\t", "→")
-
-
-def label(token: str) -> str:
-    """A token's text for a list: no space around it, and never nothing."""
-    return visible(token).strip() or "␣"
 
 
 def window(example: Example, width: int) -> slice:

@@ -140,12 +140,16 @@ class Attention:
         Tensor
             ``[..., q_pos, d_head]``: z, before W_O.
         """
+        return self.pattern(q, k, mask).to(v.dtype) @ v
+
+    def pattern(self, q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention ``[..., q_pos, pos]``, at least in float32; arguments as :meth:`attend`."""
         scores = (q @ k.transpose(-1, -2)) * self.scale
         if self.soft_cap is not None:
             scores = self.soft_cap * torch.tanh(scores / self.soft_cap)
         if mask is not None:
             scores = scores + mask
-        return self.softmax(scores).to(v.dtype) @ v
+        return self.softmax(scores)
 
     def softmax(self, scores: Tensor) -> Tensor:
         """Pattern of masked scores ``[..., q_pos, pos]``, at least in float32."""
@@ -167,11 +171,16 @@ class Attention:
 
     def heads(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """All heads from unplaced projections ``[..., head, pos, d_head]`` -> z likewise."""
-        n_pos = q.shape[-2]
-        every = slice(0, n_pos)
-        q, k = self.place("q", q, every), self.place("k", k, every)
-        v = self.place("v", v, every)
-        if self.group > 1:
-            k = k.repeat_interleave(self.group, dim=-3)
-            v = v.repeat_interleave(self.group, dim=-3)
-        return self.attend(q, k, v, self.mask(n_pos, q.device))
+        mask = self.mask(q.shape[-2], q.device)
+        q, k, v = self._placed("q", q), self._placed("k", k), self._placed("v", v)
+        return self.attend(q, k, v, mask)
+
+    def patterns(self, q: Tensor, k: Tensor) -> Tensor:
+        """Attention of all heads from unplaced projections: ``[..., head, pos, pos]``."""
+        mask = self.mask(q.shape[-2], q.device)
+        return self.pattern(self._placed("q", q), self._placed("k", k), mask)
+
+    def _placed(self, kind: Kind, x: Tensor) -> Tensor:
+        """Unplaced projections of all positions, placed and one for each query head."""
+        x = self.place(kind, x, slice(0, x.shape[-2]))
+        return x if kind == "q" or self.group == 1 else x.repeat_interleave(self.group, dim=-3)

@@ -1,0 +1,95 @@
+"""A run's model, prompts and graph, loaded again for what looks inside."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from acdc.engine.experiment import Experiment
+from acdc.errors import CircuitFileError, DictionaryError, OptionError
+from acdc.latents.experiment import LatentExperiment
+from acdc.pipeline import attach_dictionaries, check_settings, load_experiment
+from acdc.runs import Settings
+from acdc.tasks import Tokenizer
+from graphs import Circuit
+
+__all__ = ["reopen"]
+
+
+def reopen(
+    folder: str | Path, settings: Settings, circuit: Circuit, summary: dict[str, Any]
+) -> tuple[Experiment, Tokenizer | None]:
+    """Return a run's experiment and its model's tokenizer, if its files are what they were.
+
+    Parameters
+    ----------
+    folder
+        Of the run; messages name it.
+    settings, circuit, summary
+        What :func:`acdc.runs.load_run` read there.
+
+    Returns
+    -------
+    tuple
+        A :class:`acdc.latents.experiment.LatentExperiment` where the run has dictionaries.
+
+    Raises
+    ------
+    CircuitFileError
+        If ``run.json`` says nothing of the dictionaries that the circuit needs.
+    DictionaryError
+        If a dictionary is not the one that the run used.
+    OptionError
+        If the model's graph is not the circuit's, or its metric is not what it was.
+    """
+    plain, tokenizer = load_experiment(check_settings(settings))
+    ours, shape = plain.model.shape, circuit.graph.shape
+    if ours.n_layers != shape.n_layers or ours.n_heads != shape.n_heads:
+        raise OptionError(
+            f"{folder}: its circuit is of {shape.n_layers} layers and {shape.n_heads} heads, model "
+            f"{settings.model!r} has {ours.n_layers} and {ours.n_heads}; find the circuit anew"
+        )
+    experiment = plain
+    if shape.sites:
+        experiment = _with_dictionaries(folder, plain, settings, circuit, summary)
+    if experiment.graph.shape != shape:
+        raise OptionError(
+            f"{folder}: its circuit is of {shape}, model {settings.model!r} has "
+            f"{experiment.graph.shape}; find the circuit anew"
+        )
+    value = plain.plain("clean" if settings.direction == "noising" else "corrupt")
+    wanted = summary.get("metric_full")
+    if not isinstance(wanted, float) or not math.isclose(value, wanted, rel_tol=0.02, abs_tol=1e-3):
+        raise OptionError(
+            f"{folder}: {settings.metric} of model {settings.model!r} was {wanted}, it is "
+            f"{value:.6g} now; model or task have changed, find the circuit anew"
+        )
+    return experiment, tokenizer
+
+
+def _with_dictionaries(
+    folder: str | Path,
+    plain: Experiment,
+    settings: Settings,
+    circuit: Circuit,
+    summary: dict[str, Any],
+) -> LatentExperiment:
+    """Attach the run's dictionaries and check that each is the one that it used."""
+    if settings.saes is None:
+        raise CircuitFileError(f"{folder}: the circuit has latents, run.json names no dictionaries")
+    experiment = attach_dictionaries(plain, settings, sites=circuit.graph.shape.site_at).experiment
+    latents = summary.get("latents")
+    rows = latents.get("sites") if isinstance(latents, dict) else None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise CircuitFileError(f"{folder}: run.json says nothing of its dictionaries")
+    known = {row.get("name"): row.get("fingerprint") for row in rows}
+    for attachment in experiment.attachments:
+        name, dictionary = attachment.site.name, attachment.dictionary
+        if known.get(name) != dictionary.fingerprint:
+            raise DictionaryError(
+                f"dictionary {dictionary.source!r} at {name} has the fingerprint "
+                f"{dictionary.fingerprint}, the run's had {known.get(name)}: it has changed, "
+                "find the circuit anew"
+            )
+    return experiment

@@ -1,0 +1,82 @@
+"""JSON that anyone may have written: values are checked as they are taken."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from acdc.errors import CircuitFileError
+
+__all__ = ["JsonObject", "read_json"]
+
+_NUMBER: tuple[type, ...] = (int, float)
+_MISSING = object()
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a file; CircuitFileError if it cannot be read as JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CircuitFileError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise CircuitFileError(f"{path} cannot be read as JSON: {error}") from error
+
+
+class JsonObject:
+    """A JSON object; taking a value that is missing or of another type is a CircuitFileError.
+
+    Parameters
+    ----------
+    content
+        Any JSON value.
+    where, what, how
+        The file, what it should be and which command writes it, for messages.
+    """
+
+    def __init__(self, content: Any, where: object, what: str, how: str) -> None:
+        self.where, self.what, self.how = where, what, how
+        if not isinstance(content, dict):
+            raise self._wrong("it", content)
+        self.content: dict[str, Any] = content
+
+    def get(self, key: str, *kinds: type | tuple[type, ...] | None) -> Any:
+        """Return the value of a key, if it is of one of the kinds (None: null)."""
+        value = self.content.get(key, _MISSING)
+        for kind in kinds:
+            if value is None if kind is None else _is(value, kind):
+                return value
+        raise self._wrong(repr(key), value)
+
+    def text(self, key: str) -> str:
+        """Return a text."""
+        return str(self.get(key, str))
+
+    def number(self, key: str) -> float:
+        """Return a number."""
+        return self.get(key, _NUMBER)
+
+    def optional(self, key: str) -> float | None:
+        """Return a number or null."""
+        return self.get(key, _NUMBER, None)
+
+    def at(self, key: str) -> JsonObject:
+        """Return an object."""
+        return JsonObject(self.get(key, dict), self.where, self.what, self.how)
+
+    def rows(self, key: str) -> Sequence[JsonObject]:
+        """Return a list of objects."""
+        return [JsonObject(row, self.where, self.what, self.how) for row in self.get(key, list)]
+
+    def _wrong(self, key: str, value: Any) -> CircuitFileError:
+        got = "missing" if value is _MISSING else f"of type {type(value).__name__}"
+        return CircuitFileError(
+            f"{self.where} is not {self.what}: {key} is {got}; give what {self.how} writes"
+        )
+
+
+def _is(value: Any, kind: type | tuple[type, ...]) -> bool:
+    """As isinstance, but true and false are no numbers."""
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))

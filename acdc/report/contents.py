@@ -1,0 +1,349 @@
+"""Everything that a report says of a run, gathered before any of it is drawn."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from acdc.assessment import assess
+from acdc.curves import Point, score_curve
+from acdc.engine.experiment import Experiment
+from acdc.errors import CircuitFileError, OptionError
+from acdc.evaluation import Evaluator
+from acdc.pipeline import Reporter, Silent, check_settings
+from acdc.references import ablation_warning, load_reference, references
+from acdc.reopen import reopen
+from acdc.report.checked import JsonObject
+from acdc.report.circuit import CircuitView, view_circuit
+from acdc.report.evidence import Evidence, Repeated, read_evidence, read_repeated, to_evidence
+from acdc.runs import Settings, load_run
+from acdc.texts import Texts
+from acdc.verdicts import Trials
+from graphs import (
+    Ablation,
+    Circuit,
+    Reference,
+    ReferenceComparison,
+    compare_reference,
+    joined_shape,
+)
+from graphs.compare import common_form
+from graphs.files import json_text
+from graphs.roc import Roc, average_precision, counts, items, roc_curve
+
+__all__ = ["Agreement", "Report", "command_line", "gather"]
+
+EVALUATION, STABILITY = "evaluation.json", "stability.json"
+"""Files of a run's folder that a report takes without being told."""
+
+_N_SIZES = 14
+_CURVE_RESAMPLES = 500
+
+
+@dataclass(frozen=True, eq=False)
+class Agreement:
+    """How a circuit agrees with a reference.
+
+    Parameters
+    ----------
+    reference
+        What counts as true.
+    comparison
+        Found, extra and missed edges and nodes.
+    what
+        What is ranked: ``edges``, ``node pairs`` or ``nodes``.
+    n_items, n_true
+        How many there are, and how many of them are true.
+    roc, average_precision
+        Of the ranking that the scores give; None where all items are true or none is.
+    point
+        False and true positive rate of the circuit itself.
+    warning
+        That the run was made under another ablation than the reference is true for.
+    """
+
+    reference: Reference
+    comparison: ReferenceComparison
+    what: str
+    n_items: int
+    n_true: int
+    roc: Roc | None
+    average_precision: float | None
+    point: tuple[float, float] | None
+    warning: str | None
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """What a report says.
+
+    Parameters
+    ----------
+    folder
+        Of the run.
+    settings, summary
+        What was asked, and the whole ``run.json``.
+    command
+        What finds the circuit again.
+    view
+        The interactive circuit.
+    evidence
+        The evaluation; None where there is nothing to evaluate (a circuit without edges).
+    frontier
+        Circuits along the ranking of the scores, on the run's own prompts; empty where
+        faithfulness is undefined.
+    agreement
+        With a reference, if there is one.
+    repeated
+        Discovery over seeds, if it was done.
+    """
+
+    folder: Path
+    settings: Settings
+    summary: dict[str, Any]
+    command: str
+    view: CircuitView
+    evidence: Evidence | None
+    frontier: tuple[Point, ...]
+    agreement: Agreement | None
+    repeated: Repeated | None
+
+
+def gather(
+    folder: str | Path,
+    *,
+    evaluation: str | Path | None = None,
+    stability: str | Path | None = None,
+    reference: str | None = None,
+    tests: bool = True,
+    n_prompts: int = 3,
+    trials: Trials | None = None,
+    reporter: Reporter | None = None,
+) -> Report:
+    """Gather what is known of a run, and measure what is not.
+
+    Parameters
+    ----------
+    folder
+        Of the run.
+    evaluation
+        What ``acdc evaluate`` wrote; None: ``evaluation.json`` of the folder if it is there, else
+        the circuit is evaluated now, on prompts that discovery has not seen.
+    stability
+        What ``acdc stability`` wrote; None: ``stability.json`` of the folder, if it is there.
+    reference
+        Name or file; None: the only one of the run's model, task and ablation, if there is one.
+    tests
+        Whether the tests of the circuit are shown (and run, if they were not).
+    n_prompts
+        Pairs of prompts to show attention patterns on.
+    trials
+        Levels and sample sizes of tests that are run now.
+    reporter
+        Told of progress.
+
+    Raises
+    ------
+    CircuitFileError
+        If the folder holds no run, or a file cannot be read or is of another circuit.
+    OptionError
+        If a number makes no sense, the run's model is not what it was, or the tests cannot be
+        run.
+    """
+    if n_prompts < 1:
+        raise OptionError(f"prompts {n_prompts}: expected at least 1")
+    folder, reporter = Path(folder), reporter or Silent()
+    if not folder.is_dir():
+        raise CircuitFileError(f"{folder}: no such folder; give the folder of a run")
+    settings, circuit, summary = load_run(folder)
+    _check_summary(folder, summary)
+    settings = check_settings(settings)
+    evidence = _given_evidence(folder, evaluation, circuit, tests)
+    repeated = _given_repeated(folder, stability, settings, circuit)
+    known = load_reference(reference) if reference else _own_reference(settings, circuit)
+    if known is not None:
+        common_form(circuit, known)  # of another graph: said before anything is measured
+    if evidence is None and circuit.n_edges:
+        found = assess(
+            circuit, settings, discovery=settings, tests=tests, trials=trials, reporter=reporter
+        )
+        evidence = to_evidence(json.loads(json_text(found.summary())), circuit, folder)
+    with reporter.phase("look at the circuit", None):
+        experiment, tokenizer = reopen(folder, settings, circuit, summary)
+        view = view_circuit(
+            circuit,
+            experiment,
+            Texts(tokenizer, experiment.task.pairs[0].clean[-1]),
+            n_prompts=n_prompts,
+            n_kept=None if repeated is None else repeated.n_kept,
+        )
+    return Report(
+        folder,
+        settings,
+        summary,
+        command_line(settings),
+        view,
+        evidence,
+        _frontier(experiment, circuit, summary, reporter),
+        None if known is None else _agreement(circuit, known, settings, summary),
+        repeated,
+    )
+
+
+def command_line(settings: Settings, command: str = "discover") -> str:
+    """Return the command that asks for some settings; what is as by default is not said.
+
+    Examples
+    --------
+    >>> command_line(Settings("ioi", model="ioi-small", n_edges=60, prepend_bos=True))
+    'acdc discover ioi --model ioi-small --method acdc --edges 60 --prepend-bos'
+    """
+    words = ["acdc", command, settings.task]
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if field.name == "task" or (value == field.default and field.name != "method"):
+            continue
+        option = {"n_edges": "edges"}.get(field.name, field.name.replace("_", "-"))
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        else:
+            words += [f"--{option}", str(value)]
+    return shlex.join(words)
+
+
+def _check_summary(folder: Path, summary: dict[str, Any]) -> None:
+    """Check that run.json has what the page says of it."""
+    item = JsonObject(summary, folder / "run.json", "a run.json", "acdc discover")
+    for key in ("n_edges_kept", "n_edges_total", "n_prompts"):
+        item.number(key)
+    for key in ("faithfulness", "metric_full", "metric_circuit", "metric_empty"):
+        item.optional(key)
+    for key in ("metric", "intervention", "direction"):
+        item.text(key)
+    timings, numbers = item.at("timings"), item.at("versions")
+    for key in timings.content:
+        timings.number(key)
+    for key in numbers.content:
+        numbers.text(key)
+    if "task_info" in summary:
+        item.at("task_info")
+    if summary.get("latents") is not None:
+        errors = item.at("latents").at("error_nodes")
+        for key in ("with_errors", "without_errors"):
+            errors.optional(key)
+
+
+# --- what others wrote --------------------------------------------------------------------
+
+
+def _given_evidence(
+    folder: Path, path: str | Path | None, circuit: Circuit, tests: bool
+) -> Evidence | None:
+    """The evaluation that is there already, if one is."""
+    if path is not None and not tests:
+        raise OptionError("--evaluation with --no-tests: leave one of them out")
+    beside = folder / EVALUATION
+    if path is None and not beside.exists():
+        return None
+    found = read_evidence(Path(path) if path is not None else beside, circuit)
+    return found if tests else replace(found, tests=None)
+
+
+def _given_repeated(
+    folder: Path, path: str | Path | None, settings: Settings, circuit: Circuit
+) -> Repeated | None:
+    beside = folder / STABILITY
+    if path is None and not beside.exists():
+        return None
+    return read_repeated(Path(path) if path is not None else beside, settings, circuit)
+
+
+def _own_reference(settings: Settings, circuit: Circuit) -> Reference | None:
+    """The reference of the run's model, task and ablation, if there is exactly one.
+
+    Of a task file it is the one in the file's folder.
+    """
+    ablation = Ablation(settings.intervention, settings.direction)
+    task, model = Path(settings.task).resolve(), Path(str(settings.model)).name
+    found = []
+    for name, path in references().items():
+        known = load_reference(name)
+        of_task = known.task == settings.task or path.resolve().parent == task.parent
+        of_model = known.model in (settings.model, model) and _same_model(circuit, known)
+        if of_task and of_model and ablation_warning(known, ablation) is None:
+            found.append(known)
+    return found[0] if len(found) == 1 else None
+
+
+def _same_model(circuit: Circuit, reference: Reference) -> bool:
+    """Whether a circuit's graph is that of a reference, but for what is kept apart in it."""
+    return joined_shape(circuit.graph.shape, qkv=True, embed=True) == joined_shape(
+        reference.graph.shape, qkv=True, embed=True
+    )
+
+
+# --- what is measured ---------------------------------------------------------------------
+
+
+def _frontier(
+    experiment: Experiment, circuit: Circuit, summary: dict[str, Any], reporter: Reporter
+) -> tuple[Point, ...]:
+    """Faithfulness of circuits of growing size along the ranking of the scores."""
+    evaluator = Evaluator(experiment)
+    if not evaluator.has_gap or not circuit.scores.any():
+        return ()
+    n = circuit.graph.n_edges
+    sizes = {*np.rint(np.geomspace(1, n, _N_SIZES)).astype(int).tolist(), circuit.n_edges} - {0}
+    scores, ranking = circuit.scores, str(summary.get("ranking") or "signed")
+    if summary.get("ranking") is None:  # of acdc: changes of the minimised metric
+        scores = experiment.minimised_sign * scores
+    with reporter.phase("frontier", len(sizes)):
+        curve = score_curve(
+            evaluator,
+            scores,
+            ranking,
+            fractions=[min(1.0, (size + 0.5) / n) for size in sorted(sizes)],
+            n_resamples=_CURVE_RESAMPLES,
+            progress=reporter.advance,
+        )
+    return curve.points()
+
+
+def _agreement(
+    circuit: Circuit, reference: Reference, settings: Settings, summary: dict[str, Any]
+) -> Agreement:
+    """Compare with a reference, over whatever both keep apart."""
+    found, true = common_form(circuit, reference)
+    what = reference.granularity
+    scored = items(found.graph, what, reference.optional_nodes)
+    if what == "nodes":
+        truth = scored.named(name for name in reference.nodes if name in scored.names)
+    else:
+        truth = scored.mask(true.in_circuit)
+    inside = scored.mask(found.in_circuit)
+    usable = bool(truth.any() and not truth.all())
+    ranked = _ranked(scored.scores(found.scores, absolute=summary.get("ranking") is not None))
+    agreement = counts(truth, inside) if usable else None
+    return Agreement(
+        reference,
+        compare_reference(circuit, reference),
+        what,
+        len(scored),
+        int(truth.sum()),
+        roc_curve(truth, ranked) if usable else None,
+        average_precision(truth, ranked) if usable else None,
+        None if agreement is None else (agreement.fpr, agreement.tpr),
+        ablation_warning(reference, Ablation(settings.intervention, settings.direction)),
+    )
+
+
+def _ranked(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Finite scores: an item without an edge is below all others."""
+    least = scores[np.isfinite(scores)].min(initial=0.0)
+    return np.where(np.isfinite(scores), scores, least - 1)
