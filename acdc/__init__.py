@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from acdc.assessment import assess
+    from acdc.directions import discover_both
     from acdc.engine.experiment import Experiment
     from acdc.models import load_model
     from acdc.pipeline import discover, evaluate
@@ -24,6 +25,7 @@ _HOMES = {
     "Settings": "acdc.runs",
     "assess": "acdc.assessment",
     "discover": "acdc.pipeline",
+    "discover_both": "acdc.directions",
     "evaluate": "acdc.pipeline",
     "load_model": "acdc.models",
     "load_run": "acdc.runs",
@@ -36,6 +38,7 @@ __all__ = [
     "Settings",
     "assess",
     "discover",
+    "discover_both",
     "evaluate",
     "load_model",
     "load_run",

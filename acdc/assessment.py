@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Container
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 
 from acdc.curves import Area, score_curve
+from acdc.engine.constants import Constants
 from acdc.engine.experiment import Direction, Experiment, Intervention
 from acdc.errors import OptionError
 from acdc.evaluation import Evaluation, Evaluator, interval, resampled_faithfulness
 from acdc.metrics import METRICS
-from acdc.pipeline import Reporter, Silent, fit
+from acdc.pipeline import Reporter, Silent, fit, with_constants, with_means
 from acdc.runs import Settings, Timer, versions
 from acdc.unseen import PromptChoice
 from acdc.verdicts import Judgement, Trials, judge, n_evaluations
@@ -83,6 +85,8 @@ class Assessment:
         The tests; None if they were not asked for.
     timings
         Seconds by phase.
+    left_out
+        Interventions that were not measured in every direction, and why.
     """
 
     settings: Settings
@@ -93,6 +97,7 @@ class Assessment:
     areas: tuple[Area, ...]
     judgement: Judgement | None
     timings: dict[str, float]
+    left_out: dict[str, str] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
         """Plain values: the keys of ``run.json``, and those of this class."""
@@ -108,6 +113,7 @@ class Assessment:
             "seen": self.task_info["seen"],
             **own.row(),
             "ablations": [measured.row() for measured in self.measured],
+            "ablations_left_out": self.left_out,
             "areas": [asdict(area) for area in self.areas],
             "tests": None if self.judgement is None else self.judgement.as_dict(),
             "task_info": self.task_info,
@@ -130,6 +136,9 @@ def assess(
     trials: Trials | None = None,
     tests: bool = True,
     n_resamples: int = 1000,
+    constants: Constants | None = None,
+    optimal: bool = False,
+    memory: int = 1 << 30,
     reporter: Reporter | None = None,
 ) -> Assessment:
     """Measure and test a circuit, on prompts that discovery has not seen where there are any.
@@ -151,6 +160,14 @@ def assess(
         Whether to run them: some hundred evaluations.
     n_resamples
         Of the bootstrap over prompts, at least 1.
+    constants
+        What ablated edges carried in the run that found it (:func:`acdc.runs.run_constants`);
+        None: computed on the prompts of the evaluation, as under all other ablations.
+    optimal
+        Train optimal constants for both directions and measure under them too: as many passes
+        as there are senders, per step.
+    memory
+        Bytes for the passes of that training.
     reporter
         Told of progress.
 
@@ -171,9 +188,20 @@ def assess(
     """
     if n_resamples < 1:
         raise OptionError(f"n_resamples {n_resamples}: expected at least 1")
+    if optimal and circuit.graph.shape.sites:
+        raise OptionError("optimal: constants of latents are not trained, leave it out")
     reporter, trials, timer = reporter or Silent(), trials or Trials(), Timer()
     with timer.phase("load"), reporter.phase("load model and task", None):
-        circuit, experiment = fit(circuit, settings, PromptChoice(discovery, seen))
+        circuit, experiment = fit(circuit, settings, PromptChoice(discovery, seen), constants)
+        experiment = with_means(experiment)
+    steps = settings.optimal_steps
+    with timer.phase("constants"):
+        experiment = with_constants(experiment, steps, memory, reporter)
+        left_out = _left_out(experiment, optimal)
+        others = [
+            with_constants(other, steps, memory, reporter)
+            for other in _other_ablations(experiment, left_out)
+        ]
     evaluator = Evaluator(experiment)
     judgement = None
     if tests:
@@ -182,24 +210,46 @@ def assess(
             judgement = judge(evaluator, circuit.in_circuit, trials, reporter.advance)
     with timer.phase("ablations"), reporter.phase("ablations", None):
         measured = [_measure(evaluator, circuit, n_resamples, trials.seed)]
-        for other in _other_ablations(experiment):
+        for other in others:
             measured.append(_measure(Evaluator(other), circuit, n_resamples, trials.seed))
     with timer.phase("curves"), reporter.phase("CPR and CMD", _N_SIZES * len(_AREAS)):
         areas = _areas(evaluator, circuit, n_resamples, trials.seed, reporter)
     task = experiment.task
     return Assessment(
-        settings, circuit, task.info, len(task), tuple(measured), areas, judgement, timer.seconds
+        settings,
+        circuit,
+        task.info,
+        len(task),
+        tuple(measured),
+        areas,
+        judgement,
+        timer.seconds,
+        left_out,
     )
 
 
-def _other_ablations(experiment: Experiment) -> list[Experiment]:
+def _left_out(experiment: Experiment, optimal: bool) -> dict[str, str]:
+    """Interventions that are not measured, unless they are the experiment's own, and why."""
+    why = {}
+    if not optimal:
+        latents = bool(experiment.graph.shape.sites)
+        why["optimal"] = "not of latents" if latents else "needs training, say --optimal"
+    if experiment.mean_over is not None:
+        needed = {batch.clean.shape[1] for batch in experiment.batches}
+        missing = needed - {len(prompt) for prompt in experiment.mean_over}
+        if missing:
+            why["mean-positional"] = f"no means for prompts of {min(missing)} tokens"
+    return why
+
+
+def _other_ablations(experiment: Experiment, left_out: Container[str]) -> list[Experiment]:
     """The same experiment under every other intervention and direction."""
     own = (experiment.intervention, experiment.direction)
     return [
         replace(experiment, intervention=intervention, direction=direction)
         for direction in get_args(Direction)
         for intervention in get_args(Intervention)
-        if (intervention, direction) != own
+        if (intervention, direction) != own and intervention not in left_out
     ]
 
 

@@ -21,7 +21,7 @@ __all__ = ["SizeAt", "sizes_at"]
 
 _SAME = (
     "metric", "n_prompts", "holdout", "seed", "corruption", "prepend_bos", "intervention",
-    "direction",
+    "direction", "mean_over", "optimal_steps",
 )  # fmt: skip
 
 

@@ -133,15 +133,28 @@ class Checkpoint:
         """Write what is decided, if the last time is a period ago."""
         if time.monotonic() - self._written < self.period:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        settings = self.folder / "settings.json"
-        if not settings.exists():
-            write_whole(settings, json.dumps(self._settings, indent=1) + "\n")
+        self._prepare()
         content = io.BytesIO()
         arrays = asdict(decided) | {"work": np.array(json_text(decided.work))}
         np.savez_compressed(content, **arrays)
         write_whole(self._file(threshold), content.getvalue())
         self._written = time.monotonic()
+
+    def keep(self, name: str, content: bytes) -> None:
+        """Write a file at once: what took long and is needed to go on."""
+        self._prepare()
+        write_whole(self.folder / name, content)
+
+    def kept(self, name: str) -> Path | None:
+        """Return the path of a file that was kept, None if there is none."""
+        path = self.folder / name
+        return path if path.is_file() else None
+
+    def _prepare(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        settings = self.folder / "settings.json"
+        if not settings.exists():
+            write_whole(settings, json.dumps(self._settings, indent=1) + "\n")
 
     def _file(self, threshold: float) -> Path:
         return self.folder / f"acdc-{threshold!r}.npz"

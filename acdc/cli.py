@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from acdc.engine.constants import Constants
     from acdc.runs import Settings
     from graphs import Ablation, Circuit
 
@@ -69,10 +70,24 @@ Memory = Annotated[
     float, typer.Option("--memory", help="GiB for the largest working set beside the weights.")
 ]
 Intervention = Annotated[
-    str, typer.Option("--intervention", help="What ablated edges carry: resample or zero.")
+    str,
+    typer.Option(
+        "--intervention",
+        help="What ablated edges carry: resample, zero, mean, mean-positional or optimal.",
+    ),
 ]
 Direction = Annotated[
     str, typer.Option("--direction", help="noising (ablate) or denoising (restore).")
+]
+MeanOver = Annotated[
+    str | None,
+    typer.Option(
+        "--mean-over",
+        help="Task or file of prompts that means are over (default: those that edges come from).",
+    ),
+]
+OptimalSteps = Annotated[
+    int, typer.Option("--optimal-steps", help="Training steps of optimal constants.")
 ]
 SplitQkv = Annotated[
     bool, typer.Option("--split-qkv/--no-split-qkv", help="Query, key and value apart.")
@@ -142,7 +157,14 @@ def discover(
     dtype: Dtype = "float32",
     prepend_bos: Bos = False,
     intervention: Intervention = "resample",
-    direction: Direction = "noising",
+    direction: Annotated[
+        str,
+        typer.Option(
+            "--direction", help="noising (ablate), denoising (restore), or both and compare."
+        ),
+    ] = "noising",
+    mean_over: MeanOver = None,
+    optimal_steps: OptimalSteps = 50,
     split_qkv: SplitQkv = True,
     split_embed: SplitEmbed = False,
     positions: Positions = "none",
@@ -172,12 +194,12 @@ def discover(
 
     Example: acdc discover ioi --method eap-ig --edges 60 --out runs/ioi
     """
-    from acdc.pipeline import check_settings
+    from acdc.pipeline import check_discovery
     from acdc.pipeline import discover as find
     from acdc.runs import Settings, check_output
     from acdc.terminal import TerminalReporter, edges_table, run_table, show
 
-    n_bytes = _bytes(memory)
+    n_bytes, both = _bytes(memory), direction == "both"
     settings = Settings(
         task=task, model=model, method=method or ("eap-ig" if saes else "acdc"), metric=metric,
         threshold=threshold, n_edges=edges,
@@ -187,12 +209,17 @@ def discover(
         n_prompts=n_prompts, holdout=holdout, batch_size=batch_size, seed=seed,
         corruption=corruption,
         device=device, dtype=dtype, prepend_bos=prepend_bos, intervention=intervention,
-        direction=direction, split_qkv=split_qkv, split_embed=split_embed,
+        direction="noising" if both else direction,
+        split_qkv=split_qkv, split_embed=split_embed,
         positions=positions, trust_remote_code=trust_remote_code, saes=saes,
-        max_latents=max_latents, candidates=candidates,
+        max_latents=max_latents, candidates=candidates, mean_over=mean_over,
+        optimal_steps=optimal_steps,
     )  # fmt: skip
-    settings = check_settings(settings)
+    settings = check_discovery(settings)
     folder = out or _default_folder(Path(task).stem)
+    if both:
+        _discover_both(settings, folder, memory=n_bytes, guess=guess, overwrite=overwrite)
+        return
     check_output(folder, overwrite=overwrite)
     options = {name: value for name, value in vars(settings).items() if name != "task"}
     reporter = TerminalReporter()
@@ -201,6 +228,27 @@ def discover(
         run.save(folder, overwrite=overwrite)
     show(run_table(run.summary(), f"circuit of {task}"), edges_table(run.circuit))
     show(f"written to {folder}: run.json, circuit.json, circuit.dot, circuit.svg, circuit.png")
+
+
+def _discover_both(
+    settings: Settings, folder: Path, *, memory: int, guess: str, overwrite: bool
+) -> None:
+    """Discover in both directions, and show what only one of them finds."""
+    from acdc.directions import check_folder, discover_both
+    from acdc.terminal import TerminalReporter, directions_tables, run_table, show
+
+    check_folder(folder, overwrite=overwrite)
+    reporter = TerminalReporter()
+    options = {name: value for name, value in vars(settings).items() if name != "task"}
+    found = discover_both(
+        settings.task, reporter=reporter, memory=memory, guess=guess, checkpoint=folder, **options
+    )
+    with reporter.phase("draw and write", None):
+        found.save(folder, overwrite=overwrite)
+    for run in found.runs:
+        show(run_table(run.summary(), f"circuit of {settings.task}, {run.settings.direction}"))
+    show(*directions_tables(found))
+    show(f"written to {folder}: noising, denoising, directions.json, directions.svg and .png")
 
 
 @app.command()
@@ -224,6 +272,8 @@ def sweep(
     prepend_bos: Bos = False,
     intervention: Intervention = "resample",
     direction: Direction = "noising",
+    mean_over: MeanOver = None,
+    optimal_steps: OptimalSteps = 50,
     split_qkv: SplitQkv = True,
     split_embed: SplitEmbed = False,
     positions: Positions = "none",
@@ -256,7 +306,8 @@ def sweep(
         corruption=corruption,
         device=device, dtype=dtype, prepend_bos=prepend_bos, intervention=intervention,
         direction=direction, split_qkv=split_qkv, split_embed=split_embed,
-        positions=positions, trust_remote_code=trust_remote_code,
+        positions=positions, trust_remote_code=trust_remote_code, mean_over=mean_over,
+        optimal_steps=optimal_steps,
     )  # fmt: skip
     with reporter.phase("draw and write", None):
         frontier.save(folder, overwrite=overwrite)
@@ -290,11 +341,21 @@ def evaluate(
     ] = None,
     corruption: Corruption = None,
     intervention: Annotated[
-        str | None, typer.Option("--intervention", help="resample or zero.")
+        str | None,
+        typer.Option("--intervention", help="resample, zero, mean, mean-positional or optimal."),
     ] = None,
     direction: Annotated[
         str | None, typer.Option("--direction", help="noising or denoising.")
     ] = None,
+    mean_over: MeanOver = None,
+    optimal: Annotated[
+        bool,
+        typer.Option("--optimal", help="Train optimal constants and measure under them too."),
+    ] = False,
+    optimal_steps: Annotated[
+        int | None, typer.Option("--optimal-steps", help="Training steps of optimal constants.")
+    ] = None,
+    memory: Memory = 1.0,
     saes: Saes = None,
     brief: Annotated[
         bool,
@@ -355,6 +416,7 @@ def evaluate(
     """
     from acdc.assessment import assess
     from acdc.errors import OptionError
+    from acdc.runs import run_constants
     from acdc.terminal import (
         TerminalReporter,
         ablations_table,
@@ -374,14 +436,17 @@ def evaluate(
         task=task, model=model, metric=metric, n_prompts=n_prompts, seed=seed,
         batch_size=batch_size, device=device, dtype=dtype, prepend_bos=prepend_bos,
         corruption=corruption, intervention=intervention, direction=direction, saes=saes,
+        mean_over=mean_over, optimal_steps=optimal_steps,
     )  # fmt: skip
+    constants = run_constants(circuit, settings)
+    n_bytes = _bytes(memory)
     title = f"evaluation of {circuit}"
     if out is not None:
         _check_file(out, overwrite)
     if brief:
         if out is not None or seen:
             raise OptionError(f"--brief with {'--out' if out else '--seen'}: leave one of them out")
-        show(run_table(_brief(found, settings), title))
+        show(run_table(_brief(found, settings, constants), title))
         return
     if discovery is not None and seed == discovery.seed and task is None and not seen:
         raise OptionError(
@@ -390,7 +455,8 @@ def evaluate(
         )
     assessment = assess(
         found, settings, discovery=discovery, seen=seen, trials=trials, tests=tests,
-        n_resamples=n_resamples, reporter=TerminalReporter(),
+        n_resamples=n_resamples, constants=constants, optimal=optimal, memory=n_bytes,
+        reporter=TerminalReporter(),
     )  # fmt: skip
     if out is not None:
         assessment.save(out)
@@ -402,13 +468,13 @@ def evaluate(
         show(f"written to {out}")
 
 
-def _brief(circuit: Circuit, settings: Settings) -> dict[str, Any]:
+def _brief(circuit: Circuit, settings: Settings, constants: Constants | None) -> dict[str, Any]:
     """What ``run_table`` shows of a circuit measured again."""
     from dataclasses import asdict
 
     from acdc.pipeline import evaluate as measure
 
-    evaluation, n_pairs = measure(circuit, settings)
+    evaluation, n_pairs = measure(circuit, settings, constants)
     return {
         **asdict(settings),
         **asdict(evaluation),
@@ -444,6 +510,8 @@ def stability(
     prepend_bos: Bos = False,
     intervention: Intervention = "resample",
     direction: Direction = "noising",
+    mean_over: MeanOver = None,
+    optimal_steps: OptimalSteps = 50,
     positions: Positions = "none",
     trust_remote_code: Trust = False,
     memory: Memory = 1.0,
@@ -477,12 +545,93 @@ def stability(
         holdout=holdout,
         batch_size=batch_size, seed=seed, corruption=corruption, device=device, dtype=dtype,
         prepend_bos=prepend_bos, intervention=intervention, direction=direction,
-        positions=positions, trust_remote_code=trust_remote_code,
+        mean_over=mean_over, optimal_steps=optimal_steps, positions=positions,
+        trust_remote_code=trust_remote_code,
     )  # fmt: skip
     with reporter.phase("draw and write", None):
         found.save(folder, at_least=at_least, overwrite=overwrite)
     show(*stability_tables(found))
     show(f"written to {folder}: stability.json, edges.csv, circuit.json, circuit.svg, circuit.png")
+
+
+@app.command(name="self-repair")
+def self_repair(
+    circuit: Annotated[Path, typer.Argument(help="Folder of a run, or a circuit file.")],
+    role: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--role",
+            help="A role's heads, as mover=a4.h1,a5.h0, or a role of --reference (repeatable; "
+            "default: the circuit's heads with an edge into logits).",
+        ),
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option("--reference", help="Take roles of this reference (acdc list references)."),
+    ] = None,
+    task: Annotated[str | None, typer.Option("--task", help="Task (default: the run's).")] = None,
+    model: Model = None,
+    metric: Annotated[
+        str | None, typer.Option("--metric", help="Metric (default: the run's).")
+    ] = None,
+    n_prompts: NPrompts = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", help="Prompts run together.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="cpu, cuda, cuda:N or mps.")
+    ] = None,
+    intervention: Annotated[
+        str | None, typer.Option("--intervention", help="What ablated edges carry.")
+    ] = None,
+    direction: Annotated[
+        str | None, typer.Option("--direction", help="noising or denoising.")
+    ] = None,
+    seen: Annotated[
+        bool,
+        typer.Option("--seen/--unseen", help="Measure on the prompts that discovery saw."),
+    ] = True,
+    min_share: Annotated[
+        float,
+        typer.Option("--min-share", help="Of what was taken, what a backup gives back at least."),
+    ] = 0.1,
+    n_resamples: Annotated[
+        int, typer.Option("--n-resamples", help="Of the bootstrap over prompts.")
+    ] = 1000,
+    out: Annotated[Path | None, typer.Option("--out", help="JSON file to write.")] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an existing file.")
+    ] = False,
+) -> None:
+    """Find backup heads: each head's direct effect before and after others are ablated.
+
+    For a head of a role the others of the role are ablated, for every other head the whole role.
+
+    Example: acdc self-repair runs/ioi --role mover=a4.h1,a5.h0 --out repair.json
+    """
+    from acdc.references import load_reference
+    from acdc.self_repair import parse_roles
+    from acdc.self_repair import self_repair as measure
+    from acdc.terminal import TerminalReporter, self_repair_tables, show
+
+    known = None if reference is None else load_reference(reference)
+    roles = parse_roles(role, known) if role else known
+    found, settings, discovery = _circuit_and_settings(
+        circuit,
+        task=task, model=model, metric=metric, n_prompts=n_prompts, batch_size=batch_size,
+        device=device, intervention=intervention, direction=direction,
+    )  # fmt: skip
+    if out is not None:
+        _check_file(out, overwrite)
+    repair = measure(
+        found, settings, roles, discovery=discovery, seen=seen, min_share=min_share,
+        n_resamples=n_resamples, reporter=TerminalReporter(),
+    )  # fmt: skip
+    if out is not None:
+        repair.save(out)
+    show(*self_repair_tables(repair, f"self-repair in {circuit}"))
+    if out is not None:
+        show(f"written to {out}")
 
 
 @app.command()

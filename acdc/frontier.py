@@ -21,7 +21,15 @@ from acdc.errors import OptionError
 from acdc.evaluation import Evaluation, Evaluator
 from acdc.methods import Search, expected_changes
 from acdc.methods.sweep import sweep as sweep_thresholds
-from acdc.pipeline import Reporter, Silent, build_experiment, check_settings, circuit_info
+from acdc.pipeline import (
+    Reporter,
+    Silent,
+    build_experiment,
+    check_discovery,
+    circuit_info,
+    with_constants,
+    with_means,
+)
 from acdc.runs import Settings, Timer, versions, write_folder
 from graphs import Circuit
 from graphs.files import json_text, write_whole
@@ -145,12 +153,14 @@ def sweep(
         Fields of :class:`acdc.runs.Settings`.
     """
     reporter = reporter or Silent()
-    asked = check_settings(Settings(task, **settings))
+    asked = check_discovery(Settings(task, **settings))
     taus = None if thresholds is None else check_thresholds(thresholds)
     search = Search(steps=asked.steps, memory=memory, guess=guess)
     timer = Timer()
     with timer.phase("load"), reporter.phase("load model and task", None):
-        experiment = build_experiment(asked)
+        experiment = with_means(build_experiment(asked))
+    experiment = with_constants(experiment, asked.optimal_steps, memory, reporter)
+    with timer.phase("load"):
         evaluator = Evaluator(experiment)
         if taus is None:
             gap = abs(evaluator.full - evaluator.empty)

@@ -13,7 +13,9 @@ import torch
 
 from acdc.checkpoint import Checkpoint
 from acdc.dictionaries import quality_on_task
+from acdc.engine.constants import FILE_NAME, Constants, load_constants
 from acdc.engine.experiment import Experiment
+from acdc.engine.optimal import STEPS, optimal_constants
 from acdc.errors import DictionaryError, OptionError, TaskError, UnknownNameError
 from acdc.evaluation import Evaluation, Evaluator
 from acdc.latents.attach import Attached, attach
@@ -29,6 +31,7 @@ from acdc.models import load_model
 from acdc.positions import Positions, find_positions
 from acdc.runs import Run, Settings, Timer, versions
 from acdc.tasks import DEFAULT_METRIC, TASKS, Task, Tokenizer, is_task_file, load_task
+from acdc.tasks.dataset import load_dataset
 from acdc.tasks.split import DEFAULT_HOLDOUT, held_out, select_pairs
 from graphs import Circuit
 from graphs.latents import Site
@@ -38,6 +41,7 @@ __all__ = [
     "Silent",
     "attach_dictionaries",
     "build_experiment",
+    "check_discovery",
     "check_settings",
     "circuit_info",
     "discover",
@@ -46,6 +50,8 @@ __all__ = [
     "latent_details",
     "load_experiment",
     "load_prompts",
+    "with_constants",
+    "with_means",
 ]
 
 _Prompts = Callable[[Settings, LoweredModel, Tokenizer | None], Task]
@@ -122,7 +128,7 @@ def discover(
     >>> run.save("runs/my-ioi")  # doctest: +SKIP
     """
     reporter = reporter or Silent()
-    asked = check_settings(Settings(task, **settings))
+    asked = check_discovery(Settings(task, **settings))
     method = get_method(asked.method)
     search = Search(
         threshold=asked.threshold,
@@ -145,9 +151,15 @@ def discover(
         experiment = build_experiment(asked)
         attached = None if asked.saes is None else attach_dictionaries(experiment, asked, memory)
         experiment = experiment if attached is None else attached.experiment
+        experiment = with_means(experiment)
     if checkpoint is not None:
         identity = {**vars(asked), **_fingerprint(experiment), "versions": versions()}
         search = replace(search, checkpoint=Checkpoint(checkpoint, identity))
+    if asked.intervention == "optimal":
+        with timer.phase("constants"):
+            experiment = with_constants(
+                experiment, asked.optimal_steps, memory, reporter, search.checkpoint
+            )
     total = method.n_units(experiment, search)
     with timer.phase("discover"), reporter.phase(f"discover ({asked.method})", total):
         found = method.find(experiment, search, reporter.advance)
@@ -161,8 +173,64 @@ def discover(
         **found.details,
         **latents,
     }
+    constants = experiment.carried
+    if constants is not None:
+        details["constants"] = constants.report
     circuit = replace(found.circuit, info=circuit_info(experiment, asked, evaluation))
-    return Run(asked, circuit, evaluation, timer.seconds, details)
+    return Run(asked, circuit, evaluation, timer.seconds, details, constants)
+
+
+def with_means(experiment: Experiment) -> Experiment:
+    """Return the experiment with the means that its ablated edges carry, if they do."""
+    return experiment if experiment.intervention == "optimal" else experiment.pinned()
+
+
+def with_constants(
+    experiment: Experiment,
+    steps: int = STEPS,
+    memory: int = 1 << 30,
+    reporter: Reporter | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> Experiment:
+    """Return the experiment with the constants that its ablated edges carry, if they do.
+
+    Parameters
+    ----------
+    experiment
+        Any.
+    steps, memory
+        As of :func:`acdc.engine.optimal.optimal_constants`.
+    reporter
+        Told how training goes on.
+    checkpoint
+        Where trained constants are kept, and found again.
+    """
+    known = experiment.constants
+    own = known is not None and (known.intervention, known.direction) == (
+        experiment.intervention,
+        experiment.direction,
+    )
+    if experiment.intervention != "optimal" or own:
+        return experiment.pinned()
+    reporter = reporter or Silent()
+    exact = experiment.in_float32
+    path = None if checkpoint is None else checkpoint.kept(FILE_NAME)
+    if path is not None:
+        constants = load_constants(path)
+    else:
+        with reporter.phase(f"train constants ({experiment.direction})", steps):
+            constants = optimal_constants(
+                experiment if exact is None else exact,
+                steps,
+                memory=memory,
+                progress=reporter.advance,
+                note=reporter.note,
+            )
+        if checkpoint is not None:
+            checkpoint.keep(FILE_NAME, constants.as_bytes())
+    if exact is not None:
+        exact = replace(exact, constants=constants)
+    return replace(experiment, constants=constants, in_float32=exact)
 
 
 def _fingerprint(experiment: Experiment) -> dict[str, str]:
@@ -173,6 +241,7 @@ def _fingerprint(experiment: Experiment) -> dict[str, str]:
         "prompts": repr(experiment.task.pairs).encode(),
         "weights": b"".join(w.detach().cpu().double().numpy().tobytes() for w in weights),
         "graph": " ".join((*experiment.graph.senders, *experiment.graph.receivers)).encode(),
+        "mean_over": repr(experiment.mean_over).encode(),
     }
     return {name: hashlib.sha256(part).hexdigest()[:16] for name, part in parts.items()}
 
@@ -249,6 +318,16 @@ def circuit_info(
     }
 
 
+def check_discovery(settings: Settings) -> Settings:
+    """As :func:`check_settings`; refuses means over prompts where no mean is asked for."""
+    if settings.mean_over is not None and not settings.intervention.startswith("mean"):
+        raise OptionError(
+            f"mean_over {settings.mean_over!r} with intervention {settings.intervention!r}: "
+            "choose the intervention mean or mean-positional, or leave it out"
+        )
+    return check_settings(settings)
+
+
 def check_settings(settings: Settings) -> Settings:
     """Check names before anything is loaded, and fill in the task's model and metric."""
     get_method(settings.method).check_nodes(latents=settings.saes is not None)
@@ -260,6 +339,11 @@ def check_settings(settings: Settings) -> Settings:
         raise OptionError(
             f"positions {settings.positions!r} with dictionaries: latents are not split by "
             "positions, leave one of the two out"
+        )
+    if settings.saes is not None and settings.intervention == "optimal":
+        raise OptionError(
+            "intervention 'optimal' trains constants of heads and MLPs only: choose another one "
+            "with saes, as mean"
         )
     if settings.task not in TASKS and not is_task_file(settings.task):
         raise UnknownNameError("task", settings.task, TASKS)
@@ -350,12 +434,29 @@ def load_experiment(
         settings.intervention,  # type: ignore[arg-type]  # checked by Settings
         settings.direction,  # type: ignore[arg-type]  # likewise
         positions=positions,
+        mean_over=_mean_over(settings, model, tokenizer),
     )
     if settings.method in ("acdc", "eap-acdc") and model.dtype in (torch.bfloat16, torch.float16):
         exact, _ = _load(settings, "float32")
         experiment = replace(experiment, in_float32=replace(experiment, model=exact))
     _ = experiment.batches  # a pair that cannot be used is found before the search starts
     return experiment, tokenizer
+
+
+def _mean_over(
+    settings: Settings, model: LoweredModel, tokenizer: Tokenizer | None
+) -> tuple[tuple[int, ...], ...] | None:
+    """Prompts that means are taken over, None for those of the task."""
+    if settings.mean_over is None:
+        return None
+    return load_dataset(
+        settings.mean_over,
+        tokenizer,
+        seed=settings.seed,
+        prepend_bos=settings.prepend_bos,
+        d_vocab=model.d_vocab,
+        n_ctx=model.n_ctx,
+    )
 
 
 def _load(settings: Settings, dtype: str) -> tuple[LoweredModel, Tokenizer | None]:
@@ -370,10 +471,13 @@ def _load(settings: Settings, dtype: str) -> tuple[LoweredModel, Tokenizer | Non
     )
 
 
-def evaluate(circuit: Circuit, settings: Settings) -> tuple[Evaluation, int]:
+def evaluate(
+    circuit: Circuit, settings: Settings, constants: Constants | None = None
+) -> tuple[Evaluation, int]:
     """Measure a circuit on the task, model and metric of some settings.
 
-    Metric and faithfulness alone; :func:`acdc.assessment.assess` has the tests.
+    Metric and faithfulness alone; :func:`acdc.assessment.assess` has the tests.  ``constants``
+    are those of the run (:func:`acdc.runs.run_constants`), computed anew if there are none.
 
     Returns
     -------
@@ -385,18 +489,33 @@ def evaluate(circuit: Circuit, settings: Settings) -> tuple[Evaluation, int]:
     OptionError
         If the circuit's graph is not the model's.
     """
-    circuit, experiment = fit(circuit, settings)
+    circuit, experiment = fit(circuit, settings, constants=constants)
+    experiment = with_constants(experiment, settings.optimal_steps)
     return Evaluator(experiment).evaluate(circuit.in_circuit), len(experiment.task)
 
 
 def fit(
-    circuit: Circuit, settings: Settings, prompts: _Prompts = load_prompts
+    circuit: Circuit,
+    settings: Settings,
+    prompts: _Prompts = load_prompts,
+    constants: Constants | None = None,
 ) -> tuple[Circuit, Experiment]:
     """Load what some settings ask for, at the granularity of a circuit.
 
     Prompts have to have the spans that the circuit's graph is split by.  Where the model shares
     key-value heads, a circuit over keys and values of single heads (as
     EAP-IG and MIB write it) becomes what :func:`acdc.mib.group_heads` gives.
+
+    Parameters
+    ----------
+    circuit
+        Any.
+    settings
+        What to measure it on.
+    prompts
+        What gives the prompt pairs.
+    constants
+        Of the run that found it, used where the ablation is the same; None: computed.
 
     Returns
     -------
@@ -420,7 +539,7 @@ def fit(
             positions="none" if positions is None else positions.kind,
         )
     )
-    experiment = build_experiment(asked, prompts, positions)
+    experiment = replace(build_experiment(asked, prompts, positions), constants=constants)
     if shape.sites:
         if asked.saes is None:
             raise OptionError(

@@ -18,9 +18,12 @@ from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, get_args
 
 from acdc.checkpoint import Checkpoint
+from acdc.engine.constants import FILE_NAME, Constants, load_constants
+from acdc.engine.experiment import Direction, Intervention
+from acdc.engine.optimal import STEPS
 from acdc.errors import CircuitFileError, OptionError, OutputError
 from acdc.evaluation import Evaluation
 from acdc.positions import POSITIONS
@@ -37,6 +40,7 @@ __all__ = [
     "check_output",
     "load_run",
     "read_settings",
+    "run_constants",
     "versions",
     "write_folder",
 ]
@@ -44,6 +48,7 @@ __all__ = [
 _KINDS: dict[str, Any] = {
     "str": str, "int": int, "float": (int, float), "bool": bool, "None": type(None)
 }  # fmt: skip
+_SAME_CONSTANTS = ("model", "saes", "mean_over")
 _PACKAGES = ("acdc-circuits", "torch", "transformer_lens", "transformers", "numba", "numpy")
 
 
@@ -70,6 +75,12 @@ class Settings:
         Where and in which precision.
     intervention, direction
         What ablated edges carry, and from which run the search starts.
+    mean_over
+        Built-in task or file of prompts that means are taken over (see
+        :func:`acdc.tasks.dataset.load_dataset`); None: the prompts of the run that ablated edges
+        come from.
+    optimal_steps
+        Training steps of optimal constants.
     split_qkv, split_embed
         Granularity of the graph.
     positions
@@ -112,6 +123,8 @@ class Settings:
     saes: str | None = None
     max_latents: int | None = None
     candidates: int = 3000
+    mean_over: str | None = None
+    optimal_steps: int = STEPS
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -119,7 +132,8 @@ class Settings:
             if not any(isinstance(value, _KINDS[kind]) for kind in kinds):
                 raise OptionError(f"{f.name} is {value!r}: expected {' or '.join(kinds)}")
         least = (
-            ("batch_size", 1), ("n_prompts", 1), ("seed", 0), ("max_latents", 1), ("candidates", 1)
+            ("batch_size", 1), ("n_prompts", 1), ("seed", 0), ("max_latents", 1), ("candidates", 1),
+            ("optimal_steps", 1),
         )  # fmt: skip
         for name, low in least:
             value = getattr(self, name)
@@ -128,8 +142,8 @@ class Settings:
         if self.holdout is not None:
             check_holdout(self.holdout)
         for name, known in (
-            ("intervention", ("resample", "zero")),
-            ("direction", ("noising", "denoising")),
+            ("intervention", get_args(Intervention)),
+            ("direction", get_args(Direction)),
             ("positions", ("none", *POSITIONS)),
         ):
             if getattr(self, name) not in known:
@@ -171,6 +185,9 @@ class Run:
         Seconds of ``load``, ``discover``, ``evaluate`` and ``render``.
     details
         More for run.json: prompts, counts of evaluations, the threshold that was used.
+    constants
+        What ablated edges carried, where that is constants; written as ``constants.safetensors``,
+        so that an evaluation uses the very ones.
     """
 
     settings: Settings
@@ -178,6 +195,7 @@ class Run:
     evaluation: Evaluation
     timings: dict[str, float]
     details: dict[str, Any] = field(default_factory=dict)
+    constants: Constants | None = None
 
     @property
     def faithfulness(self) -> float | None:
@@ -212,6 +230,8 @@ class Run:
 
     def _write(self, folder: Path) -> None:
         save_circuit(self.circuit, folder / "circuit.json")
+        if self.constants is not None:
+            write_whole(folder / FILE_NAME, self.constants.as_bytes())
         timer = Timer()
         with timer.phase("render"):
             dot = to_dot(self.circuit)
@@ -284,6 +304,25 @@ def load_run(folder: str | Path) -> tuple[Settings, Circuit, dict[str, Any]]:
     path = Path(folder)
     summary = _read_summary(path / "run.json")
     return read_settings(summary), load_circuit(path / "circuit.json"), summary
+
+
+def run_constants(folder: str | Path, settings: Settings) -> Constants | None:
+    """Return the constants of a run's folder, for a measurement with some settings.
+
+    None where the run has none, or the settings ask for another model, for other dictionaries or
+    for means over other prompts.
+
+    Raises
+    ------
+    CircuitFileError
+        If a file is missing or malformed.
+    """
+    path = Path(folder)
+    if not (path / FILE_NAME).is_file():
+        return None
+    own = read_settings(_read_summary(path / "run.json"))
+    same = all(getattr(own, name) == getattr(settings, name) for name in _SAME_CONSTANTS)
+    return load_constants(path / FILE_NAME) if same else None
 
 
 def read_settings(summary: dict[str, Any]) -> Settings:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acdc.errors import OptionError
-from acdc.pipeline import Reporter, Silent, check_settings, discover
+from acdc.pipeline import Reporter, Silent, check_discovery, discover
 from acdc.runs import Run, Settings, versions, write_folder
 from graphs import Circuit, Graph, component_graph, save_circuit, write_whole
 from graphs.draw import render, to_dot
@@ -155,7 +155,7 @@ def stability(
         raise OptionError(f"{n_seeds} seeds: expected at least 2, what one run finds is no share")
     names = ("memory", "guess")
     settings = {name: value for name, value in options.items() if name not in names}
-    asked = check_settings(Settings(task, **settings))
+    asked = check_discovery(Settings(task, **settings))
     if asked.holdout == 0:
         raise OptionError(
             f"task file {task!r} has the same prompts for every seed with holdout 0: leave it out"

@@ -14,6 +14,8 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from acdc.bases import SizeAt
+    from acdc.directions import BothDirections
+    from acdc.self_repair import HeadRepair, Measure, RoleRepair, SelfRepair
     from acdc.stability import Stability
     from acdc.verdicts import Judgement
     from graphs import Circuit
@@ -26,6 +28,7 @@ __all__ = [
     "ablations_table",
     "bases_tables",
     "comparison_table",
+    "directions_tables",
     "edges_table",
     "effects_table",
     "frontier_table",
@@ -33,12 +36,14 @@ __all__ = [
     "reference_table",
     "roles_table",
     "run_table",
+    "self_repair_tables",
     "show",
     "stability_tables",
     "verdicts_table",
 ]
 
 _TOP_EDGES = 10
+_TOP_OTHERS = 5
 _TOP_REFINED, _TOP_OWN = 15, 4
 
 
@@ -157,11 +162,36 @@ def ablations_table(summary: dict[str, Any]) -> Table:
     for row in summary["ablations"]:
         values = (number(row[f"metric_{which}"]) for which in ("full", "circuit", "empty"))
         table.add_row(row["direction"], row["intervention"], ", ".join(values), _with_interval(row))
+    for intervention, why in summary.get("ablations_left_out", {}).items():
+        table.add_row("", intervention, escape(why), "-")
     for area in summary["areas"]:
         said = f"{area['value']:.4g} (95 % interval {area['low']:.4g} to {area['high']:.4g})"
         choices = f"{area['ranking']} scores, {area['axis']} axis, {area['size']} sizes"
         table.add_row(area["measure"], "", choices, said)
     return table
+
+
+def directions_tables(found: BothDirections, n: int = 15) -> tuple[Table, Table]:
+    """Tables of what each direction finds, and of candidates for gates."""
+    edges = found.comparison.edges
+    counts = Table(title="edges by direction", title_justify="left", show_header=False)
+    for name, some in (
+        ("in both", edges.common),
+        ("only in noising (candidates for AND)", edges.only_a),
+        ("only in denoising (candidates for OR)", edges.only_b),
+    ):
+        counts.add_row(name, f"{len(some):,}")
+    title = "nodes that may combine their inputs as a gate"
+    hidden = len(found.candidates) - n
+    gates = Table(title=title + (f" (first {n})" if hidden > 0 else ""), title_justify="left")
+    for column in ("receiver", "may be", "found by one direction", "by both"):
+        gates.add_column(column)
+    for candidate in found.candidates[:n]:
+        only, partners = ", ".join(candidate.only), ", ".join(candidate.partners)
+        gates.add_row(
+            escape(candidate.receiver), candidate.gate, escape(only), escape(partners) or "-"
+        )
+    return counts, gates
 
 
 def verdicts_table(judgement: Judgement) -> Table:
@@ -211,6 +241,70 @@ def stability_tables(found: Stability, n: int = _TOP_EDGES) -> tuple[Table, Tabl
     for name, count in list(summary["edges"].items())[:n]:
         edges.add_row(escape(name), f"{count} of {n_seeds}")
     return counts, edges
+
+
+def self_repair_tables(found: SelfRepair, title: str) -> Iterator[Any]:
+    """Yield a table per role, and who backs it up."""
+    yield escape(
+        f"{title}: {found.n_prompts} prompts ({found.task_info['prompts']}), metric "
+        f"{found.settings.metric}, {found.settings.direction}, "
+        f"{found.settings.intervention} ablation"
+    )
+    for role in found.roles:
+        yield _role_table(role)
+    for name, heads in found.backups.items():
+        yield escape(f"backup of {name!r}: {', '.join(heads)}")
+    if not found.backups:
+        yield (
+            f"no backup: no head answers with at least {found.min_share:.0%} of what ablating the "
+            "others takes away"
+        )
+
+
+def _role_table(role: RoleRepair) -> Table:
+    loss = f"ablating all takes {_interval(role.taken)} from the logits directly"
+    if role.repaired is None:
+        loss += ", next to nothing: there is nothing to repair"
+    else:
+        loss += f", {role.total.mean:.3g} in the end: {role.repaired:.0%} is repaired"
+    if not role.members:
+        loss += "; it is alone in its role, so that there are no others to ablate for it"
+    title = f"role {role.role!r}: {', '.join(role.heads)}; {loss}"
+    table = Table(title=escape(title), title_justify="left", caption_justify="left")
+    for column in ("head", "before", "after", "growth", "response", "share", "verdict"):
+        table.add_column(column, justify="left" if column in ("head", "verdict") else "right")
+    for row in role.members:
+        table.add_row(*_repair_cells(row))
+    table.add_section()
+    grown = [row for row in role.others if row.growth.sign]
+    grown.sort(key=lambda row: (row.verdict is None, -abs(row.growth.mean)))
+    shown = grown[:_TOP_OTHERS]
+    for row in shown:
+        table.add_row(*_repair_cells(row))
+    above = "after: above the line the others of the role ablated, below it the whole role"
+    below = f"{len(grown) - len(shown)} more heads change" if len(grown) > len(shown) else ""
+    after = above if role.members else "after: the role ablated"
+    table.caption = "; ".join(part for part in ("direct effects", after, below) if part)
+    if not all(row.in_circuit for row in (*role.members, *shown)):
+        table.caption += "; *: not in the circuit"
+    return table
+
+
+def _repair_cells(row: HeadRepair) -> list[str]:
+    verdict = f"[bold]{row.verdict.upper()}[/bold]" if row.verdict == "backup" else row.verdict
+    return [
+        row.head + ("" if row.in_circuit else " *"),
+        f"{row.before:.3g}",
+        f"{row.after:.3g}",
+        _interval(row.growth),
+        f"{row.response.mean:.3g}",
+        "-" if row.share is None else f"{row.share:.0%}",
+        verdict or "-",
+    ]
+
+
+def _interval(measure: Measure) -> str:
+    return f"{measure.mean:.3g} ({measure.low:.3g} to {measure.high:.3g})"
 
 
 def edges_table(circuit: Circuit, n: int = _TOP_EDGES) -> Table:

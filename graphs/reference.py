@@ -59,7 +59,7 @@ __all__ = [
 ]
 
 GRANULARITIES = ("edges", "node pairs", "nodes")
-_INTERVENTIONS = ("resample", "zero")
+_INTERVENTIONS = ("resample", "zero", "mean", "mean-positional", "optimal")
 _DIRECTIONS = ("noising", "denoising")
 _TEXTS = ("name", "description", "model", "task", "citation", "open")
 _REQUIRED = (*_TEXTS, "ablation", "granularity", "graph", "roles", "edges")

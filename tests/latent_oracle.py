@@ -246,9 +246,26 @@ class LatentOracle:
                 ablated = run.out
                 if intervention == "zero":
                     ablated = {u: torch.zeros_like(x) for u, x in ablated.items()}
+                elif intervention != "resample":
+                    ablated = self.means(direction, other.shape[1], intervention)
                 plain = self.logits(LatentPass(model, clean, dictionaries))
                 self.prompts.append((pair, base, ablated, plain.double().numpy()))
         self.edges = run.edges
+
+    def means(self, direction: str, n_pos: int, intervention: str) -> dict[str, Tensor]:
+        """By sender, the mean over all tokens, or by position over prompts of one length."""
+        which = "corrupt" if direction == "noising" else "clean"
+        prompts = [getattr(pair, which) for pair in self.task.pairs]
+        by_position = intervention == "mean-positional"
+        runs = [
+            LatentPass(self.model, torch.tensor([p]), self.dictionaries).out
+            for p in prompts
+            if not by_position or len(p) == n_pos
+        ]
+        if by_position:
+            return {u: torch.stack([run[u] for run in runs]).mean(0) for u in runs[0]}
+        every = {u: torch.cat([run[u][0] for run in runs]) for u in runs[0]}
+        return {u: x.mean(0).expand(1, n_pos, -1) for u, x in every.items()}
 
     def logits(self, run: LatentPass) -> Tensor:
         return self.model.unembed(run.final[:, -1])[0]

@@ -287,10 +287,30 @@ LOWER_IS_BETTER = {"kl": True, "mse": True, "logit_diff": False, "prob_diff": Fa
 # --- experiments --------------------------------------------------------------------------
 
 
+def plain_outputs(model: LoweredModel, prompt: tuple[int, ...]) -> dict[str, Tensor]:
+    """By sender, ``[pos, d_model]`` of one prompt alone."""
+    return {u: x[0] for u, x in Pass(model, torch.tensor([prompt])).out.items()}
+
+
+def mean_outputs(
+    model: LoweredModel, prompts: list[tuple[int, ...]], n_pos: int | None = None
+) -> dict[str, Tensor]:
+    """By sender, the mean over every token of every prompt, ``[1, d_model]``.
+
+    With ``n_pos`` by position, over the prompts of that length, ``[n_pos, d_model]``.
+    """
+    runs = [plain_outputs(model, p) for p in prompts if n_pos is None or len(p) == n_pos]
+    if n_pos is None:
+        return {u: torch.cat([run[u] for run in runs]).mean(0, keepdim=True) for u in runs[0]}
+    return {u: torch.stack([run[u] for run in runs]).mean(0) for u in runs[0]}
+
+
 class Oracle:
     """A model on a task, with what ablated edges carry; plain runs are done once.
 
     With ``positions`` (``token`` or ``span``) edges are split, see :func:`spans_of`.
+    ``mean_over`` are prompts that means are over; ``constants`` by sender, ``[d_model]``, are what
+    edges carry under optimal ablation.
     """
 
     def __init__(
@@ -301,6 +321,8 @@ class Oracle:
         intervention: str = "resample",
         direction: str = "noising",
         positions: str | None = None,
+        mean_over: list[tuple[int, ...]] | None = None,
+        constants: Mapping[str, Tensor] = {},
     ) -> None:
         self.model, self.metric_name, self.positions = model, metric, positions
         self.edges = (
@@ -308,6 +330,8 @@ class Oracle:
             if positions
             else edges_in_acdc_order(model.shape)
         )
+        which = "corrupt" if direction == "noising" else "clean"
+        prompts = mean_over or [getattr(pair, which) for pair in task.pairs]
         self.n_rows = sum(len(pair.scored) for pair in task.pairs)
         self.shape = model.shape
         lower_is_better = LOWER_IS_BETTER[metric] == (direction == "noising")
@@ -326,6 +350,10 @@ class Oracle:
                 ablated = dict(Pass(model, other).out)
                 if intervention == "zero":
                     ablated = {u: torch.zeros_like(x) for u, x in ablated.items()}
+                elif intervention != "resample":
+                    n_pos = other.shape[1] if intervention == "mean-positional" else None
+                    carried = constants or mean_outputs(model, prompts, n_pos)
+                    ablated = {u: carried[u].expand_as(x) for u, x in ablated.items()}
                 self.groups.append((pairs, base, ablated, self._logits(Pass(model, clean))))
 
     def _logits(self, run: Pass) -> np.ndarray:

@@ -147,8 +147,9 @@ def test_evaluate_says_it_all(shared: Path, place: Path, call: Call) -> None:  #
     assert said["faithfulness_low"] <= said["faithfulness"] <= said["faithfulness_high"]
     kinds = [(row["direction"], row["intervention"]) for row in said["ablations"]]
     assert kinds[0] == ("noising", "resample")
-    assert set(kinds) == {(d, i) for d in ("noising", "denoising") for i in ("resample", "zero")}
-    assert len({round(row["faithfulness"], 6) for row in said["ablations"]}) == 4
+    known = ("resample", "zero", "mean", "mean-positional")
+    assert set(kinds) == {(d, i) for d in ("noising", "denoising") for i in known}
+    assert len({round(row["faithfulness"], 6) for row in said["ablations"]}) == 8
     assert [(area["measure"], area["ranking"]) for area in said["areas"]] == [
         ("CPR", "signed"), ("CMD", "absolute")
     ]  # fmt: skip
@@ -166,7 +167,7 @@ def test_evaluate_says_it_all(shared: Path, place: Path, call: Call) -> None:  #
         "edges that do",
     ):
         assert words in " ".join(answer.out.split())
-    assert said["timings"].keys() == {"load", "tests", "ablations", "curves"}
+    assert said["timings"].keys() == {"load", "constants", "tests", "ablations", "curves"}
 
 
 def test_evaluate_without_tests(place: Path, call: Call) -> None:  # noqa: F811

@@ -598,7 +598,7 @@ BAD_LINES = {
     f"{DISCOVER} --memory inf": ["memory inf", "above 0"],
     f"{DISCOVER} --seed -1": ["seed -1", "at least 0"],
     f"{DISCOVER} --seed x": ["--seed", "integer"],
-    f"{DISCOVER} --intervention mean": ["'mean'", "resample, zero"],
+    f"{DISCOVER} --intervention median": ["'median'", "resample, zero, mean"],
     f"{DISCOVER} --direction up": ["'up'", "noising, denoising"],
     f"{DISCOVER} --corruption abc": ["'abc'", "task.jsonl"],
     f"{DISCOVER} --prepend-bos": ["prepend_bos", "no tokenizer"],

@@ -21,7 +21,7 @@ def group_of(sender: str) -> tuple[str, int]:
 
 
 @pytest.mark.parametrize("name", ["ln2", "attn3"])
-@pytest.mark.parametrize("intervention", ["resample", "zero"])
+@pytest.mark.parametrize("intervention", ["resample", "zero", "mean", "mean-positional"])
 def test_edges_out_of_a_group_add_up_to_its_effect(name: str, intervention: str) -> None:
     experiment = replace(parity_experiment(name, "logit_diff"), intervention=intervention)
     graph = experiment.graph

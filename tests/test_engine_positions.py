@@ -80,6 +80,14 @@ def test_many_circuits_are_those_of_sequential_acdc(family: str) -> None:
     check()
 
 
+@pytest.mark.parametrize("intervention", ["mean", "mean-positional"])
+def test_edges_of_a_span_may_carry_means(intervention: str) -> None:
+    for seed, family in ((1, "LN"), (2, "Gemma2")):
+        lengths = (4,) if intervention == "mean-positional" else (3, 4)
+        case = Case(family, seed, lengths=lengths, positions="span", intervention=intervention)
+        check_case(dataclasses.replace(case, size=(1, 2)))
+
+
 @quick(24)
 @given(split_cases(), st.sampled_from([0.0, 0.2, 0.5, 0.9, 1.0]))
 def test_patched_model_equals_the_explicit_forward(case: Case, density: float) -> None:

@@ -101,7 +101,10 @@ def test_every_node_in_gives_the_model_and_masks_the_oracle(family: str, which: 
 
 
 @pytest.mark.parametrize("direction", ["noising", "denoising"])
-@pytest.mark.parametrize(("intervention", "metric"), [("zero", "nll"), ("resample", "kl")])
+@pytest.mark.parametrize(
+    ("intervention", "metric"),
+    [("zero", "nll"), ("resample", "kl"), ("mean", "logit_diff"), ("mean-positional", "kl")],
+)
 def test_interventions_directions_and_coarse_receivers(
     intervention: str, metric: str, direction: str
 ) -> None:
@@ -165,7 +168,15 @@ def test_eap_is_the_derivative_of_ablating_an_edge(family: str, which: str) -> N
             assert abs(score - wanted[edge]) < part * largest, edge
 
 
-@pytest.mark.parametrize("options", [{"intervention": "zero"}, {"direction": "denoising"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"intervention": "zero"},
+        {"direction": "denoising"},
+        {"intervention": "mean", "direction": "denoising"},
+        {"intervention": "mean-positional"},
+    ],
+)
 def test_eap_of_other_interventions(options: dict[str, str]) -> None:
     experiment, slow = build("LN", "cuts", split_qkv=False, **options)
     wanted = slow.derivatives()

@@ -18,8 +18,18 @@ from acdc.evaluation import Evaluator
 from acdc.metrics import get_metric
 from acdc.models import load_model
 from acdc.tasks import load_task
+from acdc.tasks.words import NAMES
 from benchmarks.planted import card as measured
-from benchmarks.planted.algorithms import DOCSTRING, INPUT, IOI, LOGITS, NONE, SMOOTHING
+from benchmarks.planted.algorithms import (
+    DOCSTRING,
+    INPUT,
+    IOI,
+    IOI_BACKUP,
+    LOGITS,
+    NONE,
+    SMOOTHING,
+)
+from benchmarks.planted.by_hand import write_backup
 from benchmarks.planted.model import Config, PatchableTransformer
 from benchmarks.planted.prompts import DRAWS, Prompts, draw_pairs
 from benchmarks.planted.siit import (
@@ -77,6 +87,27 @@ def test_an_ioi_edge_carries_the_value_of_the_source(edge, expected):
     assert favourites(values[LOGITS]) == [expected]
     untouched = IOI.run(base, V, source, {edge: torch.tensor([False])})
     assert favourites(untouched[LOGITS]) == [{B}]
+
+
+def test_the_backup_speaks_where_the_name_mover_does_not():
+    names = torch.tensor([[A, B, A], [A, B, C]])
+    values = IOI_BACKUP.run(names, V)
+    assert values["name mover"].sum(-1).tolist() == [1, 0]
+    assert values["backup name mover"].sum(-1).tolist() == [0, 0]
+    assert favourites(values[LOGITS]) == [{B}, set(range(V))]
+    base, source = torch.tensor([[A, B, A]]), torch.tensor([[C, D, E]])
+    patched = dict.fromkeys(IOI_BACKUP.leaving("name mover"), torch.tensor([True]))
+    assert favourites(IOI_BACKUP.run(base, V, source, patched)[LOGITS]) == [{B}]
+    for edge, expected in [
+        (("name mover", LOGITS), set(range(V))),  # the backup has seen the mover write
+        (("name mover", "backup name mover"), {B}),
+        (("backup name mover", LOGITS), {B}),
+        ((INPUT, "name mover"), {D, C}),
+    ]:
+        one = IOI_BACKUP.run(base, V, source, {edge: torch.tensor([True])})
+        assert favourites(one[LOGITS])[0] <= expected
+    both = patched | {("backup name mover", LOGITS): torch.tensor([True])}
+    assert favourites(IOI_BACKUP.run(base, V, source, both)[LOGITS]) == [set(range(V))]
 
 
 def test_docstring_names_the_argument_after_the_documented_one():
@@ -325,7 +356,9 @@ def test_training_never_sees_what_is_held_out(name):
     words = {number: word for word, number in vocabulary.items()}
 
     def combinations(held_out):
-        base, source = draw_pairs(DRAWS[recipe.task], vocabulary, Random(0), 200, held_out=held_out)
+        base, source = draw_pairs(
+            DRAWS[recipe.algorithm.name], vocabulary, Random(0), 200, held_out=held_out
+        )
         assert base.tokens.shape == source.tokens.shape
         assert torch.equal(base.last, source.last)
         for prompts in (base, source):
@@ -412,18 +445,21 @@ def test_the_engine_measures_what_the_training_measures(name):
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_card_of_a_shipped_model_is_true(name):
     model, alignment, tokenizer, card, *_ = shipped(name)
-    held_out = model, alignment, DRAWS[RECIPES[name].task], tokenizer.get_vocab()
+    held_out = model, alignment, DRAWS[RECIPES[name].algorithm.name], tokenizer.get_vocab()
     behaviour = measured.behaviour(*held_out, card["n_held_out"], card["seed_held_out"])
     assert behaviour["accuracy"] >= 0.98
     assert behaviour == pytest.approx(card["behaviour"], abs=3e-3)
     found = measured.interchange(*held_out, 128, 5)  # other prompts, and fewer
+    hidden = {alignment.node(variable) for variable in alignment.algorithm.hidden_by}
+    quiet = {name for name in found if set(name.split("->")) & hidden}  # alone it says nothing
     assert list(found) == list(card["interchange"])
     for intervention, scores in found.items():
         stated = card["interchange"][intervention]
         assert stated["accuracy"] >= 0.95, intervention
         assert scores["accuracy"] == pytest.approx(stated["accuracy"], abs=0.05), intervention
         assert scores["kl"] == pytest.approx(stated["kl"], rel=0.5), intervention
-        assert stated["changed"] > 0.5, intervention  # the intervention says something
+        if intervention not in quiet:
+            assert stated["changed"] > 0.25, intervention  # the intervention says something
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -440,8 +476,13 @@ def test_the_strictness_of_a_shipped_model_is_true(name):
     assert single["kl"] == pytest.approx(stated["nodes_one_by_one"]["kl"]["max"], rel=1e-2)
     assert stated["all_edges"]["logit_diff"] < 0.05
     assert stated["nodes_one_by_one"]["logit_diff"]["max"] < 0.02
-    for effect in stated["planted_one_by_one"].values():
-        assert effect["logit_diff"] > 0.5
+    pairs = alignment.algorithm.hidden_by.items()
+    replaced = {alignment.node(variable) for pair in pairs for variable in pair}
+    for nodes, effect in stated["planted_one_by_one"].items():
+        if nodes in replaced:  # one of two: the other one is there
+            assert effect["logit_diff"] < 0.05
+        else:
+            assert effect["logit_diff"] > 0.5
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -466,8 +507,21 @@ def test_the_stored_prompts_are_those_of_the_task(name):
     assert stored.pairs == load_task(RECIPES[name].task, tokenizer, n_prompts=64).pairs
 
 
+def test_writing_again_gives_the_stored_weights():
+    *_, tokenizer, card, _, lowered = shipped("planted-ioi-backup")
+    recipe = RECIPES["planted-ioi-backup"]
+    model, _ = build_model(recipe, lowered.d_vocab)
+    vocabulary = tokenizer.get_vocab()
+    write_backup(model, recipe.nodes, [vocabulary[name] for name in NAMES], recipe.seed)
+    stored = load_file(FOLDER / "planted-ioi-backup" / "model.safetensors")
+    assert model.state_dict().keys() == stored.keys()
+    for key, weight in model.state_dict().items():
+        assert torch.allclose(weight, stored[key], atol=1e-5), key
+    assert card["training"] is None
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", [name for name in RECIPES if RECIPES[name].phases])
 def test_training_again_gives_the_stored_losses(name):
     *_, tokenizer, card, _, lowered = shipped(name)
     model, alignment = build_model(RECIPES[name], lowered.d_vocab)

@@ -218,6 +218,28 @@ def test_seeds_may_show_other_orders_of_the_spans() -> None:
         _common_graph([forth, longer])
 
 
+def test_self_repair_is_measured_of_whole_heads(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "repair.json"
+    few = ("--n-prompts", "8", "--n-resamples", "20", "--out", str(out))
+    assert call("self-repair", str(folder), *few) == 0
+    assert "@" not in out.read_text()
+
+
+def test_both_directions_are_split(tmp_path: Path) -> None:
+    made = ("--positions", "span", "--threshold", "1", "--n-prompts", "4", "--direction", "both")
+    assert call("discover", "ioi", *made, "--out", str(tmp_path / "b")) == 0
+    found = json.loads((tmp_path / "b" / "directions.json").read_text())
+    assert found["n_edges_total"] == 8929
+
+
+def test_constants_are_trained_for_whole_senders() -> None:
+    run = discover(
+        "ioi", positions="span", method="eap", n_edges=30, n_prompts=4, intervention="optimal",
+        optimal_steps=2,
+    )  # fmt: skip
+    assert run.circuit.n_edges > 0
+
+
 UNEQUAL = [
     {"clean": [3, 7, 9], "corrupt": [3, 8, 9], "answers": [4], "wrong_answers": [5]},
     {"clean": [3, 7, 9, 4], "corrupt": [3, 8, 9, 4], "answers": [4], "wrong_answers": [5]},

@@ -11,7 +11,7 @@ import pytest
 from acdc.cli import main
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-COMMANDS = set(re.findall(r"`acdc ([a-z]+)", README))
+COMMANDS = set(re.findall(r"`acdc ([a-z-]+)", README))
 
 
 def test_the_python_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -561,11 +561,11 @@ def test_compare_says_when_a_file_is_silent_about_its_ablation(place: Path, call
     answer = call("compare", "silent.json", "--reference", "mine.json")
     assert answer.status == 0
     assert "does not say how it was found" in answer.err
-    circuit.info["intervention"] = "mean"
+    circuit.info["intervention"] = "median"
     save_circuit(circuit, place / "strange.json")
     answer = call("compare", "strange.json", "--reference", "mine.json")
     assert answer.status == 2
-    assert answer.err.startswith("acdc: strange.json: ablation has intervention 'mean': expected")
+    assert answer.err.startswith("acdc: strange.json: ablation has intervention 'median': expected")
 
 
 def test_list_references(call: Call) -> None:

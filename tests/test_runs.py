@@ -57,7 +57,10 @@ def snapshot(folder: Path) -> dict[str, bytes]:
         ({"n_prompts": 0}, "n_prompts 0: expected at least 1"),
         ({"n_prompts": -4}, "n_prompts -4: expected at least 1"),
         ({"seed": -1}, "seed -1: expected at least 0"),
-        ({"intervention": "mean"}, "intervention 'mean': expected one of resample, zero"),
+        (
+            {"intervention": "median"},
+            "intervention 'median': expected one of resample, zero, mean.*",
+        ),
         ({"direction": "up"}, "direction 'up': expected one of noising, denoising"),
         ({"task": Path("x.jsonl")}, r"task is .*Path\('x.jsonl'\): expected str"),
         ({"model": 3}, "model is 3: expected str or None"),

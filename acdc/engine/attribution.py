@@ -134,14 +134,10 @@ class Differences:
 
     def __init__(self, experiment: Experiment, base: Trace, other: Trace) -> None:
         self.model = experiment.model
-        zero = experiment.intervention == "zero"
-
-        def change(b: Tensor, o: Tensor) -> Tensor:
-            return -b if zero else o - b
-
-        self.embeds = [change(b, o) for b, o in zip(base.embeds, other.embeds, strict=True)]
-        self.z = [change(b, o) for b, o in zip(base.z, other.z, strict=True)]
-        self.mlp_out = [change(b, o) for b, o in zip(base.mlp_out, other.mlp_out, strict=True)]
+        to = experiment.ablated(other, base)
+        self.embeds = [a - b for a, b in zip(to.embeds, base.embeds, strict=True)]
+        self.z = [a - b for a, b in zip(to.z, base.z, strict=True)]
+        self.mlp_out = [a - b for a, b in zip(to.mlp_out, base.mlp_out, strict=True)]
 
     def rows(self, tokens: Tokens, at: Trace) -> Tensor:
         """``[sender, token, d_model]`` for some tokens of the flattened batch and positions.

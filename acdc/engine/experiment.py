@@ -17,6 +17,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from acdc.engine.constants import (
+    CONSTANT,
+    Constants,
+    Prompts,
+    Values,
+    as_trace,
+    mean_values,
+    written,
+)
 from acdc.errors import TaskError
 from acdc.lowering.model import LoweredModel, Trace
 from acdc.metrics import Metric, Targets, at_least_float32
@@ -34,7 +43,7 @@ _LOGITS_BYTES = 24 << 20
 """Logits of the whole vocabulary are computed in parts of this size: small enough that the
 allocator keeps the memory instead of asking the system for fresh pages each time."""
 
-Intervention = Literal["resample", "zero"]
+Intervention = Literal["resample", "zero", "mean", "mean-positional", "optimal"]
 Direction = Literal["noising", "denoising"]
 
 
@@ -99,14 +108,20 @@ class Experiment:
     batch_size
         Prompts of one length that are run together.
     intervention
-        What an edge outside the circuit carries: the other run's value (``resample``) or
-        zero.
+        What an edge outside the circuit carries: the other run's value (``resample``), zero,
+        or a constant of its sender (see :mod:`acdc.engine.constants`).
     direction
         ``noising`` starts from the clean run and ablates; ``denoising`` starts from the
         corrupt run and restores clean values.
     in_float32
         The same experiment on the float32 model, asked where this one's dtype cannot tell;
         None trusts the dtype.
+    mean_over
+        Prompts that means are taken over; None: those of the run that ablated edges come from
+        (noising: the corrupt ones, denoising: the clean ones).
+    constants
+        Constants that are known already, of an earlier run; used under the ablation that they
+        are of.
     positions
         By which spans of the prompts nodes and edges are split; None: they are not.
     """
@@ -118,6 +133,8 @@ class Experiment:
     intervention: Intervention = "resample"
     direction: Direction = "noising"
     in_float32: Experiment | None = None
+    mean_over: Prompts | None = None
+    constants: Constants | None = None
     positions: Positions | None = None
 
     @cached_property
@@ -330,11 +347,93 @@ class Experiment:
         """
         return None
 
-    def ablated(self, other: Tensor, base: Tensor) -> Tensor:
-        """What ablated edges carry, given the senders of the other and of the base run."""
-        if self.intervention == "zero":
-            return torch.zeros_like(base)
-        return other
+    # What ablated edges carry.
+
+    @cached_property
+    def carried(self) -> Constants | None:
+        """Constants that ablated edges carry, computed once; None where they carry none.
+
+        Raises
+        ------
+        TaskError
+            If means are over nothing, or by position and a length is missing.
+        """
+        if self.intervention not in CONSTANT:
+            return None
+        known = self.constants
+        if known is None or (known.intervention, known.direction) != (
+            self.intervention,
+            self.direction,
+        ):
+            known = self._constants()
+        else:
+            self._check_constants(known)
+        for batch in self.batches:
+            known.at(batch.clean.shape[1])  # a missing length is found before anything is run
+        return known.to(self.model.device, self.model.dtype)
+
+    def pinned(self) -> Experiment:
+        """Return the same experiment with its constants computed: copies of it share them."""
+        return self if self.carried is None else replace(self, constants=self.carried)
+
+    def _constants(self) -> Constants:
+        twin = self.in_float32
+        if twin is not None and (twin.intervention, twin.direction) == (
+            self.intervention,
+            self.direction,
+        ):
+            assert twin.carried is not None
+            return twin.carried
+        if self.intervention == "optimal":
+            from acdc.engine.optimal import optimal_constants
+
+            return optimal_constants(self)
+        return self.means(positional=self.intervention == "mean-positional")
+
+    def _check_constants(self, constants: Constants) -> None:
+        tokens = self.batches[0].clean[:1]
+        constants.check(self._written(tokens), f"{self.intervention} ablation")
+
+    def means(self, *, positional: bool) -> Constants:
+        """Return means of what senders write over :attr:`mean_over`."""
+        prompts = self.mean_over
+        if prompts is None:
+            which = "corrupt" if self.direction == "noising" else "clean"
+            prompts = [getattr(pair, which) for pair in self.task.pairs]
+        values = mean_values(
+            self.model,
+            prompts,
+            self._written,
+            positional=positional,
+            batch_size=self.batch_size,
+        )
+        report = {"n_prompts": len(prompts)}
+        return Constants(self.intervention, self.direction, values, report)
+
+    def _written(self, tokens: Tensor) -> Values:
+        return written(self.model.forward(tokens))
+
+    def ablated(self, other: Trace, base: Trace) -> Trace:
+        """What senders write where they are ablated, given the other and the base run.
+
+        Returns
+        -------
+        Trace
+            ``embeds``, ``z`` and ``mlp_out`` alone.
+        """
+        if self.intervention == "resample":
+            return other
+        if self.carried is not None:
+            return as_trace(self.carried.at(base.embeds[0].shape[1]), base)
+        return as_trace([torch.zeros_like(x) for x in written(base)], base)
+
+    def far_inputs(self, other: Trace, base: Trace) -> list[Tensor]:
+        """Embeddings at the far end of a path that starts at those of the base run.
+
+        Those that ablated edges carry; under zero ablation the other run's, since where the
+        whole stream is zero norms have no gradient.
+        """
+        return other.embeds if self.intervention == "zero" else self.ablated(other, base).embeds
 
 
 def _targets(pairs: list[Pair], device: torch.device) -> Targets:

@@ -101,8 +101,8 @@ class BatchState:
         base_tokens, other_tokens = experiment.runs(batch)
         trace = self.model.forward(base_tokens)
         out = self.model.senders(trace)  # (sender, batch, pos, d_model)
-        ablation = experiment.ablated(self.model.senders(self.model.forward(other_tokens)), out)
-        ablation -= out
+        carried = experiment.ablated(self.model.forward(other_tokens), trace)
+        ablation = self.model.senders(carried).sub_(out)
         self.touched = ablation.ne(0).any(3).any(1).cpu().numpy()  # (sender, pos)
         kind = Sums if experiment.intervention == "zero" else Changes
         self.inputs = kind(experiment, batch, trace, out, ablation)

@@ -24,6 +24,9 @@ from acdc.lowering.model import LoweredLayer
 
 __all__ = ["PatchedModel", "SoftPatchedModel", "metric_of_circuit"]
 
+_CUTS_BYTES = 64 << 20
+"""Streams of many cuts at the logits are measured in parts of this size."""
+
 
 class PatchedModel:
     """Evaluates circuits; plain runs are done once and kept while they fit into memory.
@@ -74,6 +77,33 @@ class PatchedModel:
             for i, batch in enumerate(self.experiment.batches)
         ]
         return self.experiment.per_prompt(rows)
+
+    @torch.no_grad()
+    def values_at_logits(
+        self, mask: NDArray[np.bool_], cuts: NDArray[np.bool_]
+    ) -> NDArray[np.float64]:
+        """Metric of each prompt with further edges into ``logits`` ablated: one pass for all cuts.
+
+        Parameters
+        ----------
+        mask
+            ``[edge]``: edges that stay intact in front of ``logits``, and there but for the cuts.
+        cuts
+            ``[cut, sender]``: senders whose edge into ``logits`` each cut ablates besides.
+
+        Returns
+        -------
+        ndarray
+            ``[cut, prompt]``, otherwise as :meth:`values`.
+        """
+        matrix = self._matrix(mask)
+        rows = [
+            _PatchedRun(self.experiment, batch, self._plain(i), matrix).rows_at_logits(cuts)
+            for i, batch in enumerate(self.experiment.batches)
+        ]
+        return np.stack(
+            [self.experiment.per_prompt([of[cut] for of in rows]) for cut in range(len(cuts))]
+        )
 
     def full_values(self) -> NDArray[np.float64]:
         """Metric of each prompt with every edge in, ``[prompt]``."""
@@ -145,8 +175,8 @@ class _PlainRuns:
     @classmethod
     def of(cls, experiment: Experiment, batch: Batch) -> _PlainRuns:
         model = experiment.model
-        out, other = (model.senders(model.forward(t)) for t in experiment.runs(batch))
-        return cls(out, experiment.ablated(other, out))
+        base, other = (model.forward(tokens) for tokens in experiment.runs(batch))
+        return cls(model.senders(base), model.senders(experiment.ablated(other, base)))
 
     @property
     def n_bytes(self) -> int:
@@ -168,6 +198,30 @@ class _PatchedRun:
 
     def rows(self) -> Tensor:
         """Metric of every scored row of the batch: ``[row]``."""
+        self._run_layers()
+        return self._measured(self._logits)[0]
+
+    def rows_at_logits(self, cuts: NDArray[np.bool_]) -> Tensor:
+        """``[cut, row]``: as :meth:`rows`, ``logits`` not reading the senders of each cut."""
+        self._run_layers()
+        cut = torch.from_numpy(cuts).to(self.kept.device)
+        self.kept = self.kept[self._logits] & ~cut  # in place of the graph's receivers
+        n_bytes = self.batch.n_rows * self.current.shape[-1] * self.current.element_size()
+        each = max(1, _CUTS_BYTES // n_bytes)
+        parts = np.array_split(np.arange(len(cuts)), -(-len(cuts) // each))
+        return torch.cat([self._measured(part) for part in parts])
+
+    @property
+    def _logits(self) -> NDArray[np.int64]:
+        return np.array([self.graph.receiver_index["logits"]])
+
+    def _measured(self, receivers: NDArray[np.int64]) -> Tensor:
+        """Metric of what receivers of every sender read, ``[receiver, row]``."""
+        final = self._read(receivers, self.graph.n_senders, len(self.model.layers))
+        return self.experiment.measure_rows(final.flatten(1, 2), self.batch)
+
+    def _run_layers(self) -> None:
+        """Replace what every sender writes, and keep it at the scored positions."""
         heads, parallel = self.model.shape.n_heads, self.model.shape.parallel
         for layer, receivers in iter_layers(self.graph):
             block = self.model.layers[layer]
@@ -177,10 +231,8 @@ class _PatchedRun:
                 below = layer if parallel else layer + 1
                 x = self._read(receivers["mlp"], start if parallel else start + heads, below)[0]
                 self._write(start + heads, block.mlp(x)[None])
-        logits = np.array([self.graph.receiver_index["logits"]])
-        final = self._read(logits, self.graph.n_senders, len(self.model.layers))[0]
-        rows = final[:, self.batch.scored].flatten(0, 1)
-        return self.experiment.measure_rows(rows, self.batch)
+        scored = self.batch.scored
+        self.current, self.ablated = self.current[:, :, scored], self.ablated[:, :, scored]
 
     def _start(self, layer: int) -> int:
         """First sender of a layer."""

@@ -15,9 +15,7 @@ from acdc.dictionaries.activations import activation
 from acdc.engine.experiment import Experiment
 from acdc.errors import OptionError
 from acdc.latents.attachment import Attachment, check_dictionaries
-from acdc.latents.attribution import Points, node_scores
 from acdc.latents.experiment import LatentExperiment
-from acdc.latents.program import Program
 from acdc.methods.eap import between_inputs
 
 __all__ = ["Attached", "SiteReport", "active_latents", "attach"]
@@ -136,7 +134,7 @@ def attach(
     ]
     kept, scores = attachments, [np.zeros(len(some)) for some in active]
     if max_latents is not None and max_latents < sum(map(len, active)):
-        scores = _latent_scores(experiment, attachments, memory)
+        scores = _latent_scores(_with_latents(experiment, dictionaries, attachments), memory)
         kept = _top(attachments, scores, max_latents)
     reports = tuple(map(_report, attachments, kept, scores))
     total = sum(float(np.abs(s).sum()) for s in scores)
@@ -161,13 +159,10 @@ def active_latents(
     return [tuple(active.nonzero()[:, 0].tolist()) for active in found]
 
 
-def _latent_scores(
-    experiment: Experiment, attachments: Sequence[Attachment], memory: int
-) -> list[NDArray[np.float64]]:
+def _latent_scores(experiment: LatentExperiment, memory: int) -> list[NDArray[np.float64]]:
     """Node scores of every attachment's latents."""
-    program = Program(experiment.model, attachments)
-    points: Points = between_inputs(experiment, _STEPS)
-    scores = node_scores(experiment, program, points, _STEPS, memory)
+    program, attachments = experiment.program, experiment.attachments
+    scores = experiment.attribute_nodes(between_inputs(experiment, _STEPS), _STEPS, memory)
     by_site = {
         stage.attachment.site.name: scores[program.blocks[stage.blocks[0]].start :]
         for stage in program.stages

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -30,6 +31,9 @@ from acdc.latents.program import Block, Cut, Heads, Mlp, Program, Stage, Transco
 from acdc.lowering.attention import KINDS
 from acdc.lowering.model import LoweredModel, Trace
 from graphs import Graph
+
+if TYPE_CHECKING:
+    from acdc.latents.experiment import LatentExperiment
 
 __all__ = ["edge_scores", "node_scores"]
 
@@ -130,12 +134,15 @@ class _Slots:
 class _Differences:
     """``ablated_u - base_u`` of all senders of a batch, tokens flattened."""
 
-    def __init__(self, experiment: Experiment, program: Program, base: Trace, other: Trace) -> None:
+    def __init__(
+        self, experiment: LatentExperiment, program: Program, base: Trace, other: Trace
+    ) -> None:
         self.program = program
-        runs = zip(program.values(base), program.values(other), strict=True)
+        values = program.values(base)
+        runs = zip(values, experiment.ablated_values(program.values(other), values), strict=True)
         self.values: list[Tensor] = []
-        for block, (b, o) in zip(program.blocks, runs, strict=True):
-            change = experiment.ablated(o, b) - b
+        for block, (b, a) in zip(program.blocks, runs, strict=True):
+            change = a - b
             if block.directions is None:  # (sender, 1, batch, pos, d) -> (sender, token, d)
                 self.values.append(change.flatten(1, 3))
             else:  # (1, batch, pos, latent) -> (token, latent)
@@ -160,7 +167,7 @@ class _Differences:
 
 
 def node_scores(
-    experiment: Experiment,
+    experiment: LatentExperiment,
     program: Program,
     points: Points,
     n_points: int,
@@ -228,7 +235,7 @@ def _cut_gradient(stage: Stage, model: LoweredModel, found: _Gradients) -> Tenso
 
 
 def _passes(
-    experiment: Experiment, program: Program, points: Points, memory: int
+    experiment: LatentExperiment, program: Program, points: Points, memory: int
 ) -> Iterator[tuple[Batch, _Differences, Point]]:
     """Yield every part of the prompts with its differences, once per point."""
     model = experiment.model
@@ -249,7 +256,7 @@ def _passes(
 
 
 def edge_scores(
-    experiment: Experiment,
+    experiment: LatentExperiment,
     program: Program,
     graph: Graph,
     points: Points,

@@ -8,17 +8,21 @@ from which no kept edge path leads to ``logits`` are not computed.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from acdc.engine.experiment import Batch, Experiment
+from acdc.engine.experiment import Batch
 from acdc.latents.program import Inputs, Program, Stage
 from acdc.lowering.model import LoweredLayer
 from graphs import Graph
 from graphs.kernels import reach_backward
+
+if TYPE_CHECKING:
+    from acdc.latents.experiment import LatentExperiment
 
 __all__ = ["BatchRuns", "LatentPatchedModel", "Scenarios", "alive_before_logits"]
 
@@ -65,11 +69,11 @@ class BatchRuns:
     """
 
     def __init__(
-        self, experiment: Experiment, program: Program, graph: Graph, batch: Batch
+        self, experiment: LatentExperiment, program: Program, graph: Graph, batch: Batch
     ) -> None:
         self.experiment, self.program, self.graph, self.batch = experiment, program, graph, batch
         base, other = (program.values(program.model.forward(t)) for t in experiment.runs(batch))
-        self.ablated = [experiment.ablated(o, b) for o, b in zip(other, base, strict=True)]
+        self.ablated = experiment.ablated_values(other, base)
         self.base = base
         pairs = zip(program.blocks, self.ablated, strict=True)
         self._totals = [block.total(value) for block, value in pairs]
@@ -219,7 +223,7 @@ class LatentPatchedModel:
     """
 
     def __init__(
-        self, experiment: Experiment, program: Program, graph: Graph, memory: int = 2 << 30
+        self, experiment: LatentExperiment, program: Program, graph: Graph, memory: int = 2 << 30
     ) -> None:
         self.experiment, self.program, self.graph = experiment, program, graph
         self.memory = memory

@@ -201,6 +201,7 @@ class LoweredModel:
         tokens: Tensor,
         embeds: list[Tensor] | None = None,
         replaced: dict[tuple[str, int], Tensor] | None = None,
+        first: int = 0,
     ) -> Trace:
         """One ordinary forward pass up to the final stream.
 
@@ -215,13 +216,16 @@ class LoweredModel:
             ``[batch, pos, d_model]``: ``("attn", layer)`` and ``("mlp", layer)``, what the stream
             gains from them (behind post-norms); ``("mid", layer)``, the stream between them;
             ``("resid", n)``, the stream in front of block n, or behind the last one.
+        first
+            Block to start with; ``embeds`` is then the stream in front of it, with any leading
+            axes, and the trace holds what comes from there on.
         """
         replaced = replaced or {}
         trace = Trace(self.embed(tokens) if embeds is None else embeds)
         stream = (
             trace.embeds[0] if len(trace.embeds) == 1 else sum(trace.embeds[1:], trace.embeds[0])
         )
-        for i, layer in enumerate(self.layers):
+        for i, layer in enumerate(self.layers[first:], first):
             stream = replaced.get(("resid", i), stream)
             trace.attention_in.append(stream)
             written = self._attention(layer, layer.ln1(stream), trace, replaced.get(("z", i)))

@@ -45,15 +45,16 @@ def between_inputs(experiment: Experiment, steps: int) -> Points:
     Parameters
     ----------
     experiment
-        Its direction says which run is the base.
+        Its direction says which run is the base; ``other`` are the embeddings of the other run
+        or, if ablated edges carry constants, those (:meth:`Experiment.far_inputs`).
     steps
         How many.
     """
 
     def points(batch: Batch, base: Trace, other: Trace) -> Iterator[Point]:
         for k in range(steps):
-            embeds = zip(base.embeds, other.embeds, strict=True)
-            between = [torch.lerp(o, b, k / steps) for b, o in embeds]
+            embeds = zip(base.embeds, experiment.far_inputs(other, base), strict=True)
+            between = [torch.lerp(a, b, k / steps) for b, a in embeds]
             yield Point(experiment.runs(batch)[0], between)
 
     return points
@@ -91,7 +92,7 @@ def eap_ig(
     """EAP with integrated gradients over the input embeddings.
 
     The gradient is averaged over the inputs ``other + k / steps * (base - other)`` for
-    ``k = 0 .. steps - 1``.  Parameters and result as :func:`eap`.
+    ``k = 0 .. steps - 1``, see :func:`between_inputs`.  Parameters and result as :func:`eap`.
     """
     return experiment.attribute(between_inputs(experiment, steps), steps, memory, progress)
 
@@ -126,24 +127,23 @@ def eap_ig_activations(
     credits every sender).  Costs ``steps`` passes per group.  Parameters and result as
     :func:`eap`; the edges out of one group add up to the effect of ablating them all.
     """
-    zero = experiment.intervention == "zero"
 
-    def between(base: Tensor, other: Tensor, k: int) -> Tensor:
-        return torch.lerp(torch.zeros_like(base) if zero else other, base, k / steps)
+    def between(base: Tensor, ablated: Tensor, k: int) -> Tensor:
+        return torch.lerp(ablated, base, k / steps)
 
     def points(batch: Batch, base: Trace, other: Trace) -> Iterator[Point]:
-        tokens = experiment.runs(batch)[0]
+        tokens, ablated = experiment.runs(batch)[0], experiment.ablated(other, base)
         for k in range(steps):
-            pairs = zip(base.embeds, other.embeds, strict=True)
-            embeds = [between(b, o, k) for b, o in pairs]
+            pairs = zip(base.embeds, ablated.embeds, strict=True)
+            embeds = [between(b, a, k) for b, a in pairs]
             yield Point(tokens, embeds, senders=slice(0, len(embeds)))
             start = len(embeds)
             for layer, block in enumerate(experiment.model.layers):
-                groups = [("z", base.z, other.z, block.attention.n_heads)]
+                groups = [("z", base.z, ablated.z, block.attention.n_heads)]
                 if block.mlp is not None:
-                    groups.append(("mlp", base.mlp_out, other.mlp_out, 1))
-                for name, b, o, width in groups:
-                    value = between(b[layer], o[layer], k)
+                    groups.append(("mlp", base.mlp_out, ablated.mlp_out, 1))
+                for name, b, a, width in groups:
+                    value = between(b[layer], a[layer], k)
                     senders = slice(start, start + width)
                     yield Point(tokens, None, {(name, layer): value}, senders)
                     start += width

@@ -39,5 +39,6 @@ def gim(
         ``[edge]``, to rank by: with gradients divided at products and norms frozen, scores no
         longer estimate what an edge's ablation does.  Costs one forward and backward pass.
     """
-    modified = replace(experiment, model=with_gim_gradients(experiment.model, rules))
+    model = with_gim_gradients(experiment.model, rules)
+    modified = replace(experiment.pinned(), model=model)  # constants are of true gradients
     return eap(modified, memory=memory, progress=progress)

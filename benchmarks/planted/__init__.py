@@ -1,7 +1,7 @@
-"""Planted circuits: transformers trained so that chosen nodes implement a chosen algorithm.
+"""Planted circuits: transformers made so that chosen nodes implement a chosen algorithm.
 
 Each folder of :data:`MODELS` holds ``config.json``, ``model.safetensors`` (HookedTransformer
-layout), the tokenizer, ``card.json`` (training, interchange accuracies, strictness),
+layout), the tokenizer, ``card.json`` (training, if any, interchange accuracies, strictness),
 ``pairs.jsonl`` (a task) and ``reference.json`` (the planted circuit).
 """
 

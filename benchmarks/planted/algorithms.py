@@ -20,13 +20,13 @@ attention-only transformer" (what the docstring algorithm simplifies).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-__all__ = ["DOCSTRING", "INPUT", "IOI", "LOGITS", "NONE", "Algorithm", "Variable"]
+__all__ = ["DOCSTRING", "INPUT", "IOI", "IOI_BACKUP", "LOGITS", "NONE", "Algorithm", "Variable"]
 
 INPUT, LOGITS = "input", "logits"
 NONE = -1
@@ -68,14 +68,18 @@ class Algorithm:
     Parameters
     ----------
     name
-        Name of the task.
+        Of the algorithm; that of the task where it is the only one.
     variables
         Computed variables in topological order; the last is ``logits``, whose value is
         ``[batch, d_vocab]`` log probabilities.
+    hidden_by
+        Variable -> the parent that hides it: in an undisturbed run the former says nothing,
+        so that an interchange of it tells only together with one of the latter.
     """
 
     name: str
     variables: Mapping[str, Variable]
+    hidden_by: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def edges(self) -> tuple[Edge, ...]:
@@ -85,6 +89,10 @@ class Algorithm:
             for name, variable in self.variables.items()
             for parent in variable.parents
         )
+
+    def leaving(self, variable: str) -> list[Edge]:
+        """Return the edges from a variable to its children."""
+        return [edge for edge in self.edges if edge[0] == variable]
 
     @property
     def inner(self) -> tuple[str, ...]:
@@ -183,6 +191,45 @@ IOI = Algorithm(
 )
 """The duplicate-token head finds which name comes twice, the S-inhibition head brings this to
 the end, the name mover copies the other name."""
+
+
+# The same with two movers.  A mover that is silent writes nothing: no token has any share.
+
+
+def mover(names: Tensor, inhibited: Tensor, *, d_vocab: int) -> Tensor:
+    """Return the distribution of the name that is not inhibited; silence if none is."""
+    said = moved_name(names, inhibited, d_vocab=d_vocab)
+    return torch.where((inhibited == NONE)[:, None], 0.0, said)
+
+
+def backup_mover(names: Tensor, inhibited: Tensor, moved: Tensor, *, d_vocab: int) -> Tensor:
+    """Return what a mover says where the other mover is silent; silence where it is not."""
+    said = mover(names, inhibited, d_vocab=d_vocab)
+    return torch.where((moved.sum(-1) > 0)[:, None], 0.0, said)
+
+
+def said_by_either(first: Tensor, second: Tensor, *, d_vocab: int) -> Tensor:
+    """Return log probabilities of what the movers wrote; all tokens alike if both are silent."""
+    written = first + second
+    total = written.sum(-1, keepdim=True)
+    uniform = torch.full_like(written, 1 / d_vocab)
+    distribution = torch.where(total > 0, written / total.clamp_min(1e-9), uniform)
+    return smoothed(distribution, d_vocab=d_vocab)
+
+
+IOI_BACKUP = Algorithm(
+    "ioi-backup",
+    {
+        "duplicate token": Variable((INPUT,), repeated_slot, slots=(2,)),
+        "S-inhibition": Variable(("duplicate token",), inhibited_slot),
+        "name mover": Variable((INPUT, "S-inhibition"), mover),
+        "backup name mover": Variable((INPUT, "S-inhibition", "name mover"), backup_mover),
+        LOGITS: Variable(("name mover", "backup name mover"), said_by_either),
+    },
+    hidden_by={"backup name mover": "name mover"},
+)
+"""As :data:`IOI`, with a second mover that reads whether the first one wrote: it copies the name
+only where the first is silent, as it is on a prompt without a repeated name, or if ablated."""
 
 
 # Docstrings.  Input: the arguments (DEF0 .. DEF3), then the documented ones (DOC0, DOC1).

@@ -42,13 +42,15 @@ def interchange(
 ) -> dict[str, dict[str, float]]:
     """Patch each aligned node, then each edge of the algorithm, from held-out source prompts.
 
+    A hidden variable's node and edges are patched once more with the node that hides it.
+
     Returns
     -------
     dict
-        Node or pair of nodes -> ``accuracy`` (share of prompts whose most likely token is one
-        that the algorithm's counterfactual answer makes most likely), ``kl`` (nats, from that
-        answer to the model's), and ``changed`` (share of prompts whose answer the intervention
-        changes).
+        Node or pair of nodes (two with a comma between) -> ``accuracy`` (share of prompts whose
+        most likely token is one that the algorithm's counterfactual answer makes most likely),
+        ``kl`` (nats, from that answer to the model's), and ``changed`` (share of prompts whose
+        answer the intervention changes).
     """
     base, source = draw_pairs(draw, vocabulary, Random(seed), n, held_out=True)
     other = model(source.tokens, source.last)
@@ -80,7 +82,28 @@ def _interventions(alignment: Alignment) -> list[tuple[str, list[tuple[str, str]
         (pair, [edge], mask)
         for pair, (edge, mask) in zip(alignment.pairs, alignment.edges.items(), strict=True)
     ]
-    return nodes + edges
+    return nodes + edges + [_with_hider(alignment, *one) for one in _hidden(alignment)]
+
+
+def _hidden(alignment: Alignment) -> list[tuple[str, str, list[tuple[str, str]], Tensor]]:
+    """Who hides it, and name, edges and mask, of the nodes and edges that a variable hides."""
+    found = []
+    for hidden, by in alignment.algorithm.hidden_by.items():
+        node = alignment.node(hidden)
+        found.append((by, node, alignment.algorithm.leaving(hidden), alignment.leaving(node)))
+        for pair, (edge, mask) in zip(alignment.pairs, alignment.edges.items(), strict=True):
+            if edge[1] == hidden and edge[0] != by:
+                found.append((by, pair, [edge], mask))
+    return found
+
+
+def _with_hider(
+    alignment: Alignment, by: str, name: str, edges: list[tuple[str, str]], mask: Tensor
+) -> tuple[str, list[tuple[str, str]], Tensor]:
+    """The same with the node of the variable ``by`` patched as well."""
+    node = alignment.node(by)
+    both = alignment.algorithm.leaving(by) + edges
+    return f"{node}, {name}", both, alignment.leaving(node) | mask
 
 
 def _agreement(target: Tensor, logits: Tensor) -> dict[str, float]:
@@ -107,11 +130,15 @@ def strictness(model: PatchableTransformer, alignment: Alignment, task: Task) ->
         senders, over all pairs of nodes outside the circuit, and the worst one.
         ``all_nodes``, ``all_edges``: all at once.  Each effect as ``kl`` (nats, clean to
         patched) and ``logit_diff`` (absolute change of the task's mean, a fraction of the gap).
-        ``planted_one_by_one``: the same for each planted node.
+        ``planted_one_by_one``: the same for each planted node, and for one that another hides
+        together with that.
     """
     measure = _Effects(model, task)
     nodes = {node: alignment.leaving(node) for node in alignment.outside_nodes}
     planted = {node: alignment.leaving(node) for node in alignment.nodes.values()}
+    for hidden, by in alignment.algorithm.hidden_by.items():
+        both = [alignment.node(by), alignment.node(hidden)]
+        planted[", ".join(both)] = alignment.leaving(both[0]) | alignment.leaving(both[1])
     every_node = torch.stack(list(nodes.values())).any(0)
     return {
         "n_prompts": len(task),

@@ -26,7 +26,7 @@ WRITE_STD = 0.004
 
 @dataclass(frozen=True)
 class Config:
-    """Sizes of the model; ``d_mlp`` None means attention only."""
+    """Sizes of the model; ``d_mlp`` None means attention only, no ``norm`` none at all."""
 
     n_layers: int
     n_heads: int
@@ -35,13 +35,15 @@ class Config:
     d_mlp: int | None
     n_ctx: int
     d_vocab: int
+    norm: bool = True
 
     def bridge_fields(self) -> dict[str, object]:
         """Return the TransformerBridgeConfig fields, the content of ``config.json``."""
         sizes = {key: value for key, value in vars(self).items() if value is not None}
+        del sizes["norm"]
         return sizes | {
             "act_fn": "gelu_new",
-            "normalization_type": "LN",
+            "normalization_type": "LN" if self.norm else None,
             "attn_only": self.d_mlp is None,
             "gated_mlp": False,
             "positional_embedding_type": "standard",
@@ -123,6 +125,10 @@ class Norm(nn.Module):
         return nn.functional.layer_norm(x, x.shape[-1:], self.w, self.b, eps=1e-5)
 
 
+def _norm(config: Config) -> nn.Module:
+    return Norm(config.d_model) if config.norm else nn.Identity()
+
+
 class Attention(nn.Module):
     """Attention whose heads' queries, keys and values may read different streams.
 
@@ -189,9 +195,9 @@ class Block(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.ln1, self.attn = Norm(config.d_model), Attention(config)
+        self.ln1, self.attn = _norm(config), Attention(config)
         if config.d_mlp is not None:
-            self.ln2, self.mlp = Norm(config.d_model), Mlp(config.d_model, config.d_mlp)
+            self.ln2, self.mlp = _norm(config), Mlp(config.d_model, config.d_mlp)
 
 
 class PatchableTransformer(nn.Module):
@@ -215,7 +221,7 @@ class PatchableTransformer(nn.Module):
             self.embed = Embedding(config)
             self.pos_embed = Positions(config)
             self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
-            self.ln_final = Norm(config.d_model)
+            self.ln_final = _norm(config)
             self.unembed = Unembedding(self.embed)
 
     def forward(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from random import Random
 
@@ -23,6 +24,8 @@ __all__ = ["DRAWS", "Draw", "Prompts", "docstring_pair", "draw_pairs", "ioi_pair
 
 REPEATS = 5 / 6
 """Share of the prompts in which a name repeats, or an argument of the header is documented."""
+SOURCE_REPEATS = 1 / 2
+"""The same of the source prompts where a backup is planted: it shows where no name repeats."""
 
 Filling = dict[str, str]
 """Slot of a template -> word."""
@@ -72,17 +75,20 @@ class Draw:
     held_out: str
 
 
-def ioi_pair(rng: Random, names: Sequence[str], held_out: bool) -> tuple[str, Filling, Filling]:
+def ioi_pair(
+    rng: Random, names: Sequence[str], held_out: bool, source_repeats: float = REPEATS
+) -> tuple[str, Filling, Filling]:
     """Draw two IOI prompts; in one of six the third name is a new one."""
     template = rng.choice(ioi.TEMPLATES)
-    return template, _ioi_filling(rng, names, held_out), _ioi_filling(rng, names, held_out)
+    base = _ioi_filling(rng, names, held_out, REPEATS)
+    return template, base, _ioi_filling(rng, names, held_out, source_repeats)
 
 
-def _ioi_filling(rng: Random, names: Sequence[str], held_out: bool) -> Filling:
+def _ioi_filling(rng: Random, names: Sequence[str], held_out: bool, repeats: float) -> Filling:
     first, second, third = draw_until(
         lambda: rng.sample(names, 3), lambda drawn: is_held_out(*drawn[:2]) == held_out
     )
-    subject = rng.choice((first, second)) if rng.random() < REPEATS else third
+    subject = rng.choice((first, second)) if rng.random() < repeats else third
     scene = {"PLACE": rng.choice(words.PLACES), "OBJECT": rng.choice(words.OBJECTS)}
     return {"A": first, "B": second, "S": subject} | scene
 
@@ -150,13 +156,11 @@ def _docstring_filling(rng: Random, header: _Header, template: str) -> Filling:
     }
 
 
+_IOI = (words.NAMES, ("A", "B", "S"), "unordered pairs of the first two names, 1 in 10 by crc32")
+
 DRAWS = {
-    "ioi": Draw(
-        ioi_pair,
-        words.NAMES,
-        ("A", "B", "S"),
-        "unordered pairs of the first two names, 1 in 10 by crc32",
-    ),
+    "ioi": Draw(ioi_pair, *_IOI),
+    "ioi-backup": Draw(partial(ioi_pair, source_repeats=SOURCE_REPEATS), *_IOI),
     "docstring": Draw(
         docstring_pair,
         words.ARGUMENTS,
@@ -165,7 +169,7 @@ DRAWS = {
         "has them side by side, in evaluation the answer follows the other one of such a pair",
     ),
 }
-"""Task -> how its training prompts are drawn."""
+"""Algorithm -> how its training prompts are drawn."""
 
 
 def draw_pairs(

@@ -1,4 +1,4 @@
-"""Train a model with a planted circuit: ``python -m benchmarks.planted.train NAME``.
+"""Make a model with a planted circuit: ``python -m benchmarks.planted.train NAME``.
 
 The model is written to ``benchmarks/planted/models/<name>/``: ``config.json`` and
 ``model.safetensors`` (HookedTransformer layout), the tokenizer of the bundled model of the same
@@ -12,6 +12,8 @@ node is run on the base prompt.  Then comes the whole model, with the three loss
 :mod:`benchmarks.planted.siit` and nothing else: the other nodes are ordinary and trained, and
 learn to stay out of the way.
 With one thread the result is the same each time on one machine.
+
+A recipe without phases is not trained: :mod:`benchmarks.planted.by_hand` writes its weights.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ from transformers import AutoTokenizer
 from acdc.models import BUNDLED
 from acdc.tasks import Task, load_task
 from benchmarks.planted import card as measured
-from benchmarks.planted.algorithms import DOCSTRING, IOI, SMOOTHING, Algorithm
+from benchmarks.planted.algorithms import DOCSTRING, IOI, IOI_BACKUP, SMOOTHING, Algorithm
+from benchmarks.planted.by_hand import SIZES, write_backup
 from benchmarks.planted.model import WRITE_STD, Config, PatchableTransformer
 from benchmarks.planted.prompts import DRAWS, draw_pairs
 from benchmarks.planted.siit import Alignment, Losses, Probes, circuit_losses, draw_plan, losses
@@ -88,12 +91,16 @@ class Recipe:
     sizes
         Fields of :class:`Config` but the vocabulary's size.
     phases
-        Of the training, in turn.
+        Of the training, in turn; none where the weights are written by hand.
     open
         What the reference circuit leaves open.
     positions
         Sender or receiver -> spans of the task, see :class:`graphs.Reference`; none where the
         algorithm does not say where its variables are.
+    optional
+        Variables whose nodes are neither right nor wrong in a circuit that was found.
+    seed
+        Of the initial weights and of the prompts.
     """
 
     task: str
@@ -103,6 +110,7 @@ class Recipe:
     sizes: Mapping[str, Any]
     phases: tuple[Phase, ...]
     open: str
+    optional: tuple[str, ...] = ()
     seed: int = 0
     positions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -131,6 +139,27 @@ RECIPES: dict[str, Recipe] = {
             "a2.h1": ("END",), "a2.h1<q>": ("END",), "a2.h1<k>": ("S2",), "a2.h1<v>": ("S2",),
             "a4.h1": ("END",), "a4.h1<q>": ("END",), "a4.h1<k>": ("IO",), "a4.h1<v>": ("IO",),
         },
+    ),
+    "planted-ioi-backup": Recipe(
+        task="ioi",
+        bundled="ioi-small",
+        algorithm=IOI_BACKUP,
+        nodes={
+            "duplicate token": "a0.h2",
+            "S-inhibition": "a1.h0",
+            "name mover": "a2.h1",
+            "backup name mover": "a3.h3",
+        },
+        sizes=SIZES,
+        phases=(),
+        open=(
+            "Which of a pair's query, key and value edges are needed is not fixed. The backup name "
+            "mover is silent while the name mover writes, and on corrupt prompts: it and its edges "
+            "matter only where the name mover is ablated, so they are optional. Positions are part "
+            "of the template: the S-inhibition head reads where the third name stands off "
+            "input->a1.h0, which carries nothing that differs between two prompts of one template."
+        ),
+        optional=("backup name mover",),
     ),
     "planted-docstring": Recipe(
         task="docstring",
@@ -203,7 +232,7 @@ def train_phase(
     for step in range(phase.n_steps):
         for group in optimizer.param_groups:
             group["lr"] = phase.learning_rate * learning_rate_factor(step, phase.n_steps)
-        base, source = draw_pairs(DRAWS[recipe.task], vocabulary, rng, phase.batch_size)
+        base, source = draw_pairs(DRAWS[recipe.algorithm.name], vocabulary, rng, phase.batch_size)
         plan = draw_plan(alignment, rng, phase.batch_size, alone=phase.alone)
         if phase.alone:
             found = circuit_losses(model, alignment, base, source, plan, probes)
@@ -228,16 +257,43 @@ def make_reference(name: str, recipe: Recipe, alignment: Alignment) -> dict[str,
         "task": recipe.task,
         "ablation": {"intervention": "resample", "direction": None},
         "granularity": "node pairs",
-        "citation": (
-            "planted by strict interchange intervention training after Gupta et al. 2024, "
-            "InterpBench, arXiv 2407.14494"
-        ),
+        "citation": _how(recipe)
+        + (" after Gupta et al. 2024, InterpBench, arXiv 2407.14494" if recipe.phases else ""),
         "open": recipe.open,
         "graph": shape_to_config(alignment.graph.shape),
         "roles": {variable: [node] for variable, node in recipe.nodes.items()},
-        "optional_nodes": [],
+        "optional_nodes": [recipe.nodes[variable] for variable in recipe.optional],
         **({"positions": recipe.positions} if recipe.positions else {}),
         "edges": list(alignment.pairs),
+    }
+
+
+def _how(recipe: Recipe) -> str:
+    if recipe.phases:
+        return "planted by strict interchange intervention training"
+    return "written by hand, see benchmarks/planted/by_hand.py"
+
+
+def _training(recipe: Recipe, history: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what the model card says of the training."""
+    return {
+        "seed": recipe.seed,
+        "n_steps": sum(phase["n_steps"] for phase in history),
+        "seconds": sum(phase["seconds"] for phase in history),
+        "optimizer": f"AdamW, weight decay {WEIGHT_DECAY} on all weights",
+        "initial_weights": (
+            "all nodes alike: query equal to key, unembedding equal to embedding transposed, "
+            f"writing weights of standard deviation {WRITE_STD}"
+        ),
+        "loss": (
+            "behaviour + interchange + strictness, KL in nats from the algorithm's answer, "
+            f"{SMOOTHING} of its probability spread over the vocabulary; in the phase 'alone' "
+            "every edge outside the circuit is patched, and the first loss is instead the "
+            "cross-entropy of linear probes that read the variables off the planted nodes and "
+            "are thrown away after it"
+        ),
+        "columns_of_losses": ["step", "behaviour (alone: probes)", "interchange", "strictness"],
+        "phases": history,
     }
 
 
@@ -251,38 +307,20 @@ def make_card(
 ) -> dict[str, Any]:
     """Return the model card."""
     vocabulary = tokenizer.get_vocab()
-    draw = DRAWS[recipe.task]
+    draw = DRAWS[recipe.algorithm.name]
     held_out = (model, alignment, draw, vocabulary, N_MEASURED, MEASURE_SEED)
     return {
         "name": name,
         "license": "MIT",
         "description": (
             f"{'attention-only' if model.config.d_mlp is None else 'attention and MLPs'}, "
-            f"a {recipe.task} circuit planted by strict interchange intervention training: "
+            f"a {recipe.task} circuit {_how(recipe)}: "
             + ", ".join(f"{variable} {node}" for variable, node in recipe.nodes.items())
         ),
         "made_by": f"python -m benchmarks.planted.train {name}",
         "architecture": model.config.bridge_fields(),
         "n_parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "training": {
-            "seed": recipe.seed,
-            "n_steps": sum(phase["n_steps"] for phase in history),
-            "seconds": sum(phase["seconds"] for phase in history),
-            "optimizer": f"AdamW, weight decay {WEIGHT_DECAY} on all weights",
-            "initial_weights": (
-                "all nodes alike: query equal to key, unembedding equal to embedding transposed, "
-                f"writing weights of standard deviation {WRITE_STD}"
-            ),
-            "loss": (
-                "behaviour + interchange + strictness, KL in nats from the algorithm's answer, "
-                f"{SMOOTHING} of its probability spread over the vocabulary; in the phase 'alone' "
-                "every edge outside the circuit is patched, and the first loss is instead the "
-                "cross-entropy of linear probes that read the variables off the planted nodes and "
-                "are thrown away after it"
-            ),
-            "columns_of_losses": ["step", "behaviour (alone: probes)", "interchange", "strictness"],
-            "phases": history,
-        },
+        "training": _training(recipe, history) if recipe.phases else None,
         "held_out": draw.held_out,
         "n_held_out": N_MEASURED,
         "seed_held_out": MEASURE_SEED,
@@ -326,6 +364,10 @@ def build(name: str, folder: Path, checkpoints: Path | None, progress: Progress)
     recipe = RECIPES[name]
     tokenizer = AutoTokenizer.from_pretrained(BUNDLED[recipe.bundled])
     model, alignment = build_model(recipe, len(tokenizer.get_vocab()))
+    if not recipe.phases:
+        vocabulary = tokenizer.get_vocab()
+        names = [vocabulary[name] for name in DRAWS[recipe.algorithm.name].names]
+        write_backup(model, recipe.nodes, names, recipe.seed)
     history: list[dict[str, Any]] = []
     for number in range(len(recipe.phases)):
         stored = checkpoints / f"{name}-phase-{number}.safetensors" if checkpoints else None

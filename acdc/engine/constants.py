@@ -1,0 +1,246 @@
+"""Constants that ablated edges carry: means over prompts, and where trained ones are kept.
+
+===================  =========================================================================
+``mean``             mean of what a sender writes over all tokens of all prompts: every token has
+                     the same weight, and all positions carry the same
+``mean-positional``  mean over the prompts, position by position, for each prompt length apart:
+                     prompts are never padded, so the 5th of 9 tokens is not the 5th of 20
+``optimal``          trained, see :mod:`acdc.engine.optimal`; all positions carry the same
+===================  =========================================================================
+
+A head's constant is one of z, before W_O: what a head can write is in the image of its W_O, and
+so is a mean.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from acdc.errors import CircuitFileError, OptionError, TaskError
+from acdc.lowering.model import LoweredModel, Trace
+
+__all__ = [
+    "CONSTANT",
+    "FILE_NAME",
+    "Constants",
+    "Prompts",
+    "Values",
+    "as_trace",
+    "load_constants",
+    "mean_values",
+    "written",
+]
+
+Prompts = Sequence[tuple[int, ...]]
+Values = list[Tensor]
+
+CONSTANT = ("mean", "mean-positional", "optimal")
+"""Interventions whose ablated edges carry constants."""
+
+FILE_NAME = "constants.safetensors"
+"""Constants in the folder of a run."""
+
+_FORMAT = "acdc-constants-1"
+
+
+@dataclass(frozen=True, eq=False)
+class Constants:
+    """What every sender writes when it is ablated.
+
+    Parameters
+    ----------
+    intervention, direction
+        The ablation that they are of.
+    values
+        By prompt length, or under None for all lengths: tensors with a batch axis of length 1
+        and a position axis of length 1 or of that of the prompts, as :func:`written` lists them
+        (with dictionaries, as :meth:`acdc.latents.program.Program.values` does).
+    report
+        What run.json should say of how they came about; plain JSON values.
+    """
+
+    intervention: str
+    direction: str
+    values: dict[int | None, Values]
+    report: dict[str, Any] = field(default_factory=dict)
+
+    def at(self, n_pos: int) -> Values:
+        """Return the constants for prompts of ``n_pos`` tokens.
+
+        Raises
+        ------
+        TaskError
+            If they are by position and no prompt of that length was averaged.
+        """
+        if None in self.values:
+            return self.values[None]
+        if n_pos not in self.values:
+            known = ", ".join(str(length) for length in sorted(self.values, key=str))
+            raise TaskError(
+                f"means by position: a prompt has {n_pos} tokens, but the prompts that means are "
+                f"taken over have {known}: choose the intervention 'mean', or prompts of that "
+                "length with --mean-over"
+            )
+        return self.values[n_pos]
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Constants:
+        """Return them on a device, in a dtype."""
+        moved = {
+            length: [x.to(device, dtype) for x in values] for length, values in self.values.items()
+        }
+        return Constants(self.intervention, self.direction, moved, self.report)
+
+    def check(self, wanted: Sequence[Tensor], where: str) -> None:
+        """Check that they are of the model that wrote ``wanted``, what :func:`written` lists.
+
+        Raises
+        ------
+        OptionError
+            If their number or their widths differ.
+        """
+        for some in self.values.values():
+            shapes = [_shape(x) for x in some], [_shape(x) for x in wanted]
+            if shapes[0] != shapes[1]:
+                raise OptionError(
+                    f"the constants of {where} are of another model, or of other dictionaries: "
+                    "evaluate on the model of the run"
+                )
+
+    def as_bytes(self) -> bytes:
+        """Return the content of a safetensors file."""
+        tensors = {
+            f"{'all' if length is None else length}.{i}": x.detach().cpu().contiguous()
+            for length, some in self.values.items()
+            for i, x in enumerate(some)
+        }
+        about = {
+            "format": _FORMAT,
+            "intervention": self.intervention,
+            "direction": self.direction,
+            "report": json.dumps(self.report),
+        }
+        return save(tensors, about)
+
+
+def _shape(x: Tensor) -> tuple[int, ...]:
+    """Shape without batch and positions, which are the third and the second axis from behind."""
+    return (*x.shape[:-3], x.shape[-1])
+
+
+def load_constants(path: str | Path) -> Constants:
+    """Read what :meth:`Constants.as_bytes` gave.
+
+    Raises
+    ------
+    CircuitFileError
+        If the file cannot be read as constants.
+    """
+    values: dict[int | None, dict[int, Tensor]] = defaultdict(dict)
+    try:
+        with safe_open(str(path), "pt") as file:
+            about = file.metadata() or {}
+            if about.get("format") != _FORMAT:
+                raise CircuitFileError(f"{path}: no constants of acdc: delete the file")
+            for name in file.keys():  # noqa: SIM118  (the file is no dict)
+                length, i = name.split(".")
+                values[None if length == "all" else int(length)][int(i)] = file.get_tensor(name)
+            report = json.loads(about["report"])
+            found = {length: [some[i] for i in range(len(some))] for length, some in values.items()}
+            return Constants(about["intervention"], about["direction"], found, report)
+    except (SafetensorError, OSError, ValueError, KeyError, struct.error) as error:
+        if isinstance(error, CircuitFileError):
+            raise
+        raise CircuitFileError(f"{path} cannot be read ({error}): delete the file") from error
+
+
+def written(trace: Trace) -> Values:
+    """Values of all senders in a run, the batch the third axis from behind in each of them.
+
+    Embeddings ``[batch, pos, d_model]``, then by layer z ``[head, batch, pos, d_head]``, then by
+    layer MLP outputs ``[batch, pos, d_model]``.
+    """
+    return [*trace.embeds, *(z.transpose(0, 1) for z in trace.z), *trace.mlp_out]
+
+
+def as_trace(values: Values, like: Trace) -> Trace:
+    """Undo :func:`written`: a trace of the senders alone, expanded to the shapes of ``like``."""
+    n, layers = len(like.embeds), len(like.z)
+    wanted = [x.expand_as(y) for x, y in zip(values, written(like), strict=True)]
+    z = [x.transpose(0, 1) for x in wanted[n : n + layers]]
+    return Trace(wanted[:n], z=z, mlp_out=wanted[n + layers :])
+
+
+@torch.no_grad()
+def mean_values(
+    model: LoweredModel,
+    prompts: Prompts,
+    values: Callable[[Tensor], Values],
+    *,
+    positional: bool,
+    batch_size: int,
+) -> dict[int | None, Values]:
+    """Average over prompts.
+
+    Parameters
+    ----------
+    model
+        Where, and in which dtype.
+    prompts
+        Token ids; a prompt that comes twice counts twice.
+    values
+        Tokens ``[batch, pos]`` -> tensors ``[..., batch, pos, d]``.
+    positional
+        By position and length, or over all tokens.
+    batch_size
+        Prompts of one length that are run together.
+
+    Returns
+    -------
+    dict
+        As :attr:`Constants.values`.
+
+    Raises
+    ------
+    TaskError
+        If there are no prompts.
+    """
+    if not prompts:
+        raise TaskError("mean over an empty dataset: no prompts were given, give at least one")
+    totals: dict[int | None, Values] = {}
+    counts: dict[int | None, int] = defaultdict(int)
+    for tokens in _batches(prompts, batch_size, model.device):
+        key = tokens.shape[1] if positional else None
+        axes = (-3,) if positional else (-3, -2)
+        sums = [_sum(x, axes) for x in values(tokens)]
+        counts[key] += len(tokens) if positional else tokens.numel()
+        known = totals.get(key)
+        totals[key] = sums if known is None else [a + b for a, b in zip(known, sums, strict=True)]
+    return {
+        key: [(x / counts[key]).to(model.dtype).to(model.device) for x in sums]
+        for key, sums in totals.items()
+    }
+
+
+def _sum(x: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Sum over axes that stay with length 1, in float64 on the CPU (not every device has it)."""
+    precise = torch.promote_types(x.dtype, torch.float32)
+    return x.sum(axes, keepdim=True, dtype=precise).cpu().double()
+
+
+def _batches(prompts: Prompts, batch_size: int, device: torch.device) -> Iterator[Tensor]:
+    by_length: dict[int, list[tuple[int, ...]]] = defaultdict(list)
+    for prompt in prompts:
+        by_length[len(prompt)].append(prompt)
+    for some in by_length.values():
+        yield from torch.tensor(some, device=device).split(batch_size)

@@ -1,0 +1,282 @@
+"""Optimal ablation: the constant that a sender's ablation costs least with.
+
+Li & Janson 2024, "Optimal ablation for interpretability", arXiv 2409.09951: a component that is
+replaced by zero, by its mean or by another run's value hurts a model not only by what is missing
+but by what is put in its place ("spoofing").  So it is replaced by ::
+
+    c* = argmin over c of  E[ KL(model's output || output with c in the component's place) ]
+
+the same constant for every prompt and every position.  As in the paper's section on single
+components, each sender's constant is trained with that sender alone replaced, by Adam, from the
+mean (of the prompts that :meth:`Experiment.means` averages).  The expectation is over the prompts
+of the run that ablation starts from (noising: the clean ones, denoising: the corrupt ones) and
+their scored positions; nothing is asked of the answers.  Where the experiment's metric compares
+whole outputs itself (mse), it takes the place of the divergence: compiled models have logits that
+are no log-probabilities.
+
+Heads have constants of z, before W_O.  A step sees few prompts, in turn, and the learning rate
+falls to zero; there is nothing random, so no seed.  At the end a constant that does no better than
+the mean on all prompts gives way to it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from acdc.engine.attribution import bytes_per_prompt
+from acdc.engine.constants import Constants, Values, written
+from acdc.engine.experiment import Batch, Experiment
+from acdc.lowering.model import LoweredModel, Trace
+from acdc.metrics import at_least_float32, get_metric
+
+__all__ = ["STEPS", "optimal_constants"]
+
+STEPS = 50
+"""Steps of Adam."""
+
+_RATE = 0.2
+"""Learning rate at the start, in standard deviations of what the sender writes."""
+
+_PROMPTS = 8
+"""Prompts that a step sees."""
+
+_NOTHING = 1e-5
+"""Share of the largest loss of a mean below which a sender keeps its mean."""
+
+
+@dataclass(eq=False)
+class _Group:
+    """Constants that are trained together: of one embedding, a layer's heads or its MLP.
+
+    Attributes
+    ----------
+    kind, index
+        ``embed``, ``heads`` or ``mlp``, and which embedding or layer.
+    start
+        ``[sender, d]``: the means.
+    scale
+        ``[sender, 1]``: standard deviations.
+    moved
+        ``[sender, d]``: what is trained, in standard deviations from the mean.
+    """
+
+    kind: str
+    index: int
+    start: Tensor
+    scale: Tensor
+    moved: Tensor
+
+    @property
+    def values(self) -> Tensor:
+        """``[sender, d]``: the constants at this step."""
+        return self.start + self.scale * self.moved
+
+    @property
+    def every(self) -> Tensor:
+        """Indices of all senders."""
+        return torch.arange(len(self.start), device=self.start.device)
+
+
+@torch.enable_grad()
+def optimal_constants(
+    experiment: Experiment,
+    steps: int = STEPS,
+    *,
+    memory: int = 1 << 30,
+    progress: Callable[[int], None] = lambda n_steps: None,
+    note: Callable[[str], None] = lambda text: None,
+) -> Constants:
+    """Train a constant for every sender.
+
+    A step runs the part of the model behind every sender forward and backward on eight prompts;
+    senders of one layer are scenarios on one axis.
+
+    Parameters
+    ----------
+    experiment
+        Model, prompts, metric and direction; its intervention plays no role.
+    steps
+        Of Adam.  Senders whose ablation with the mean costs nothing (1e-5 of the largest such
+        loss) are not trained.
+    memory
+        Bytes that the activations of one pass may take.
+    progress
+        Called with 1 after each step.
+    note
+        Told the mean loss over senders after each step.
+
+    Returns
+    -------
+    Constants
+        With the losses by sender on all prompts, of the mean and of the constant, in its report.
+    """
+    metric = experiment.metric if experiment.metric.compares else get_metric("kl")
+    trainer = replace(experiment, metric=metric, intervention="mean", constants=None)
+    groups = _groups(trainer)
+    cases = [_Case.of(trainer, b) for batch in trainer.batches for b in batch.split(_PROMPTS)]
+    before = _losses_of_all(trainer, cases, groups, memory)
+    largest = torch.cat(before).max()
+    trained = [(loss > _NOTHING * largest).nonzero()[:, 0] for loss in before]
+    optimizer = torch.optim.Adam([group.moved for group in groups], lr=_RATE)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = _RATE * (1 + math.cos(math.pi * step / steps)) / 2
+        case, total = cases[step % len(cases)], 0.0
+        for group, which in zip(groups, trained, strict=True):
+            loss, group.moved.grad = _gradient(trainer, case, group, which, memory)
+            total += loss
+        optimizer.step()
+        note(f"mean loss {total / max(1, sum(map(len, trained))):.4g}")
+        progress(1)
+    after = _losses_of_all(trainer, cases, groups, memory)
+    return _constants(experiment, groups, before, after, {"loss": metric.name, "n_steps": steps})
+
+
+def _groups(trainer: Experiment) -> list[_Group]:
+    """Every sender at its mean, in the order of :func:`acdc.engine.constants.written`."""
+    model = trainer.model
+    (means,) = trainer.means(positional=False).values.values()
+    means = [at_least_float32(x) for x in means]
+    layers = range(len(model.layers))
+    kinds = [("heads", i) for i in layers] + [("mlp", i) for i in layers if model.shape.has_mlp]
+    kinds = [("embed", i) for i in range(len(means) - len(kinds))] + kinds
+    return [
+        _Group(kind, i, mean.flatten(0, -2), scale, _zeros(mean.flatten(0, -2)))
+        for (kind, i), mean, scale in zip(kinds, means, _deviations(trainer, means), strict=True)
+    ]
+
+
+def _zeros(like: Tensor) -> Tensor:
+    return torch.zeros_like(like).requires_grad_(True)
+
+
+@torch.no_grad()
+def _deviations(trainer: Experiment, means: Values) -> list[Tensor]:
+    """``[sender, 1]``: root mean square distance of what senders write from their means."""
+    totals: list[Tensor | float] = [0.0] * len(means)
+    n_tokens = 0
+    for batch in trainer.batches:
+        tokens = trainer.runs(batch)[0]
+        n_tokens += tokens.numel()
+        for i, x in enumerate(written(trainer.model.forward(tokens))):
+            totals[i] += (x - means[i]).square().mean(-1).sum((-2, -1)).reshape(-1)
+    scales = [torch.as_tensor(total / n_tokens).sqrt()[:, None] for total in totals]
+    return [torch.where(scale > 0, scale, 1.0) for scale in scales]
+
+
+@torch.no_grad()
+def _losses_of_all(
+    trainer: Experiment, cases: list[_Case], groups: list[_Group], memory: int
+) -> list[Tensor]:
+    """Losses on all prompts: of each group, ``[sender]``, in float64."""
+    totals = []
+    for group in groups:
+        total = torch.zeros(len(group.start), dtype=torch.double)
+        for case in cases:
+            parts = _parts(trainer, case, group.every, memory)
+            found = [_loss(trainer, case, group, part) for part in parts]
+            total += torch.cat(found).cpu().double()
+        totals.append(total / trainer.n_rows)
+    return totals
+
+
+def _gradient(
+    trainer: Experiment, case: _Case, group: _Group, which: Tensor, memory: int
+) -> tuple[float, Tensor]:
+    """Summed loss of some senders of a group on one case, and its gradient ``[sender, d]``."""
+    total, gradient = 0.0, torch.zeros_like(group.moved)
+    for part in _parts(trainer, case, which, memory):
+        loss = _loss(trainer, case, group, part).sum() / case.batch.n_rows
+        gradient += torch.autograd.grad(loss, group.moved)[0]
+        total += float(loss.detach())
+    return total, gradient
+
+
+def _parts(trainer: Experiment, case: _Case, which: Tensor, memory: int) -> tuple[Tensor, ...]:
+    """Senders that fit into the memory together."""
+    each = case.batch.n_prompts * bytes_per_prompt(trainer, case.batch.clean.shape[1])
+    return which.split(max(1, memory // each)) if len(which) else ()
+
+
+def _loss(trainer: Experiment, case: _Case, group: _Group, which: Tensor) -> Tensor:
+    """Loss with each of some senders replaced, summed over the rows of a case: ``[which]``."""
+    batch, model = case.batch, trainer.model
+    stream, first = case.stream(model, group, which)
+    final = model.forward(batch.clean, [stream], first=first).final
+    assert final is not None
+    return trainer.measure(final[:, :, batch.scored].flatten(1, 2), batch)
+
+
+@dataclass(frozen=True, eq=False)
+class _Case:
+    """A batch and its base run."""
+
+    batch: Batch
+    trace: Trace
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, trainer: Experiment, batch: Batch) -> _Case:
+        """Run it; the batch gets the outputs of this run to compare with."""
+        trace = trainer.model.forward(trainer.runs(batch)[0])
+        logits = at_least_float32(trainer.logits(trace, batch.scored, None))
+        assert trainer.metric.compares is not None
+        targets = replace(batch.targets, clean=trainer.metric.compares(logits))
+        return cls(replace(batch, targets=targets), trace)
+
+    def stream(self, model: LoweredModel, group: _Group, which: Tensor) -> tuple[Tensor, int]:
+        """Stream in front of a block, each sender replaced in a scenario of its own.
+
+        Returns
+        -------
+        tuple
+            ``[scenario, batch, pos, d_model]``, and the block.
+        """
+        trace, i = self.trace, group.index
+        constants = group.values[which][:, None, None].to(model.dtype)  # (scenario, 1, 1, d)
+        if group.kind == "embed":
+            others = [x for j, x in enumerate(trace.embeds) if j != i]
+            return sum(others, torch.zeros_like(trace.embeds[i])) + constants, 0
+        block = model.layers[i]
+        written = trace.attention_out[i]
+        if group.kind == "heads":
+            own = trace.z[i].transpose(0, 1)[which]  # (scenario, batch, pos, d_head)
+            written = written + (constants - own) @ block.attention.W_O[which][:, None]
+        if block.attention_post is not None:
+            written = block.attention_post(written)
+        middle = trace.attention_in[i] + written
+        if group.kind == "mlp":
+            return middle + constants, i + 1
+        if block.mlp is None:
+            return middle, i + 1
+        return middle + (trace.mlp_out[i] if model.shape.parallel else block.mlp(middle)), i + 1
+
+
+def _constants(
+    experiment: Experiment,
+    groups: list[_Group],
+    before: list[Tensor],
+    after: list[Tensor],
+    report: dict[str, Any],
+) -> Constants:
+    """The better of mean and trained constant, and the losses by sender."""
+    values, rows = [], []
+    order = {"embed": 0, "heads": 1, "mlp": 2}
+    for group, mean, trained in zip(groups, before, after, strict=True):
+        better = (trained < mean).to(group.start.device)[:, None]
+        chosen = torch.where(better, group.values.detach(), group.start)
+        heads = group.kind == "heads"
+        values.append(chosen.unflatten(0, (-1, 1, 1)) if heads else chosen[None])
+        pairs = zip(mean.tolist(), torch.minimum(mean, trained).tolist(), strict=True)
+        rows.append(((group.kind != "embed", group.index, order[group.kind]), pairs))
+    by_layer = [pair for _, pairs in sorted(rows, key=lambda row: row[0]) for pair in pairs]
+    report["losses"] = {
+        name: {"mean": mean, "optimal": best}
+        for name, (mean, best) in zip(experiment.graph.components.senders, by_layer, strict=True)
+    }
+    return Constants("optimal", experiment.direction, {None: values}, report)
