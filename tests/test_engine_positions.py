@@ -251,6 +251,18 @@ def test_weights_of_zero_and_one_are_a_mask(family: str) -> None:
     assert weights.grad.ne(0).any()
 
 
+def test_cuts_at_the_logits_are_masks() -> None:
+    experiment = built_in_float64("Gemma2").experiment
+    graph, patched = experiment.graph, PatchedModel(experiment)
+    mask = np.random.default_rng(1).random(graph.n_edges) < 0.8
+    cuts = np.eye(graph.components.n_senders, dtype=bool)[:3]
+    into_logits = np.char.startswith(np.array(graph.receivers), "logits")[graph.edge_receiver]
+    found = patched.values_at_logits(mask, cuts)
+    for cut, values in zip(cuts, found, strict=True):
+        without = mask & ~(into_logits & cut[graph.sender_component[graph.edge_sender]])
+        np.testing.assert_allclose(values, patched.values(without), atol=1e-6)
+
+
 @pytest.mark.parametrize("intervention", ["resample", "zero"])
 def test_one_span_is_no_split(intervention: str) -> None:
     case = Case("LN", 5, size=(2, 2), intervention=intervention, tau=0.03)

@@ -89,7 +89,8 @@ class PatchedModel:
         mask
             ``[edge]``: edges that stay intact in front of ``logits``, and there but for the cuts.
         cuts
-            ``[cut, sender]``: senders whose edge into ``logits`` each cut ablates besides.
+            ``[cut, sender]``: senders whose edge into ``logits`` each cut ablates besides, whatever
+            their span.
 
         Returns
         -------
@@ -195,6 +196,7 @@ class _PatchedRun:
         self.current = plain.out.clone()  # replaced layer by layer
         self.n_sources = 2 if self.model.shape.split_embed else 1
         self.kept = kept  # (span, receiver, sender)
+        self.spans = np.array(batch.spans)  # of the positions in current and ablated
 
     def rows(self) -> Tensor:
         """Metric of every scored row of the batch: ``[row]``."""
@@ -205,7 +207,7 @@ class _PatchedRun:
         """``[cut, row]``: as :meth:`rows`, ``logits`` not reading the senders of each cut."""
         self._run_layers()
         cut = torch.from_numpy(cuts).to(self.kept.device)
-        self.kept = self.kept[self._logits] & ~cut  # in place of the graph's receivers
+        self.kept = self.kept[:, self._logits] & ~cut  # in place of the graph's receivers
         n_bytes = self.batch.n_rows * self.current.shape[-1] * self.current.element_size()
         each = max(1, _CUTS_BYTES // n_bytes)
         parts = np.array_split(np.arange(len(cuts)), -(-len(cuts) // each))
@@ -233,6 +235,7 @@ class _PatchedRun:
                 self._write(start + heads, block.mlp(x)[None])
         scored = self.batch.scored
         self.current, self.ablated = self.current[:, :, scored], self.ablated[:, :, scored]
+        self.spans = self.spans[scored.cpu().numpy()]
 
     def _start(self, layer: int) -> int:
         """First sender of a layer."""
@@ -288,7 +291,7 @@ class _PatchedRun:
         if len(kept) == 1:
             kept, sums = kept[0], "rs,sbpd->rbpd"
         else:
-            kept, sums = kept[list(self.batch.spans)], "prs,sbpd->rbpd"
+            kept, sums = kept[self.spans], "prs,sbpd->rbpd"
         return torch.einsum(sums, kept, current) + torch.einsum(sums, 1 - kept, ablated)
 
 
