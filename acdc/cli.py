@@ -95,6 +95,12 @@ SplitQkv = Annotated[
 SplitEmbed = Annotated[
     bool, typer.Option("--split-embed/--no-split-embed", help="Token and position apart.")
 ]
+Positions = Annotated[
+    str,
+    typer.Option(
+        "--positions", help="Split nodes and edges: none, by token, or by span of the task."
+    ),
+]
 Guess = Annotated[
     str,
     typer.Option("--guess", help="What acdc expects (speed only): removed, eap or eap-ig."),
@@ -164,6 +170,7 @@ def discover(
     optimal_steps: OptimalSteps = 50,
     split_qkv: SplitQkv = True,
     split_embed: SplitEmbed = False,
+    positions: Positions = "none",
     trust_remote_code: Trust = False,
     saes: Saes = None,
     neurons: Annotated[
@@ -214,7 +221,7 @@ def discover(
         device=device, dtype=dtype, prepend_bos=prepend_bos, intervention=intervention,
         direction="noising" if both else direction,
         split_qkv=split_qkv, split_embed=split_embed,
-        trust_remote_code=trust_remote_code, saes=saes, neurons=neurons,
+        positions=positions, trust_remote_code=trust_remote_code, saes=saes, neurons=neurons,
         max_latents=max_latents, candidates=candidates, mean_over=mean_over,
         optimal_steps=optimal_steps,
     )  # fmt: skip
@@ -279,6 +286,7 @@ def sweep(
     optimal_steps: OptimalSteps = 50,
     split_qkv: SplitQkv = True,
     split_embed: SplitEmbed = False,
+    positions: Positions = "none",
     trust_remote_code: Trust = False,
     guess: Guess = "removed",
     memory: Memory = 1.0,
@@ -308,7 +316,8 @@ def sweep(
         corruption=corruption,
         device=device, dtype=dtype, prepend_bos=prepend_bos, intervention=intervention,
         direction=direction, split_qkv=split_qkv, split_embed=split_embed,
-        trust_remote_code=trust_remote_code, mean_over=mean_over, optimal_steps=optimal_steps,
+        positions=positions, trust_remote_code=trust_remote_code, mean_over=mean_over,
+        optimal_steps=optimal_steps,
     )  # fmt: skip
     with reporter.phase("draw and write", None):
         frontier.save(folder, overwrite=overwrite)
@@ -513,6 +522,7 @@ def stability(
     direction: Direction = "noising",
     mean_over: MeanOver = None,
     optimal_steps: OptimalSteps = 50,
+    positions: Positions = "none",
     trust_remote_code: Trust = False,
     memory: Memory = 1.0,
     at_least: Annotated[
@@ -545,7 +555,8 @@ def stability(
         holdout=holdout,
         batch_size=batch_size, seed=seed, corruption=corruption, device=device, dtype=dtype,
         prepend_bos=prepend_bos, intervention=intervention, direction=direction,
-        mean_over=mean_over, optimal_steps=optimal_steps, trust_remote_code=trust_remote_code,
+        mean_over=mean_over, optimal_steps=optimal_steps, positions=positions,
+        trust_remote_code=trust_remote_code,
     )  # fmt: skip
     with reporter.phase("draw and write", None):
         found.save(folder, at_least=at_least, overwrite=overwrite)

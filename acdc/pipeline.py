@@ -29,6 +29,7 @@ from acdc.methods.eap import between_inputs
 from acdc.metrics import get_metric
 from acdc.mib import group_heads
 from acdc.models import load_model
+from acdc.positions import Positions, find_positions
 from acdc.runs import Run, Settings, Timer, versions
 from acdc.tasks import DEFAULT_METRIC, TASKS, Task, Tokenizer, is_task_file, load_task
 from acdc.tasks.dataset import load_dataset
@@ -381,6 +382,11 @@ def check_settings(settings: Settings) -> Settings:
         raise OptionError(
             f"max_latents {settings.max_latents}: give it together with saes or neurons"
         )
+    if splits and settings.positions != "none":
+        raise OptionError(
+            f"positions {settings.positions!r} with {'neurons' if settings.neurons else 'saes'}: "
+            "latents are not split by positions, leave one of the two out"
+        )
     if splits and settings.intervention == "optimal":
         raise OptionError(
             "intervention 'optimal' trains constants of heads and MLPs only: choose another one "
@@ -437,7 +443,9 @@ def _discovery_rows(task: Task, settings: Settings) -> Task:
     return select_pairs(task, pairs[: settings.n_prompts], n_held_out=int(left_out.sum()))
 
 
-def build_experiment(settings: Settings, prompts: _Prompts = load_prompts) -> Experiment:
+def build_experiment(
+    settings: Settings, prompts: _Prompts = load_prompts, positions: Positions | None = None
+) -> Experiment:
     """Load model and task of checked settings.
 
     In bfloat16 or float16 ``acdc`` also gets the model in float32, for decisions that the
@@ -449,16 +457,22 @@ def build_experiment(settings: Settings, prompts: _Prompts = load_prompts) -> Ex
         From :func:`check_settings`.
     prompts
         What gives the prompt pairs of the settings, the model and its tokenizer.
+    positions
+        The spans of a circuit that was found before; None: those of the prompts, as the settings
+        ask.
     """
-    return load_experiment(settings, prompts)[0]
+    return load_experiment(settings, prompts, positions)[0]
 
 
 def load_experiment(
-    settings: Settings, prompts: _Prompts = load_prompts
+    settings: Settings, prompts: _Prompts = load_prompts, positions: Positions | None = None
 ) -> tuple[Experiment, Tokenizer | None]:
     """As :func:`build_experiment`, with the model's tokenizer."""
     model, tokenizer = _load(settings, settings.dtype)
     task = prompts(settings, model, tokenizer)
+    if positions is None and settings.positions != "none":
+        causal = all(layer.attention.causal for layer in model.layers)
+        positions = find_positions(task, settings.positions, causal=causal)
     experiment = Experiment(
         model,
         task,
@@ -466,6 +480,7 @@ def load_experiment(
         settings.batch_size,
         settings.intervention,  # type: ignore[arg-type]  # checked by Settings
         settings.direction,  # type: ignore[arg-type]  # likewise
+        positions=positions,
         mean_over=_mean_over(settings, model, tokenizer),
     )
     if settings.method in ("acdc", "eap-acdc") and model.dtype in (torch.bfloat16, torch.float16):
@@ -534,7 +549,8 @@ def fit(
 ) -> tuple[Circuit, Experiment]:
     """Load what some settings ask for, at the granularity of a circuit.
 
-    Where the model shares key-value heads, a circuit over keys and values of single heads (as
+    Prompts have to have the spans that the circuit's graph is split by.  Where the model shares
+    key-value heads, a circuit over keys and values of single heads (as
     EAP-IG and MIB write it) becomes what :func:`acdc.mib.group_heads` gives.
 
     Parameters
@@ -557,12 +573,20 @@ def fit(
     ------
     OptionError
         If the circuit's graph is not the model's.
+    TaskError
+        If a prompt has other spans than the graph.
     """
     shape = circuit.graph.shape
+    positions = Positions.of_shape(shape)
     asked = check_settings(
-        replace(settings, split_qkv=shape.split_qkv, split_embed=shape.split_embed)
+        replace(
+            settings,
+            split_qkv=shape.split_qkv,
+            split_embed=shape.split_embed,
+            positions="none" if positions is None else positions.kind,
+        )
     )
-    experiment = replace(build_experiment(asked, prompts), constants=constants)
+    experiment = replace(build_experiment(asked, prompts, positions), constants=constants)
     if shape.sites:
         experiment = reattach(experiment, asked, shape.site_at)
     if shape == replace(experiment.graph.shape, n_kv_heads=None):

@@ -26,6 +26,7 @@ from acdc.engine.experiment import Direction, Intervention
 from acdc.engine.optimal import STEPS
 from acdc.errors import CircuitFileError, OptionError, OutputError
 from acdc.evaluation import Evaluation
+from acdc.positions import POSITIONS
 from acdc.tasks.split import check_holdout
 from graphs import Circuit
 from graphs.draw import render, to_dot
@@ -82,6 +83,9 @@ class Settings:
         Training steps of optimal constants.
     split_qkv, split_embed
         Granularity of the graph.
+    positions
+        By what nodes and edges are split, see :mod:`acdc.positions`: ``none``, ``token`` or
+        ``span``.
     trust_remote_code
         Whether the model's folder may run its own code.
     saes, neurons, max_latents, candidates
@@ -114,6 +118,7 @@ class Settings:
     direction: str = "noising"
     split_qkv: bool = True
     split_embed: bool = False
+    positions: str = "none"
     trust_remote_code: bool = False
     saes: str | None = None
     neurons: bool = False
@@ -140,6 +145,7 @@ class Settings:
         for name, known in (
             ("intervention", get_args(Intervention)),
             ("direction", get_args(Direction)),
+            ("positions", ("none", *POSITIONS)),
         ):
             if getattr(self, name) not in known:
                 raise OptionError(

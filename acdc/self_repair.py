@@ -58,6 +58,7 @@ from acdc.pipeline import Reporter, Silent, fit
 from acdc.runs import Settings, Timer, versions
 from acdc.unseen import PromptChoice
 from graphs import Circuit, Graph, write_whole
+from graphs.coarse import coarsen
 from graphs.errors import did_you_mean
 from graphs.files import json_text
 from graphs.graph import parse_node
@@ -237,7 +238,8 @@ def self_repair(
     Parameters
     ----------
     circuit
-        Its heads are marked in the result and, without ``roles``, make the one role.
+        Its heads are marked in the result and, without ``roles``, make the one role.  Of one that
+        is split by positions the spans are joined.
     settings
         Task, model, metric, intervention and direction.
     roles
@@ -276,6 +278,7 @@ def self_repair(
             "the circuit has latents: self-repair is measured of heads; give a circuit found "
             "without --saes"
         )
+    circuit = coarsen(circuit, circuit.graph.shape.unsplit)  # heads as a whole
     if roles is None:
         roles = writers(circuit)
     elif isinstance(roles, Reference):

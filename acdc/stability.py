@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from acdc.errors import OptionError
 from acdc.pipeline import Reporter, Silent, check_discovery, discover
 from acdc.runs import Run, Settings, versions, write_folder
-from graphs import Circuit, Graph, save_circuit, write_whole
+from graphs import Circuit, Graph, component_graph, save_circuit, write_whole
 from graphs.draw import render, to_dot
 from graphs.files import json_text
 
@@ -172,8 +172,26 @@ def stability(
     return Stability(
         asked,
         tuple(run.settings.seed for run in runs),
-        runs[0].circuit.graph,
+        _common_graph(runs),
         np.stack([run.circuit.in_circuit for run in runs]),
         tuple(run.faithfulness for run in runs),
         timings,
     )
+
+
+def _common_graph(runs: list[Run]) -> Graph:
+    """Return the one graph of all runs; their prompts may show more orders of its spans."""
+    shapes = [run.circuit.graph.shape for run in runs]
+    first = shapes[0]
+    for run, shape in zip(runs, shapes, strict=True):
+        if (shape.spans, shape.scored_spans) != (first.spans, first.scored_spans):
+            raise OptionError(
+                f"seed {run.settings.seed} gives prompts of {len(shape.spans)} spans, seed "
+                f"{runs[0].settings.seed} of {len(first.spans)}: their edges cannot be counted "
+                "together; split by 'span', or not at all"
+            )
+    if all(shape == first for shape in shapes):
+        return runs[0].circuit.graph
+    reach = np.logical_or.reduce([shape.reach for shape in shapes])
+    reaches = tuple((int(s), int(t)) for s, t in np.argwhere(reach))
+    return component_graph(replace(first, reaches=reaches))

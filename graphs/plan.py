@@ -8,6 +8,9 @@ receiver along kept edges, restricted at every node to positions that are
 * *touched*: some change arrives there.
 
 The walk is graph work and is done here; the executor in ``acdc.engine`` only follows it.
+
+Plans speak of components (``graph.components``) and token positions, also where the graph is
+split by spans: there an edge is kept at the positions of its span.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from numpy.typing import NDArray
 from graphs.graph import Graph, parse_node
 
 Mask = NDArray[np.bool_]
+_KeptAt = list[tuple[int, tuple[int, ...] | None]]
 
 __all__ = ["Flow", "Plan", "Planner", "Step"]
 
@@ -37,13 +41,16 @@ class Flow:
     positions
         Sorted positions at which it changes.
     senders
-        Touched nodes with a kept edge to it, in topological order; empty for the receiver
-        under test, whose change is given.
+        Nodes that change where they have a kept edge to it, in topological order; empty for the
+        receiver under test, whose change is given.
+    kept_at
+        By sender: sorted positions at which its edge is kept; None for all of the prompt.
     """
 
     receiver: int
     positions: tuple[int, ...]
     senders: tuple[int, ...]
+    kept_at: tuple[tuple[int, ...] | None, ...]
 
 
 @dataclass(frozen=True)
@@ -108,32 +115,68 @@ class Planner:
         Positions whose logits are scored.
     causal
         Whether a key or value can only affect its own and later positions.
+    spans
+        ``[pos]``: index of each position's span, if the graph is split by spans.
+
+    Attributes
+    ----------
+    need
+        ``[node, pos]``: where a node's output can affect a scored logit.
+    kept
+        By receiver of ``graph.components``: senders of its kept edges, of ``graph`` itself.
     """
 
     def __init__(
-        self, graph: Graph, n_pos: int, scored: tuple[int, ...], *, causal: bool = True
+        self,
+        graph: Graph,
+        n_pos: int,
+        scored: tuple[int, ...],
+        *,
+        causal: bool = True,
+        spans: tuple[int, ...] | None = None,
     ) -> None:
         self.graph, self.causal = graph, causal
-        self.need = np.zeros((graph.n_nodes, n_pos), dtype=bool)
-        self.need[graph.n_senders, list(scored)] = True
-        self.point, self.spread = _ports(graph)
-        self._live = np.zeros((len(graph.receivers), n_pos), dtype=bool)
-        self.kept: list[NDArray[np.int32]] = [np.zeros(0, np.int32)] * len(graph.receivers)
+        self.components = components = graph.components
+        of_pos = np.zeros(n_pos, dtype=np.int64) if spans is None else np.array(spans)
+        self.at = of_pos == np.arange(graph.shape.n_spans)[:, None]  # (span, pos)
+        self._by_span = np.argsort(of_pos, kind="stable")
+        self._span_start = np.concatenate([[0], np.cumsum(self.at.sum(1))])
+        self.need = np.zeros((components.n_nodes, n_pos), dtype=bool)
+        self.need[components.n_senders, list(scored)] = True
+        self.point, self.spread = _ports(components)
+        n_receivers = len(components.receivers)
+        self._live = np.zeros((n_receivers, n_pos), dtype=bool)
+        self.kept: list[NDArray[np.int32]] = [np.zeros(0, np.int32)] * n_receivers
+        self._kept_at: dict[int, _KeptAt] = {}
+        self._plans: dict[tuple[int, bytes], Plan] = {}
         self._flat: tuple[NDArray[np.int64], NDArray[np.int32]] | None = None
 
     def live(self, receiver: int) -> NDArray[np.bool_]:
         """``[pos]``: where a change at the receiver can affect a scored logit."""
-        fed = self.graph.fed_by(receiver)
-        live: Mask = _live_positions(receiver, fed, self.point, self.spread, self.need, self.causal)
+        graph = self.graph
+        live = self._live_of(int(graph.receiver_component[receiver]))
+        return np.logical_and(live, self.at[graph.receiver_span[receiver]])
+
+    def _live_of(self, component: int) -> NDArray[np.bool_]:
+        fed = self.components.fed_by(component)
+        live: Mask = _live_positions(
+            component, fed, self.point, self.spread, self.need, self.causal
+        )
         return live
 
     def finish(self, receiver: int, kept_edges: NDArray[np.int64]) -> None:
         """Record the kept edges of a receiver; its senders become live where it reads them."""
-        senders = np.sort(self.graph.edge_sender[kept_edges])
-        self.kept[receiver] = senders
+        self._plans.clear()
+        if not len(kept_edges):
+            return
+        graph, component = self.graph, int(self.graph.receiver_component[receiver])
+        senders = np.sort(graph.edge_sender[kept_edges])
+        self.kept[component] = np.concatenate([self.kept[component], senders])
+        self._kept_at.pop(component, None)
         self._flat = None
-        self._live[receiver] = self.live(receiver)
-        self.need[senders] |= self._live[receiver]
+        self._live[component] = live = self._live_of(component)
+        at = self.at[graph.receiver_span[receiver]]
+        self.need[graph.sender_component[senders]] |= np.logical_and(live, at)
 
     def plan(self, receiver: int, touched: NDArray[np.bool_]) -> Plan:
         """Plan the evaluation of a change at ``receiver``.
@@ -145,16 +188,23 @@ class Planner:
         touched
             ``[pos]``: where its input may change.
         """
+        key = receiver, touched.tobytes()
+        if key not in self._plans:
+            self._plans[key] = self._plan(receiver, touched)
+        return self._plans[key]
+
+    def _plan(self, receiver: int, touched: NDArray[np.bool_]) -> Plan:
         start, senders = self._kept_csr()
         seed: Mask = np.logical_and(touched, self.live(receiver))
-        first = int(self.graph.fed_by(receiver)[0])
+        component = int(self.graph.receiver_component[receiver])
+        first = int(self.components.fed_by(component)[0])
         in_pos, out_pos = _walk(
-            receiver, seed, first, start, senders,
+            component, seed, first, start, senders, self._span_start, self._by_span,
             self.point, self.spread, self._live, self.need, self.causal,
         )  # fmt: skip
         if not out_pos[-1].any():
             return Plan({}, ())
-        return self._collect(receiver, in_pos, out_pos)
+        return self._collect(component, in_pos, out_pos)
 
     def _kept_csr(self) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
         if self._flat is None:
@@ -173,12 +223,27 @@ class Planner:
                     continue
                 receivers.append(int(v))
                 if v not in flows:
-                    senders = () if v == tested else tuple(
-                        int(u) for u in self.kept[v] if touched[u]
-                    )  # fmt: skip
-                    flows[int(v)] = Flow(int(v), _positions(in_pos[v]), senders)
+                    arriving = [] if v == tested else [
+                        (u, at) for u, at in self._edges_kept_at(int(v))
+                        if touched[u] and (at is None or out_pos[u, list(at)].any())
+                    ]  # fmt: skip
+                    senders, kept_at = zip(*arriving, strict=True) if arriving else ((), ())
+                    flows[int(v)] = Flow(int(v), _positions(in_pos[v]), senders, kept_at)
             steps.append(Step(int(node), _positions(out_pos[node]), tuple(receivers)))
         return Plan(flows, tuple(steps))
+
+    def _edges_kept_at(self, component: int) -> _KeptAt:
+        """Nodes with a kept edge to a receiver, in order, and the positions where it is kept."""
+        if component not in self._kept_at:
+            n_spans, spans = len(self.at), dict[int, list[int]]()
+            for sender in np.sort(self.kept[component]).tolist():
+                node, span = divmod(sender, n_spans)
+                spans.setdefault(node, []).append(span)
+            self._kept_at[component] = [
+                (node, None if len(some) == n_spans else _positions(self.at[some].any(0)))
+                for node, some in spans.items()
+            ]
+        return self._kept_at[component]
 
 
 def _positions(mask: NDArray[np.bool_]) -> tuple[int, ...]:
@@ -232,9 +297,16 @@ def _live_positions(receiver, fed, point, spread, need, causal):
 
 @no_type_check
 @njit(cache=True)
-def _walk(tested, seed, first, start, senders, point, spread, live, need, causal):
-    """Spread a change from one receiver along kept edges: positions of inputs and outputs."""
+def _walk(
+    tested, seed, first, start, senders, span_start, by_span, point, spread, live, need, causal
+):
+    """Spread a change from one receiver along kept edges: positions of inputs and outputs.
+
+    Kept edges are given by sender in the split graph: ``divmod(sender, n_spans)`` says node and
+    span; the positions of a span are ``by_span[span_start[span]:span_start[span + 1]]``.
+    """
     n_nodes, n_pos = need.shape
+    n_spans = len(span_start) - 1
     in_pos = np.zeros(live.shape, dtype=np.bool_)
     out_pos = np.zeros((n_nodes, n_pos), dtype=np.bool_)
     done = np.zeros(len(live), dtype=np.bool_)
@@ -249,8 +321,10 @@ def _walk(tested, seed, first, start, senders, point, spread, live, need, causal
             if not done[v]:
                 done[v] = True
                 for i in range(start[v], start[v + 1]):
-                    for p in range(n_pos):
-                        if out_pos[senders[i], p] and live[v, p]:
+                    u, span = senders[i] // n_spans, senders[i] % n_spans
+                    for j in range(span_start[span], span_start[span + 1]):
+                        p = by_span[j]
+                        if out_pos[u, p] and live[v, p]:
                             in_pos[v, p] = True
             for p in range(n_pos):
                 if in_pos[v, p]:

@@ -74,6 +74,33 @@ def edges_in_acdc_order(shape: Any) -> list[str]:
     ]
 
 
+# --- spans: every edge exists once per span, its ends named as a3.h7@END ------------------
+
+
+def spans_of(pair: Pair, positions: str) -> list[str]:
+    """Return the span of each position of a prompt."""
+    if positions == "token":
+        return [f"p{i}" for i in range(len(pair.clean))]
+    label_of = {at: label for label, ats in pair.spans.items() for at in ats}
+    return [label_of.get(i, "rest") for i in range(len(pair.clean))]
+
+
+def split_edges_in_acdc_order(shape: Any, task: Task, positions: str) -> list[str]:
+    """Of each receiver, spans from the last to the first; ``logits`` where some are scored."""
+    layouts = [(pair, spans_of(pair, positions)) for pair in task.pairs]
+    labels = list(task.pairs[0].spans) if positions == "span" else layouts[0][1]
+    there = {span for _, spans in layouts for span in spans}
+    scored = {spans[i] for pair, spans in layouts for i in pair.scored}
+    order = [span for span in dict.fromkeys(["rest", *labels]) if span in there]
+    return [
+        f"{u}@{span}->{v}@{span}"
+        for v in receivers_in_acdc_order(shape)
+        for span in reversed(order)
+        if v != "logits" or span in scored
+        for u in senders_in_acdc_order(shape, v)
+    ]
+
+
 # --- the forward pass in which every edge is explicit -------------------------------------
 
 
@@ -86,7 +113,7 @@ class Pass:
         Lowered model, ``[batch, pos]`` token ids.
     share
         By edge, how much of the ablated value it carries: 1 if it is out, 0 (the default) if
-        it is in, between for finite differences.
+        it is in, between for finite differences; or this for every position, ``[pos]``.
     ablated
         By sender, what an ablated edge carries.
     embeds
@@ -97,7 +124,7 @@ class Pass:
         self,
         model: LoweredModel,
         tokens: Tensor,
-        share: Mapping[str, float] = {},
+        share: Mapping[str, float | Tensor] = {},
         ablated: Mapping[str, Tensor] = {},
         embeds: list[Tensor] | None = None,
     ) -> None:
@@ -123,11 +150,21 @@ class Pass:
 
     def carried(self, u: str, v: str) -> Tensor:
         share = self.share.get(f"{u}->{v}", 0)
+        if isinstance(share, Tensor):
+            by_position = [
+                self._at(slice(i, i + 1), u, float(x)) for i, x in enumerate(share.tolist())
+            ]
+            return torch.cat(by_position, 1)
+        return self._at(slice(None), u, share)
+
+    def _at(self, positions: slice, u: str, share: float) -> Tensor:
+        out, ablated = self.out[u][:, positions], self.ablated.get(u)
         if share == 0:
-            return self.out[u]
+            return out
+        assert ablated is not None
         if share == 1:
-            return self.ablated[u]
-        return self.out[u] + share * (self.ablated[u] - self.out[u])
+            return ablated[:, positions]
+        return out + share * (ablated[:, positions] - out)
 
     def read(self, v: str) -> Tensor:
         """Sum what all senders so far bring to receiver ``v``."""
@@ -271,6 +308,7 @@ def mean_outputs(
 class Oracle:
     """A model on a task, with what ablated edges carry; plain runs are done once.
 
+    With ``positions`` (``token`` or ``span``) edges are split, see :func:`spans_of`.
     ``mean_over`` are prompts that means are over; ``constants`` by sender, ``[d_model]``, are what
     edges carry under optimal ablation.
     """
@@ -282,22 +320,30 @@ class Oracle:
         metric: str,
         intervention: str = "resample",
         direction: str = "noising",
+        positions: str | None = None,
         mean_over: list[tuple[int, ...]] | None = None,
         constants: Mapping[str, Tensor] = {},
     ) -> None:
-        self.model, self.metric_name = model, metric
+        self.model, self.metric_name, self.positions = model, metric, positions
+        self.edges = (
+            split_edges_in_acdc_order(model.shape, task, positions)
+            if positions
+            else edges_in_acdc_order(model.shape)
+        )
         which = "corrupt" if direction == "noising" else "clean"
         prompts = mean_over or [getattr(pair, which) for pair in task.pairs]
         self.n_rows = sum(len(pair.scored) for pair in task.pairs)
         self.shape = model.shape
         lower_is_better = LOWER_IS_BETTER[metric] == (direction == "noising")
         self.sign = 1 if lower_is_better else -1
-        by_length: dict[int, list[Pair]] = defaultdict(list)
+        alike: dict[Any, list[Pair]] = defaultdict(list)
         for pair in task.pairs:
-            by_length[len(pair.clean)].append(pair)
+            key = spans_of(pair, positions) if positions else [""] * len(pair.clean)
+            alike[tuple(key)].append(pair)
+        self.spans = list(alike)
         self.groups = []
         with torch.no_grad():
-            for pairs in by_length.values():
+            for pairs in alike.values():
                 clean = torch.tensor([pair.clean for pair in pairs])
                 corrupt = torch.tensor([pair.corrupt for pair in pairs])
                 base, other = (clean, corrupt) if direction == "noising" else (corrupt, clean)
@@ -318,12 +364,22 @@ class Oracle:
     def metric(self, share: Mapping[str, float]) -> float:
         """Mean metric over prompts and scored positions; ``share`` as in :class:`Pass`."""
         total = 0.0
-        for pairs, base, ablated, clean in self.groups:
-            logits = self._logits(Pass(self.model, base, share, ablated))
+        for spans, (pairs, base, ablated, clean) in zip(self.spans, self.groups, strict=True):
+            here = self._by_position(share, spans) if self.positions else share
+            logits = self._logits(Pass(self.model, base, here, ablated))
             for row, pair in enumerate(pairs):
                 for at in pair.scored:
                     total += METRICS[self.metric_name](logits[row, at], clean[row, at], pair)
         return total / self.n_rows
+
+    def _by_position(self, share: Mapping[str, float], spans: Any) -> dict[str, Tensor]:
+        """By edge, whatever its span: the share at every position."""
+        found: dict[str, Tensor] = {}
+        for edge, value in share.items():
+            (u, span), (v, _) = (end.split("@") for end in edge.split("->"))
+            at = torch.tensor([name == span for name in spans])
+            found.setdefault(f"{u}->{v}", torch.zeros(len(spans)))[at] = value
+        return found
 
     def without(self, edges: Any) -> float:
         """Mean metric with these edges ablated and all others in."""
@@ -385,7 +441,7 @@ def sequential_acdc(oracle: Oracle, tau: float, order: list[str] | None = None) 
     removed: set[str] = set()
     changes: dict[str, float] = {}
     current = oracle.sign * oracle.without(removed)
-    for edge in edges_in_acdc_order(oracle.shape) if order is None else order:
+    for edge in oracle.edges if order is None else order:
         value = oracle.sign * oracle.without(removed | {edge})
         changes[edge] = value - current
         if value - current < tau:
@@ -397,7 +453,7 @@ def sequential_acdc(oracle: Oracle, tau: float, order: list[str] | None = None) 
 
 def exact_scores(oracle: Oracle) -> dict[str, float]:
     base = oracle.without(())
-    return {e: oracle.without({e}) - base for e in edges_in_acdc_order(oracle.shape)}
+    return {e: oracle.without({e}) - base for e in oracle.edges}
 
 
 def edge_scores_by_finite_differences(oracle: Oracle, eps: float = 1e-2) -> dict[str, float]:
@@ -406,10 +462,7 @@ def edge_scores_by_finite_differences(oracle: Oracle, eps: float = 1e-2) -> dict
     def central(edge: str, step: float) -> float:
         return (oracle.metric({edge: step}) - oracle.metric({edge: -step})) / (2 * step)
 
-    return {
-        edge: (4 * central(edge, eps) - central(edge, 2 * eps)) / 3
-        for edge in edges_in_acdc_order(oracle.shape)
-    }
+    return {edge: (4 * central(edge, eps) - central(edge, 2 * eps)) / 3 for edge in oracle.edges}
 
 
 # --- small random models and tasks --------------------------------------------------------
@@ -535,6 +588,23 @@ def small_task(
     if most_scored > 1:
         pairs = [replace(pair, scored=_some(rng, pair, most_scored)) for pair in pairs]
     return Task("random", tuple(pairs))
+
+
+def labelled(task: Task, seed: int, labels: tuple[str, ...] = ("A", "B")) -> Task:
+    """Label random positions, each label at least one; all others are ``rest``, now and then none.
+
+    The last position may have any label, and the order of the spans differs between prompts.
+    """
+    rng = np.random.default_rng(seed)
+
+    def label(pair: Pair) -> Pair:
+        places = rng.permutation(len(pair.clean))
+        names = rng.choice([*labels, "rest"], len(places))
+        names[: len(labels)] = labels
+        spans = {x: tuple(sorted(places[names == x].tolist())) for x in labels}
+        return replace(pair, spans=spans)
+
+    return replace(task, pairs=tuple(label(pair) for pair in task.pairs))
 
 
 def _some(rng: np.random.Generator, pair: Pair, most: int) -> tuple[int, ...]:

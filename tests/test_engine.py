@@ -27,6 +27,7 @@ from acdc.methods.acdc import acdc
 from acdc.methods.eap import eap
 from acdc.methods.exact import exact
 from acdc.metrics import get_metric
+from acdc.positions import find_positions
 from graphs import Circuit
 from graphs import plan as plan_module
 from graphs.order import edge_order, receiver_order
@@ -74,6 +75,7 @@ class Case:
     guess: str = "removed"
     batch_size: int = 32
     memory: int = 1 << 30
+    positions: str | None = None
 
     def build(self) -> SimpleNamespace:
         model = oracle.small_model(
@@ -87,7 +89,12 @@ class Case:
             strength=self.strength,
         )
         task = oracle.small_task(self.seed, self.n_prompts, self.lengths, self.most_scored)
-        slow = Oracle(model, task, self.metric, self.intervention, self.direction)
+        if self.positions == "span":
+            task = oracle.labelled(task, self.seed)
+        how = (self.intervention, self.direction, self.positions)
+        slow = Oracle(model, task, self.metric, *how)
+        causal = all(layer.attention.causal for layer in model.layers)
+        split = find_positions(task, self.positions, causal=causal) if self.positions else None
         experiment = Experiment(
             model,
             task,
@@ -95,8 +102,9 @@ class Case:
             batch_size=self.batch_size,
             intervention=self.intervention,
             direction=self.direction,
+            positions=split,
         )
-        gap = abs(slow.without(oracle.edges_in_acdc_order(model.shape)) - slow.without(()))
+        gap = abs(slow.without(slow.edges) - slow.without(()))
         return SimpleNamespace(oracle=slow, experiment=experiment, tau=self.tau * max(gap, 0.05))
 
 
@@ -179,9 +187,7 @@ def compare(circuit: Circuit, wanted: Sequential, tau: float, scale: float) -> b
 
 def check_case(case: Case, tally: Tally | None = None) -> None:
     built = case.build()
-    assert set(built.experiment.graph.edge_names()) == set(
-        oracle.edges_in_acdc_order(built.experiment.model.shape)
-    )
+    assert set(built.experiment.graph.edge_names()) == set(built.oracle.edges)
     circuit = run_engine(case, built)
     wanted = oracle.sequential_acdc(built.oracle, built.tau)
     scale = scale_of(wanted.changes.values(), built.oracle)

@@ -32,13 +32,24 @@ class Case:
     causal: bool
     kept: np.ndarray
     seed: int
+    layout: tuple[int, ...]  # span of each position
 
     def planner(self) -> Planner:
-        return Planner(self.graph, self.n_pos, self.scored, causal=self.causal)
+        spans = self.layout if self.graph.shape.spans else None
+        return Planner(self.graph, self.n_pos, self.scored, causal=self.causal, spans=spans)
+
+    def in_span(self, position: int, span: str) -> bool:
+        return not span or self.graph.shape.spans[self.layout[position]] == span
+
+    def receiver(self, v: int) -> tuple[str, int]:
+        """Return its name in the graph that is not split, and its span."""
+        graph = self.graph
+        name = graph.components.receivers[graph.receiver_component[v]]
+        return name, int(graph.receiver_span[v])
 
 
 @st.composite
-def cases(draw: Any, n_pos: int | None = None) -> Case:
+def cases(draw: Any, n_pos: int | None = None, *, split: bool = False) -> Case:
     kv_heads = draw(st.integers(1, 2))
     shape = GraphShape(
         n_layers=draw(st.integers(0, 3)),
@@ -49,13 +60,20 @@ def cases(draw: Any, n_pos: int | None = None) -> Case:
         split_qkv=draw(st.booleans()),
         split_embed=draw(st.booleans()),
     )
-    graph = component_graph(shape)
     n_pos = draw(st.integers(1, 5)) if n_pos is None else n_pos
     scored = draw(st.sets(st.integers(0, n_pos - 1), min_size=1, max_size=2))
+    layout = (0,) * n_pos
+    if split:  # spans in any order, some of them in none of these prompts
+        layout = tuple(draw(st.lists(st.integers(0, 3), min_size=n_pos, max_size=n_pos)))
+        spans = tuple("ABCD")
+        there = tuple(spans[s] for s in sorted({layout[p] for p in scored}))
+        every = tuple((s, t) for s in range(4) for t in range(4))
+        shape = dataclasses.replace(shape, spans=spans, scored_spans=there, reaches=every)
+    graph = component_graph(shape)
     seed = draw(st.integers(0, 2**32 - 1))
     density = draw(st.sampled_from([0.05, 0.2, 0.5, 0.9, 1.0]))
     kept = np.random.default_rng(seed).random(graph.n_edges) < density
-    return Case(graph, n_pos, tuple(sorted(scored)), draw(st.booleans()), kept, seed)
+    return Case(graph, n_pos, tuple(sorted(scored)), draw(st.booleans()), kept, seed, layout)
 
 
 def reads_as(graph: Graph, receiver: str, node: str) -> set[str]:
@@ -71,7 +89,7 @@ def reads_as(graph: Graph, receiver: str, node: str) -> set[str]:
 
 def explicit(case: Case, kept: np.ndarray) -> nx.DiGraph:
     """Vertices ``("in", receiver, pos)`` and ``("out", node, pos)``; kept edges only."""
-    graph, every = case.graph, range(case.n_pos)
+    graph, every = case.graph.components, range(case.n_pos)
     view = nx.DiGraph()
     for v, name in enumerate(graph.receivers):
         for index in graph.fed_by(v):
@@ -83,9 +101,15 @@ def explicit(case: Case, kept: np.ndarray) -> nx.DiGraph:
                     later = range(p, case.n_pos) if case.causal else every
                     view.add_edges_from((("in", name, p), ("out", node, t)) for t in later)
     for edge in np.flatnonzero(kept):
-        u, v = graph.edge_name(edge).split("->")
-        view.add_edges_from((("out", u, p), ("in", v, p)) for p in every)
+        (u, span), (v, _) = ends(case.graph.edge_name(edge))
+        here = (p for p in every if case.in_span(p, span))
+        view.add_edges_from((("out", u, p), ("in", v, p)) for p in here)
     return view
+
+
+def ends(edge: str) -> list[tuple[str, str]]:
+    """Names of sender and receiver without their span, and the span."""
+    return [(name, span) for name, _, span in (end.partition("@") for end in edge.split("->"))]
 
 
 def before_goal(view: nx.DiGraph, case: Case) -> set[Any]:
@@ -113,21 +137,22 @@ def touched_at(case: Case, receiver: int) -> np.ndarray:
 
 
 @QUICK
-@given(cases())
+@given(cases() | cases(split=True))
 def test_live_positions_are_those_from_which_a_scored_logit_can_be_reached(case: Case) -> None:
     for planner, receiver, view in steps_of(case):
-        goal, name = before_goal(view, case), case.graph.receivers[receiver]
-        live = [("in", name, p) in goal for p in range(case.n_pos)]
+        goal, (name, span) = before_goal(view, case), case.receiver(receiver)
+        live = [("in", name, p) in goal and case.layout[p] == span for p in range(case.n_pos)]
         assert planner.live(receiver).tolist() == live
 
 
 @QUICK
-@given(cases())
+@given(cases() | cases(split=True))
 def test_plans_walk_exactly_the_live_vertices_that_the_change_reaches(case: Case) -> None:
-    graph = case.graph
+    graph = case.graph.components
     for planner, receiver, view in steps_of(case):
-        touched = touched_at(case, receiver)
-        seeds = {("in", graph.receivers[receiver], int(p)) for p in np.flatnonzero(touched)}
+        touched, (name, span) = touched_at(case, receiver), case.receiver(receiver)
+        at = np.flatnonzero(touched & (np.array(case.layout) == span))
+        seeds = {("in", name, int(p)) for p in at}
         reached = seeds.union(*(nx.descendants(view, s) for s in seeds))
         changed = reached & before_goal(view, case)
         plan = planner.plan(receiver, touched)
@@ -137,27 +162,36 @@ def test_plans_walk_exactly_the_live_vertices_that_the_change_reaches(case: Case
         }
         assert got == changed
         assert plan.reaches_logits == any(kind == "out" for kind, _, _ in changed)
-        check_structure(case, plan, receiver)
+        check_structure(case, plan, graph.receiver_index[name])
 
 
 def check_structure(case: Case, plan: Plan, tested: int) -> None:
     """Order of the steps, receivers of each, senders of each flow."""
-    graph = case.graph
+    graph, out = case.graph.components, {step.node: set(step.positions) for step in plan.steps}
     nodes = [step.node for step in plan.steps]
     assert nodes == sorted(set(nodes))
     assert not nodes or nodes[-1] == graph.n_senders
     assert plan.n_positions == sum(len(step.positions) for step in plan.steps)
-    kept = {tuple(graph.edge_name(e).split("->")) for e in np.flatnonzero(case.kept)}
+    kept_at: dict[tuple[str, str], set[int]] = {}
+    for edge in np.flatnonzero(case.kept):
+        (u, span), (v, _) = ends(case.graph.edge_name(edge))
+        here = {p for p in range(case.n_pos) if case.in_span(p, span)}
+        kept_at.setdefault((u, v), set()).update(here)
     for step in plan.steps:
         feeds = [v for v in range(len(graph.receivers)) if step.node in graph.fed_by(v)]
         assert sorted(step.receivers) == [v for v in feeds if v in plan.flows]
         assert list(step.positions) == sorted(set(step.positions))
     for v, flow in plan.flows.items():
         assert flow.receiver == v
-        senders = [
-            u for u in nodes[:-1] if (graph.senders[u], graph.receivers[v]) in kept
-        ]  # topological order is index order
-        assert list(flow.senders) == ([] if v == tested else senders)
+        senders = {
+            u: at
+            for u in nodes[:-1]  # topological order is index order
+            if (at := kept_at.get((graph.senders[u], graph.receivers[v]), set())) & out[u]
+        }
+        assert list(flow.senders) == ([] if v == tested else list(senders))
+        for u, at in zip(flow.senders, flow.kept_at, strict=True):
+            assert senders[u] == set(range(case.n_pos) if at is None else at)
+            assert at is None or list(at) == sorted(at)
         assert flow.positions
 
 
@@ -305,20 +339,21 @@ def test_keys_after_the_query_do_nothing_in_a_causal_model() -> None:
 
 @pytest.mark.parametrize("name", ["_live_positions", "_walk"])
 @QUICK
-@given(case=cases())
+@given(case=cases() | cases(split=True))
 def test_kernel_equals_its_python_function(name: str, case: Case) -> None:
     kernel = getattr(plan_module, name)
     for planner, receiver, _ in steps_of(case):
+        component = int(case.graph.receiver_component[receiver])
+        fed = planner.components.fed_by(component)
         if name == "_live_positions":
-            fed = case.graph.fed_by(receiver)
             ports = (planner.point, planner.spread, planner.need, planner.causal)
-            arguments = (receiver, fed, *ports)
+            arguments = (component, fed, *ports)
         else:
             start, senders = planner._kept_csr()
             seed = touched_at(case, receiver) & planner.live(receiver)
-            first = int(case.graph.fed_by(receiver)[0])
+            spans = (planner._span_start, planner._by_span)
             ports = (planner.point, planner.spread, planner._live, planner.need, planner.causal)
-            arguments = (receiver, seed, first, start, senders, *ports)
+            arguments = (component, seed, int(fed[0]), start, senders, *spans, *ports)
         np.testing.assert_equal(kernel(*arguments), kernel.py_func(*arguments))
 
 

@@ -12,7 +12,7 @@ products are streamed over layers and over chunks of tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,16 +23,22 @@ from torch import Tensor
 from acdc.engine.experiment import Batch, Experiment, iter_layers
 from acdc.lowering.attention import KINDS
 from acdc.lowering.model import Trace
+from graphs import Graph
 
 __all__ = [
     "Differences",
     "Gradients",
     "Point",
+    "Tokens",
     "accumulate_scores",
     "bytes_per_prompt",
     "gradients",
     "integrate",
+    "token_chunks",
 ]
+
+Tokens = slice | Tensor
+"""Index into the flattened batch and positions."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +76,7 @@ class Point:
     embeds, replaced
         Values to use instead of the run's own, see :meth:`LoweredModel.forward`.
     senders
-        Which senders the gradient is credited to; None for all.
+        Which senders (whatever their span) the gradient is credited to; None for all.
     """
 
     tokens: Tensor
@@ -133,8 +139,8 @@ class Differences:
         self.z = [a - b for a, b in zip(to.z, base.z, strict=True)]
         self.mlp_out = [a - b for a, b in zip(to.mlp_out, base.mlp_out, strict=True)]
 
-    def rows(self, tokens: slice, at: Trace) -> Tensor:
-        """``[sender, token, d_model]`` for a slice of the flattened batch and positions.
+    def rows(self, tokens: Tokens, at: Trace) -> Tensor:
+        """``[sender, token, d_model]`` for some tokens of the flattened batch and positions.
 
         ``at`` is the pass at whose point post-norms are linearised.
         """
@@ -156,6 +162,7 @@ def accumulate_scores(
     experiment: Experiment,
     found: Gradients,
     differences: Differences,
+    spans: Sequence[int],
     scores: NDArray[np.float64],
     weight: float,
     memory: int,
@@ -171,6 +178,8 @@ def accumulate_scores(
         Gradients of one pass over the batch.
     differences
         Of the batch's senders.
+    spans
+        ``[pos]``: index of the span of each position of the batch.
     scores
         ``[edge]``, changed in place.
     weight
@@ -178,24 +187,57 @@ def accumulate_scores(
     memory
         Bytes that the differences of one chunk of tokens may take.
     senders
-        Which senders are scored; None for all.
+        Which senders (whatever their span) are scored; None for all.
     """
-    credited = np.zeros(experiment.graph.n_senders)
-    credited[slice(None) if senders is None else senders] = weight
     graph, model = experiment.graph, experiment.model
-    n_tokens = found.final.shape[0] * found.final.shape[1]
-    widest = graph.n_senders + 3 * model.shape.n_heads
+    credited = np.zeros(graph.components.n_senders)
+    credited[slice(None) if senders is None else senders] = weight
+    widest = len(credited) + 3 * model.shape.n_heads
     chunk = max(1, memory // (widest * model.d_model * found.final.element_size()))
-    for start in range(0, n_tokens, chunk):
-        tokens = slice(start, min(start + chunk, n_tokens))
+    for span, tokens in token_chunks(spans, len(found.final), chunk, found.final.device):
         rows = differences.rows(tokens, found.trace)
-        for receivers, wanted in _receiver_gradients(experiment, found, tokens):
-            n_seen = int(graph.edge_sender[graph.receiver_start[receivers[0] + 1] - 1]) + 1
+        for components, wanted in _receiver_gradients(experiment, found, tokens):
+            receivers = experiment.receiver_at[span, components]
+            if receivers[0] < 0:  # logits where none is scored
+                continue
+            n_seen = _n_seen(graph.components, int(components[0]))
             products = _products(rows[:n_seen], wanted)
             for receiver, column in zip(receivers, products, strict=True):
                 low, high = graph.receiver_start[receiver : receiver + 2]
-                index = graph.edge_sender[low:high]
+                index = graph.sender_component[graph.edge_sender[low:high]]
                 scores[low:high] += credited[index] * column[index]
+
+
+def _n_seen(graph: Graph, receiver: int) -> int:
+    """How many senders there are up to the last one that a receiver reads."""
+    return int(graph.edge_sender[graph.receiver_start[receiver + 1] - 1]) + 1
+
+
+def token_chunks(
+    spans: Sequence[int], n_prompts: int, chunk: int, device: torch.device
+) -> Iterator[tuple[int, Tokens]]:
+    """Yield ``(span, tokens)``: all tokens of a batch, no two spans and at most ``chunk`` together.
+
+    Parameters
+    ----------
+    spans
+        ``[pos]``: index of the span of each position.
+    n_prompts
+        Prompts in the batch; tokens are indices into the flattened ``[batch, pos]``.
+    chunk
+        Most tokens at once.
+    device
+        Of the indices.
+    """
+    if len(set(spans)) == 1:
+        n_tokens = n_prompts * len(spans)
+        for start in range(0, n_tokens, chunk):
+            yield spans[0], slice(start, min(start + chunk, n_tokens))
+        return
+    of_token = torch.tensor(spans, device=device).repeat(n_prompts)
+    for span in sorted(set(spans)):
+        for tokens in torch.nonzero(of_token == span)[:, 0].split(chunk):
+            yield span, tokens
 
 
 def _products(rows: Tensor, wanted: Tensor) -> NDArray[np.float64]:
@@ -205,10 +247,10 @@ def _products(rows: Tensor, wanted: Tensor) -> NDArray[np.float64]:
 
 
 def _receiver_gradients(
-    experiment: Experiment, found: Gradients, tokens: slice
+    experiment: Experiment, found: Gradients, tokens: Tokens
 ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
     """Yield receivers and ``d metric / d input``, ``[receiver, token, d_model]``, by layer."""
-    model, graph = experiment.model, experiment.graph
+    model, graph = experiment.model, experiment.graph.components
     for layer, receivers in iter_layers(graph):
         block = model.layers[layer]
         point = found.trace.attention_in[layer].flatten(0, 1)[tokens]
@@ -264,7 +306,14 @@ def integrate(
                 found = gradients(experiment, batch, point)
                 with torch.no_grad():
                     accumulate_scores(
-                        experiment, found, differences, scores, 1 / n_points, memory, point.senders
+                        experiment,
+                        found,
+                        differences,
+                        batch.spans,
+                        scores,
+                        1 / n_points,
+                        memory,
+                        point.senders,
                     )
                 del found
                 progress(batch.n_prompts)

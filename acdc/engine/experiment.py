@@ -29,6 +29,7 @@ from acdc.engine.constants import (
 from acdc.errors import TaskError
 from acdc.lowering.model import LoweredModel, Trace
 from acdc.metrics import Metric, Targets, at_least_float32
+from acdc.positions import Positions
 from acdc.tasks.base import Pair, Task
 from graphs import Graph, component_graph
 
@@ -48,7 +49,7 @@ Direction = Literal["noising", "denoising"]
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Prompt pairs of one length.
+    """Prompt pairs of one length, with their spans at the same positions.
 
     Parameters
     ----------
@@ -58,12 +59,15 @@ class Batch:
         ``[n]`` positions whose logits are scored; the last one by default.
     targets
         Answers of the ``batch * n`` scored rows.
+    spans
+        ``[pos]``: index of the span that each position is in; 0 in a graph without spans.
     """
 
     clean: Tensor
     corrupt: Tensor
     scored: Tensor
     targets: Targets
+    spans: tuple[int, ...]
 
     @property
     def n_prompts(self) -> int:
@@ -81,7 +85,12 @@ class Batch:
         for start in range(0, self.n_prompts, n_prompts):
             part = slice(start, start + n_prompts)
             rows = slice(start * each, (start + n_prompts) * each)
-            yield Batch(self.clean[part], self.corrupt[part], self.scored, self.targets.rows(rows))
+            yield replace(
+                self,
+                clean=self.clean[part],
+                corrupt=self.corrupt[part],
+                targets=self.targets.rows(rows),
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +122,8 @@ class Experiment:
     constants
         Constants that are known already, of an earlier run; used under the ablation that they
         are of.
+    positions
+        By which spans of the prompts nodes and edges are split; None: they are not.
     """
 
     model: LoweredModel
@@ -124,25 +135,59 @@ class Experiment:
     in_float32: Experiment | None = None
     mean_over: Prompts | None = None
     constants: Constants | None = None
+    positions: Positions | None = None
 
     @cached_property
     def graph(self) -> Graph:
-        """The component graph of the model."""
-        return component_graph(self.model.shape)
+        """The component graph of the model, split by spans where positions are told apart."""
+        shape = self.model.shape
+        return component_graph(shape if self.positions is None else self.positions.split(shape))
 
     @cached_property
     def batches(self) -> tuple[Batch, ...]:
-        """The task's pairs grouped by length and scored positions, at most ``batch_size`` each."""
-        groups: dict[tuple[int, tuple[int, ...]], list[Pair]] = defaultdict(list)
+        """The task's pairs, at most ``batch_size`` each.
+
+        Those of one length go together that have the same scored positions and spans.
+        """
+        groups: dict[tuple[int, tuple[int, ...], tuple[int, ...]], list[Pair]] = defaultdict(list)
         for row, pair in enumerate(self.task.pairs, 1):
             self._check_answers(row, pair)
             self._check_tokens(row, pair)
-            groups[len(pair.clean), pair.scored].append(pair)
+            groups[len(pair.clean), pair.scored, self._spans(row, pair)].append(pair)
         return tuple(
-            self._batch(pairs[i : i + self.batch_size])
-            for _, pairs in sorted(groups.items())
+            self._batch(pairs[i : i + self.batch_size], spans)
+            for (_, _, spans), pairs in sorted(groups.items())
             for i in range(0, len(pairs), self.batch_size)
         )
+
+    def by_component(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Return ``[span, receiver, sender]`` for ``mask [edge]``.
+
+        Receivers and senders are those of ``graph.components``.
+        """
+        components = self.graph.components
+        shape = self.graph.shape.n_spans, len(components.receivers), components.n_senders
+        found = np.zeros(shape, dtype=bool)
+        found[tuple(index[mask] for index in self.edge_place)] = True
+        return found
+
+    @cached_property
+    def edge_place(self) -> tuple[NDArray[np.int64], ...]:
+        """``[edge]`` each: span, receiver and sender, the latter of ``graph.components``."""
+        graph = self.graph
+        return (
+            graph.edge_span,
+            graph.receiver_component[graph.edge_receiver],
+            graph.sender_component[graph.edge_sender],
+        )
+
+    @cached_property
+    def receiver_at(self) -> NDArray[np.int64]:
+        """``[span, receiver of graph.components]``: receiver index; -1 where there is none."""
+        graph = self.graph
+        found = np.full((graph.shape.n_spans, len(graph.components.receivers)), -1)
+        found[graph.receiver_span, graph.receiver_component] = np.arange(len(graph.receivers))
+        return found
 
     @cached_property
     def n_rows(self) -> int:
@@ -187,7 +232,15 @@ class Experiment:
                 f"most {self.model.n_ctx}; shorten it"
             )
 
-    def _batch(self, pairs: list[Pair]) -> Batch:
+    def _spans(self, row: int, pair: Pair) -> tuple[int, ...]:
+        if self.positions is None:
+            return (0,) * len(pair.clean)
+        try:
+            return tuple(self.positions.of(pair).tolist())
+        except TaskError as error:
+            raise TaskError(f"row {row}: {error}") from error
+
+    def _batch(self, pairs: list[Pair], spans: tuple[int, ...]) -> Batch:
         device = self.model.device
         clean = torch.tensor([p.clean for p in pairs], device=device)
         corrupt = torch.tensor([p.corrupt for p in pairs], device=device)
@@ -196,7 +249,7 @@ class Experiment:
         if self.metric.compares is not None:
             logits = self.logits(self.model.forward(clean), scored, None)
             targets = replace(targets, clean=self.metric.compares(at_least_float32(logits)))
-        return Batch(clean, corrupt, scored, targets)
+        return Batch(clean, corrupt, scored, targets, spans)
 
     def logits(self, trace: Trace, scored: Tensor, tokens: Tensor | None) -> Tensor:
         """Logits of the scored rows of a plain run, ``[row, vocab or n]``."""

@@ -97,6 +97,7 @@ class BatchState:
     def __init__(self, experiment: Experiment, batch: Batch) -> None:
         self.experiment, self.batch = experiment, batch
         self.model, self.graph = experiment.model, experiment.graph
+        self.components = self.graph.components
         base_tokens, other_tokens = experiment.runs(batch)
         trace = self.model.forward(base_tokens)
         out = self.model.senders(trace)  # (sender, batch, pos, d_model)
@@ -104,13 +105,16 @@ class BatchState:
         ablation = self.model.senders(carried).sub_(out)
         self.touched = ablation.ne(0).any(3).any(1).cpu().numpy()  # (sender, pos)
         kind = Sums if experiment.intervention == "zero" else Changes
-        self.inputs = kind(experiment, trace, out, ablation)
+        self.inputs = kind(experiment, batch, trace, out, ablation)
         self.n_pos = batch.clean.shape[1]
         self.scored = tuple(batch.scored.tolist())
         self._place_heads(trace.q, trace.k, trace.v)
         causal = all(layer.attention.causal for layer in self.model.layers)
-        self.planner = Planner(self.graph, self.n_pos, self.scored, causal=causal)
+        self.planner = Planner(
+            self.graph, self.n_pos, self.scored, causal=causal, spans=batch.spans
+        )
         self.nodes = self.inputs.nodes
+        self._metric: float | None = None
         self.masks = [a.attention.mask(self.n_pos, out.device) for a in self.model.layers]
 
     def _place_heads(self, q: list[Tensor], k: list[Tensor], v: list[Tensor]) -> None:
@@ -131,13 +135,17 @@ class BatchState:
     def plan(self, edges: NDArray[np.int64]) -> Plan:
         """Plan the evaluation of changes along edges of one receiver."""
         receiver = int(self.graph.edge_receiver[edges[0]])
-        touched = np.logical_or.reduce(self.touched[self.graph.edge_sender[edges]])
+        touched = np.logical_or.reduce(self.touched[self._senders(edges)])
         return self.planner.plan(receiver, touched)
 
     def can_change(self, edges: NDArray[np.int64]) -> NDArray[np.bool_]:
         """``[edge]``: whether ablating the edge alone can change the metric at all."""
         live = self.planner.live(int(self.graph.edge_receiver[edges[0]]))
-        return np.logical_and(self.touched[self.graph.edge_sender[edges]], live).any(axis=1)
+        return np.logical_and(self.touched[self._senders(edges)], live).any(axis=1)
+
+    def _senders(self, edges: NDArray[np.int64]) -> NDArray[np.int64]:
+        """``[edge]``: senders, whatever their span."""
+        return self.graph.sender_component[self.graph.edge_sender[edges]]
 
     def cost(self, plan: Plan) -> tuple[float, float]:
         """Seconds that a batch of scenarios takes, roughly: once, and for each scenario.
@@ -186,10 +194,10 @@ class BatchState:
         """
         device = self.inputs.out.device
         outcome = Outcome(edges, scenarios, torch.zeros(len(scenarios), device=device))
-        tested = int(self.graph.edge_receiver[edges[0]])
+        tested = int(self.graph.receiver_component[self.graph.edge_receiver[edges[0]]])
         outcome.inputs[tested] = self.inputs.ablate(
             plan.flows[tested],
-            self.graph.edge_sender[edges],
+            self._senders(edges),
             torch.as_tensor(scenarios, device=device),
         )
         for step in plan.steps:
@@ -207,7 +215,12 @@ class BatchState:
 
     def metric(self) -> float:
         """Metric of the current circuit, summed over the rows of the batch."""
-        final = self.inputs.current(self.graph.receiver_index["logits"])
+        if self._metric is None:
+            self._metric = self._measure()
+        return self._metric
+
+    def _measure(self) -> float:
+        final = self.inputs.current(self.components.receiver_index["logits"])
         rows = final[:, self.batch.scored].flatten(0, 1)
         return float(self.experiment.measure(rows, self.batch))
 
@@ -265,11 +278,16 @@ class BatchState:
 
     def commit(self, outcome: Outcome, scenario: int) -> None:
         """Make one scenario the current state."""
+        self._metric = None
         self.inputs.commit(outcome.inputs, outcome.outputs, scenario)
         if isinstance(self.inputs, Sums):
             ablated = outcome.edges[outcome.scenarios[scenario]]
             receiver = int(self.graph.edge_receiver[outcome.edges[0]])
-            self.inputs.drop(receiver, self.graph.edge_sender[ablated])
+            self.inputs.drop(
+                int(self.graph.receiver_span[receiver]),
+                int(self.graph.receiver_component[receiver]),
+                self._senders(ablated),
+            )
         for node, output in outcome.outputs.items():
             if not output.placed:
                 continue
@@ -354,7 +372,8 @@ class IncrementalRun:
 
     def fork(self) -> IncrementalRun:
         """Copy the state, sharing what never changes and the count of work."""
-        shared: list[object] = [self.experiment, self.graph, self.experiment.model, self.work]
+        shared: list[object] = [self.experiment, self.experiment.model, self.work]
+        shared += [self.graph, self.graph.components]
         for state in self.states:
             shared += [state.batch, state.masks, state.nodes, state.touched, *state.inputs.fixed]
         return copy.deepcopy(self, {id(x): x for x in shared})

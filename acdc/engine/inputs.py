@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from acdc.engine.experiment import Experiment, iter_layers
+from acdc.engine.experiment import Batch, Experiment, iter_layers
 from acdc.lowering.model import Trace
 from graphs.graph import parse_node
 from graphs.plan import Flow, Step
@@ -77,6 +77,8 @@ class Changes:
     ----------
     experiment
         Model and graph.
+    batch
+        The prompts.
     trace
         The run that ablation starts from.
     out
@@ -85,8 +87,10 @@ class Changes:
         Likewise: what ablated edges carry, minus the base run's output.
     """
 
-    def __init__(self, experiment: Experiment, trace: Trace, out: Tensor, ablation: Tensor) -> None:
-        self.model, self.graph = experiment.model, experiment.graph
+    def __init__(
+        self, experiment: Experiment, batch: Batch, trace: Trace, out: Tensor, ablation: Tensor
+    ) -> None:
+        self.model, self.graph = experiment.model, experiment.graph.components
         self.out, self.ablation = out, ablation
         self.nodes = [parse_node(name) for name in self.graph.nodes]
         self._base_raw = trace.attention_out
@@ -103,7 +107,7 @@ class Changes:
         """Current input of a receiver, ``[batch, pos, d_model]``."""
         return self._read.get(receiver, self._base[receiver])
 
-    def ablate(self, flow: Flow, senders: NDArray[np.int32], scenarios: Tensor) -> Input:
+    def ablate(self, flow: Flow, senders: NDArray[np.int64], scenarios: Tensor) -> Input:
         """New input of the tested receiver.
 
         Parameters
@@ -127,7 +131,7 @@ class Changes:
         """New input of a downstream receiver: what its touched senders bring."""
         changes = {}
         for group, members in self.groups(flow.senders):
-            parts = (outputs[flow.senders[i]] for i in members)
+            parts = ((outputs[flow.senders[i]], flow.kept_at[i]) for i in members)
             changes[group] = _sum_at(flow.positions, parts)
         return self._add(flow, changes)
 
@@ -183,21 +187,23 @@ class Sums(Changes):
     Parameters as :class:`Changes`.
     """
 
-    def __init__(self, experiment: Experiment, trace: Trace, out: Tensor, ablation: Tensor) -> None:
-        super().__init__(experiment, trace, out, ablation)
-        graph = self.graph
-        self.kept = np.zeros((len(graph.receivers), graph.n_senders), dtype=bool)
-        self.kept[graph.edge_receiver, graph.edge_sender] = True
+    def __init__(
+        self, experiment: Experiment, batch: Batch, trace: Trace, out: Tensor, ablation: Tensor
+    ) -> None:
+        super().__init__(experiment, batch, trace, out, ablation)
+        self.spans = np.array(batch.spans)
+        self.kept = experiment.by_component(np.ones(experiment.graph.n_edges, dtype=bool))
         self._below = _layers_below(experiment)
 
-    def ablate(self, flow: Flow, senders: NDArray[np.int32], scenarios: Tensor) -> Input:
+    def ablate(self, flow: Flow, senders: NDArray[np.int64], scenarios: Tensor) -> Input:
         """New input of the tested receiver; parameters as :meth:`Changes.ablate`."""
         at = index_of(flow.positions)
+        kept = self.kept[self.spans[flow.positions[0]], flow.receiver]  # all are of one span
         weight = torch.zeros(len(scenarios), self.graph.n_senders, dtype=self.out.dtype)
-        weight[:, torch.as_tensor(self.kept[flow.receiver])] = 1
+        weight[:, torch.as_tensor(kept)] = 1
         weight = weight.to(self.out.device)
         weight[:, torch.as_tensor(senders)] -= scenarios.to(weight)
-        inside = np.flatnonzero(self.kept[flow.receiver])
+        inside = np.flatnonzero(kept)
         sums = {
             group: torch.einsum(
                 "ks,sbpd->kbpd", weight[:, inside[members]], self.out[inside[members]][:, :, at]
@@ -208,8 +214,9 @@ class Sums(Changes):
 
     def gather(self, flow: Flow, outputs: dict[int, Output]) -> Input:
         """New input of a downstream receiver: all senders that are still in."""
-        inside = np.flatnonzero(self.kept[flow.receiver])
         at = index_of(flow.positions)
+        kept = self.kept[self.spans[at], flow.receiver]  # (position, sender)
+        inside = np.flatnonzero(kept.any(axis=0))
         sums = {}
         for group, members in self.groups(inside):
             values = []
@@ -218,6 +225,8 @@ class Sums(Changes):
                 if u in outputs:
                     new = outputs[u]
                     value = insert(value, new.value, new.step.positions, flow.positions)
+                if not kept[:, u].all():
+                    value = value * torch.as_tensor(kept[:, u, None]).to(value)
                 values.append(value)
             sums[group] = sum(values[1:], values[0])
         return self._sum(flow, sums)
@@ -232,9 +241,9 @@ class Sums(Changes):
         for node, output in outputs.items():
             self.out[node][:, index_of(output.step.positions)] = output.value[scenario]
 
-    def drop(self, receiver: int, senders: NDArray[np.int32]) -> None:
+    def drop(self, span: int, receiver: int, senders: NDArray[np.int64]) -> None:
         """Record edges as ablated."""
-        self.kept[receiver, senders] = False
+        self.kept[span, receiver, senders] = False
 
     def _sum(self, flow: Flow, sums: dict[int, Tensor]) -> Input:
         """Sum of the groups, each through its norm, and of the biases below."""
@@ -259,8 +268,9 @@ class Sums(Changes):
 def _streams(experiment: Experiment, trace: Trace) -> dict[int, Tensor]:
     """Plain run's raw input of every receiver; receivers of a layer share one tensor."""
     assert trace.final is not None
-    streams = {experiment.graph.receiver_index["logits"]: trace.final}
-    for layer, receivers in iter_layers(experiment.graph):
+    graph = experiment.graph.components
+    streams = {graph.receiver_index["logits"]: trace.final}
+    for layer, receivers in iter_layers(graph):
         for kind, indices in receivers.items():
             source = trace.mlp_in if kind == "mlp" else trace.attention_in
             streams.update((int(v), source[layer]) for v in indices)
@@ -269,21 +279,24 @@ def _streams(experiment: Experiment, trace: Trace) -> dict[int, Tensor]:
 
 def _layers_below(experiment: Experiment) -> dict[int, int]:
     """How many layers' attention each receiver reads."""
-    shape = experiment.model.shape
-    below = {experiment.graph.receiver_index["logits"]: shape.n_layers}
-    for layer, receivers in iter_layers(experiment.graph):
+    shape, graph = experiment.model.shape, experiment.graph.components
+    below = {graph.receiver_index["logits"]: shape.n_layers}
+    for layer, receivers in iter_layers(graph):
         for kind, indices in receivers.items():
             own = kind == "mlp" and not shape.parallel
             below.update((int(v), layer + own) for v in indices)
     return below
 
 
-def _sum_at(positions: Positions, outputs: Iterable[Output]) -> Tensor:
-    """Sum of changes at the given positions, where those that lack one count as zero."""
+def _sum_at(positions: Positions, parts: Iterable[tuple[Output, Positions | None]]) -> Tensor:
+    """Sum of changes at the given positions; those that lack one there count as zero.
+
+    Each change counts at some positions only, or (None) at all.
+    """
     total: Tensor | None = None
     owned = False
-    for output in outputs:
-        source, target = overlap(output.step.positions, positions)
+    for output, kept_at in parts:
+        source, target = overlap(output.step.positions, positions, kept_at)
         part = output.value if source is None else output.value[:, :, source]
         if target is None:
             total, owned = (part, False) if total is None else (total + part, True)
@@ -307,9 +320,14 @@ def index_of(positions: Positions) -> Index:
 
 
 @lru_cache(maxsize=4096)
-def overlap(have: Positions, want: Positions) -> tuple[Index | None, Index | None]:
-    """Indices into ``have`` and into ``want`` of their common positions; None means all."""
-    common = sorted(set(have) & set(want))
+def overlap(
+    have: Positions, want: Positions, kept_at: Positions | None = None
+) -> tuple[Index | None, Index | None]:
+    """Indices into ``have`` and into ``want`` of their common positions; None means all.
+
+    Given ``kept_at``, of the positions that are also in it.
+    """
+    common = sorted(set(have) & set(want) & set(want if kept_at is None else kept_at))
     source = tuple(have.index(p) for p in common)
     target = tuple(want.index(p) for p in common)
     return (

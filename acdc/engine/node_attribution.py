@@ -47,8 +47,8 @@ def integrate_nodes(
     Returns
     -------
     ndarray
-        ``[prompt, sender]`` in the order of ``experiment.batches``, summed over the scored
-        positions of a prompt.
+        ``[prompt, sender]`` in the order of ``experiment.batches``, summed over the positions of
+        the sender's span and over the scored positions of a prompt.
     """
     found = []
     for whole in experiment.batches:
@@ -59,18 +59,20 @@ def integrate_nodes(
                 base = experiment.model.forward(base_tokens)
                 other = experiment.model.forward(other_tokens)
                 differences = Differences(experiment, base, other)
-            total = np.zeros((batch.n_prompts, experiment.graph.n_senders))
+            components = experiment.graph.components
+            total = np.zeros((batch.n_prompts, components.n_senders, batch.clean.shape[1]))
             for point in points(batch, base, other):
                 total += _products(experiment, batch, point, differences)
                 progress(batch.n_prompts)
-            found.append(total / n_points)
+            inside = np.eye(experiment.graph.shape.n_spans)[list(batch.spans)]  # (pos, span)
+            found.append((total @ inside).reshape(batch.n_prompts, -1) / n_points)
     return np.concatenate(found)
 
 
 def _products(
     experiment: Experiment, batch: Batch, point: Point, differences: Differences
 ) -> NDArray[np.float64]:
-    """``[prompt, sender]``: differences times gradients at one point."""
+    """``[prompt, sender, pos]``: differences times gradients at one point."""
     model = experiment.model
     embeds = model.embed(point.tokens) if point.embeds is None else point.embeds
     with torch.enable_grad():
@@ -85,14 +87,12 @@ def _products(
     # token and position embeddings are added: they share a gradient
     columns = [_dot(d, into_embeds)[:, None] for d in differences.embeds]
     for layer in range(n_layers):
-        columns.append(_dot(differences.z[layer], into_z[layer], per_head=True))
+        columns.append(_dot(differences.z[layer], into_z[layer]))  # (batch, head, pos)
         if into_mlp:
             columns.append(_dot(differences.mlp_out[layer], into_mlp[layer])[:, None])
     return torch.cat(columns, 1).cpu().numpy()
 
 
-def _dot(a: Tensor, b: Tensor, *, per_head: bool = False) -> Tensor:
-    """``[batch]`` of ``[batch, pos, d]``, ``[batch, head]`` of ``[batch, head, pos, d]``."""
-    return torch.linalg.vecdot(
-        a.flatten(2 if per_head else 1), b.flatten(2 if per_head else 1)
-    ).double()
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """``[..., pos]`` of ``[..., pos, d]``."""
+    return torch.linalg.vecdot(a, b).double()

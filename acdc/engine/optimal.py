@@ -277,6 +277,6 @@ def _constants(
     by_layer = [pair for _, pairs in sorted(rows, key=lambda row: row[0]) for pair in pairs]
     report["losses"] = {
         name: {"mean": mean, "optimal": best}
-        for name, (mean, best) in zip(experiment.graph.senders, by_layer, strict=True)
+        for name, (mean, best) in zip(experiment.graph.components.senders, by_layer, strict=True)
     }
     return Constants("optimal", experiment.direction, {None: values}, report)

@@ -11,6 +11,7 @@ through that norm, so the sums of heads are taken per layer inside it (as in EAP
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,7 +90,8 @@ class PatchedModel:
         mask
             ``[edge]``: edges that stay intact in front of ``logits``, and there but for the cuts.
         cuts
-            ``[cut, sender]``: senders whose edge into ``logits`` each cut ablates besides.
+            ``[cut, sender]``: senders whose edge into ``logits`` each cut ablates besides, whatever
+            their span.
 
         Returns
         -------
@@ -110,10 +112,8 @@ class PatchedModel:
         return self.values(np.ones(self.experiment.graph.n_edges, dtype=bool))
 
     def _matrix(self, mask: NDArray[np.bool_]) -> Tensor:
-        """``[receiver, sender] bool``: which edges are in."""
-        graph = self.experiment.graph
-        matrix = torch.zeros(len(graph.receivers), graph.n_senders, dtype=torch.bool)
-        matrix[graph.edge_receiver[mask], graph.edge_sender[mask]] = True
+        """``[span, receiver, sender] bool``: which edges are in."""
+        matrix = torch.as_tensor(self.experiment.by_component(mask))
         return matrix.to(self.experiment.model.device)
 
     def _plain(self, i: int) -> _PlainRuns:
@@ -151,10 +151,11 @@ class SoftPatchedModel(PatchedModel):
         with torch.no_grad():
             plain = self._plain(i)
         weights = weights.expand(batch.n_prompts, -1)
-        at = graph.edge_receiver.astype(np.int64) * graph.n_senders + graph.edge_sender
-        matrix = weights.new_zeros(len(weights), len(graph.receivers) * graph.n_senders)
-        matrix = matrix.index_copy(1, torch.as_tensor(at, device=weights.device), weights)
-        matrix = matrix.unflatten(1, (len(graph.receivers), graph.n_senders))
+        shape = graph.shape.n_spans, len(graph.components.receivers), graph.components.n_senders
+        place = np.ravel_multi_index(self.experiment.edge_place, shape)
+        matrix = weights.new_zeros(len(weights), math.prod(shape))
+        matrix = matrix.index_copy(1, torch.as_tensor(place, device=weights.device), weights)
+        matrix = matrix.unflatten(1, shape)
         return _SoftPatchedRun(self.experiment, batch, plain, matrix).rows()
 
 
@@ -188,11 +189,12 @@ class _PatchedRun:
         self, experiment: Experiment, batch: Batch, plain: _PlainRuns, kept: Tensor
     ) -> None:
         self.experiment, self.batch = experiment, batch
-        self.model, self.graph = experiment.model, experiment.graph
+        self.model, self.graph = experiment.model, experiment.graph.components
         self.ablated = plain.ablated
         self.current = plain.out.clone()  # replaced layer by layer
         self.n_sources = 2 if self.model.shape.split_embed else 1
-        self.kept = kept  # (receiver, sender), in soft runs (batch, receiver, sender)
+        self.kept = kept  # (span, receiver, sender), in soft runs (batch, span, receiver, sender)
+        self.spans = np.array(batch.spans)  # of the positions in current and ablated
 
     def rows(self) -> Tensor:
         """Metric of every scored row of the batch: ``[row]``."""
@@ -203,7 +205,7 @@ class _PatchedRun:
         """``[cut, row]``: as :meth:`rows`, ``logits`` not reading the senders of each cut."""
         self._run_layers()
         cut = torch.from_numpy(cuts).to(self.kept.device)
-        self.kept = self.kept[self._logits] & ~cut  # in place of the graph's receivers
+        self.kept = self.kept[:, self._logits] & ~cut  # in place of the graph's receivers
         n_bytes = self.batch.n_rows * self.current.shape[-1] * self.current.element_size()
         each = max(1, _CUTS_BYTES // n_bytes)
         parts = np.array_split(np.arange(len(cuts)), -(-len(cuts) // each))
@@ -231,6 +233,7 @@ class _PatchedRun:
                 self._write(start + heads, block.mlp(x)[None])
         scored = self.batch.scored
         self.current, self.ablated = self.current[:, :, scored], self.ablated[:, :, scored]
+        self.spans = self.spans[scored.cpu().numpy()]
 
     def _start(self, layer: int) -> int:
         """First sender of a layer."""
@@ -282,9 +285,12 @@ class _PatchedRun:
 
     def _mix(self, kept: Tensor, senders: slice | Tensor) -> Tensor:
         """``sum_in current + sum_out ablated`` of some senders: ``[receiver, b, p, d]``."""
-        return torch.einsum("rs,sbpd->rbpd", kept, self.current[senders]) + torch.einsum(
-            "rs,sbpd->rbpd", 1 - kept, self.ablated[senders]
-        )
+        current, ablated = self.current[senders], self.ablated[senders]
+        if len(kept) == 1:
+            kept, sums = kept[0], "rs,sbpd->rbpd"
+        else:
+            kept, sums = kept[self.spans], "prs,sbpd->rbpd"
+        return torch.einsum(sums, kept, current) + torch.einsum(sums, 1 - kept, ablated)
 
 
 class _SoftPatchedRun(_PatchedRun):
@@ -296,4 +302,8 @@ class _SoftPatchedRun(_PatchedRun):
     def _mix(self, kept: Tensor, senders: slice | Tensor) -> Tensor:
         ablated = self.ablated[senders]
         change = self.current[senders] - ablated
-        return torch.einsum("brs,sbpd->rbpd", kept, change) + ablated.sum(0)
+        if kept.shape[1] == 1:
+            kept, sums = kept[:, 0], "brs,sbpd->rbpd"
+        else:
+            kept, sums = kept[:, self.spans], "bprs,sbpd->rbpd"
+        return torch.einsum(sums, kept, change) + ablated.sum(0)

@@ -5,9 +5,10 @@ receiver that reads ``y = sum_u z_u`` at one position, sender u has the share ::
 
     max(|y|_1 - |y - z_u|_1, 0)
 
-of the sum over its senders; the score of an edge is the mean share over positions, then over
-prompts.  Nothing is ablated and no metric enters: scores say where information flows on these
-prompts, not what the task needs.  q, k and v of a head read the same stream and have one score.
+of the sum over its senders; the score of an edge is the mean share over positions (in a graph split
+by spans those of its span), then over prompts.  Nothing is ablated and no metric enters: scores say
+where information flows on these prompts, not what the task needs.  q, k and v of a head read the
+same stream and have one score.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from acdc.engine.attribution import Tokens, token_chunks
 from acdc.engine.experiment import Experiment, iter_layers
 from acdc.lowering import LoweredModel
 from acdc.lowering.attention import KINDS
@@ -53,24 +55,26 @@ def ifr(
         read comes near the sum).
     """
     graph, model = experiment.graph, experiment.model
-    scores = np.zeros(graph.n_edges)
-    chunk = max(1, memory // (3 * graph.n_senders * model.d_model * model.W_U.element_size()))
+    scores, n_prompts = np.zeros(graph.n_edges), np.zeros(graph.shape.n_spans)
+    n_senders = graph.components.n_senders
+    chunk = max(1, memory // (3 * n_senders * model.d_model * model.W_U.element_size()))
     for batch in experiment.batches:
         trace = model.forward(experiment.runs(batch)[0])
-        n_tokens = batch.clean.numel()
-        weight = batch.n_prompts / n_tokens  # a prompt's positions count as much as another's
-        for start in range(0, n_tokens, chunk):
-            tokens = slice(start, start + chunk)
+        n_prompts[list(set(batch.spans))] += batch.n_prompts
+        for span, tokens in token_chunks(batch.spans, batch.n_prompts, chunk, batch.clean.device):
+            weight = 1 / batch.spans.count(span)  # a prompt's positions count as much as another's
             parts = _written(model, trace, tokens)
-            for receivers, stream in _streams(experiment, trace):
+            for components, stream in _streams(experiment, trace):
+                receivers = experiment.receiver_at[span, components]
+                if receivers[0] < 0:  # logits where none is scored
+                    continue
                 low, high = graph.receiver_start[receivers[0] : receivers[0] + 2]
                 n_seen = int(high - low)
                 shares = _shares(parts[:n_seen], stream.flatten(0, 1)[tokens])
-                for receiver in receivers:
-                    low = graph.receiver_start[receiver]
+                for low in graph.receiver_start[receivers]:
                     scores[low : low + n_seen] += weight * shares
         progress(batch.n_prompts)
-    return scores / len(experiment.task)
+    return scores / n_prompts[graph.edge_span]
 
 
 def _shares(parts: Tensor, whole: Tensor) -> NDArray[np.float64]:
@@ -81,7 +85,7 @@ def _shares(parts: Tensor, whole: Tensor) -> NDArray[np.float64]:
     return (near / total.where(total > 0, 1)).sum(1).double().cpu().numpy()
 
 
-def _written(model: LoweredModel, trace: Trace, tokens: slice) -> Tensor:
+def _written(model: LoweredModel, trace: Trace, tokens: Tokens) -> Tensor:
     """What senders write, ``[sender, token, d_model]``; heads through a post-norm of their sum."""
     blocks = [x.flatten(0, 1)[None, tokens] for x in trace.embeds]
     for i, layer in enumerate(model.layers):
@@ -98,10 +102,11 @@ def _written(model: LoweredModel, trace: Trace, tokens: slice) -> Tensor:
 def _streams(experiment: Experiment, trace: Trace) -> list[tuple[list[int], Tensor]]:
     """Receivers that read one stream, and the stream, ``[batch, pos, d_model]``."""
     found: list[tuple[list[int], Tensor]] = []
-    for layer, receivers in iter_layers(experiment.graph):
+    graph = experiment.graph.components
+    for layer, receivers in iter_layers(graph):
         heads = sorted({int(v) for kind in KINDS for v in receivers[kind]})
         found.append((heads, trace.attention_in[layer]))
         if "mlp" in receivers:
             found.append((receivers["mlp"].tolist(), trace.mlp_in[layer]))
     assert trace.final is not None
-    return [*found, ([experiment.graph.receiver_index["logits"]], trace.final)]
+    return [*found, ([graph.receiver_index["logits"]], trace.final)]
