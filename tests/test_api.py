@@ -31,13 +31,11 @@ def module_name(path: Path) -> str:
 
 
 def defined(path: Path) -> set[str]:
-    """Public functions and classes of a module; commands of the command line are no names."""
+    """Public functions and classes of a module."""
     return {
         node.name
         for node in ast.parse(path.read_text()).body
-        if isinstance(node, ast.FunctionDef | ast.ClassDef)
-        and not node.name.startswith("_")
-        and not any("app.command" in ast.unparse(line) for line in node.decorator_list)
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
     }
 
 

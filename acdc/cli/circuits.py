@@ -1,0 +1,137 @@
+"""Commands that show a circuit elsewhere or closer: ``export`` and ``latents``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from acdc.cli import options as opt
+from acdc.cli.inputs import check_file, check_page, circuit_file, read_circuit
+
+__all__ = ["export", "latents"]
+
+_TOP_LATENTS, _TOP_ON_PAGE = 10, 200
+
+
+def export(
+    circuit: opt.CircuitPath,
+    format: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="svg, png, pdf, dot, json, graphml or pt (default: as --out ends, or svg).",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="File to write (default: beside the circuit).")
+    ] = None,
+    max_edges: Annotated[
+        int | None, typer.Option("--max-edges", help="Draw at most so many edges.")
+    ] = None,
+    negate: Annotated[
+        bool,
+        typer.Option(
+            "--negate/--no-negate",
+            help="Turn the scores' sign (json, pt): MIB ranks by signed scores, highest first; "
+            "ours of logit_diff are negative where an edge helps.",
+        ),
+    ] = False,
+    error_nodes: Annotated[
+        bool,
+        typer.Option(
+            "--error-nodes/--no-error-nodes",
+            help="With the edges of error nodes (circuits with latents), or without.",
+        ),
+    ] = True,
+    overwrite: opt.Replace = False,
+) -> None:
+    """Write a circuit as a picture, as DOT, GraphML, or JSON and .pt in EAP-IG's and MIB's layout.
+
+    Example: acdc export runs/ioi --format pdf --out ioi.pdf
+    """
+    from dataclasses import replace
+
+    from acdc.errors import OptionError
+    from graphs.draw import FORMATS, render
+    from graphs.formats import write_dot, write_graphml, write_json
+
+    formats = (*FORMATS, "dot", "json", "graphml", "pt")
+    format = format or (out.suffix[1:].lower() if out else "") or "svg"
+    if format not in formats:
+        raise OptionError(f"format {format!r}: expected one of {', '.join(formats)}")
+    if max_edges is not None and max_edges < 1:
+        raise OptionError(f"max-edges {max_edges}: expected at least 1")
+    if negate and format not in ("json", "pt"):
+        raise OptionError(f"--negate with format {format}: it is for json and pt")
+    if negate and out is None:
+        raise OptionError("--negate: say with --out where the other scores go")
+    source = circuit_file(circuit)
+    found = read_circuit(source)
+    if negate:
+        found = replace(found, scores=-found.scores)
+    if not error_nodes:
+        from acdc.latents.faithfulness import error_edges  # torch takes seconds
+
+        if out is None or not found.graph.shape.sites:
+            raise OptionError("--no-error-nodes: it is for circuits with latents, and needs --out")
+        found = replace(found, in_circuit=found.in_circuit & ~error_edges(found.graph))
+    target = out or source.with_suffix(f".{format}")
+    if out is None and target == source:
+        typer.echo(f"{source} is {format} already")
+        return
+    derived = out is None and (source.suffix == ".json" or format in FORMATS)
+    check_file(target, overwrite or derived)
+    limits: dict[str, Any] = {} if max_edges is None else {"max_edges": max_edges}
+    if format in FORMATS:
+        render(found, target, format, **limits)
+    elif format == "dot":
+        write_dot(found, target, **limits)
+    elif format == "graphml":
+        write_graphml(found, target)
+    elif format == "pt":
+        from acdc.mib import write_pt  # torch takes seconds
+
+        write_pt(found, target)
+    else:
+        write_json(found, target)
+    typer.echo(f"written to {target}")
+
+
+def latents(
+    run: Annotated[Path, typer.Argument(help="Folder of a run that was found with --saes.")],
+    top: Annotated[
+        int | None,
+        typer.Option("--top", help="Latents to show (default: 10; 200 on a page)."),
+    ] = None,
+    prompts: Annotated[int, typer.Option("--prompts", help="Prompts to show of each latent.")] = 5,
+    clusters: Annotated[
+        int | None,
+        typer.Option("--clusters", help="Put latents that are active together into so many sets."),
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Write a page (.html) that needs no network.")
+    ] = None,
+    overwrite: opt.Replace = False,
+) -> None:
+    """Show the latents of a circuit: what they fire on, what they write, and their edges.
+
+    Example: acdc latents runs/ioi --top 5
+
+    Example: acdc latents runs/ioi --clusters 8 --html latents.html
+    """
+    from acdc.looking import gallery_parts, look, to_html
+    from acdc.terminal import TerminalReporter, show
+    from graphs.files import write_whole
+
+    if html is not None:
+        check_page(html, overwrite)
+    n_shown = top if top is not None else (_TOP_LATENTS if html is None else _TOP_ON_PAGE)
+    with TerminalReporter().phase("look at latents", None):
+        gallery = look(run, top=n_shown, n_examples=prompts, clusters=clusters)
+    if html is None:
+        show(*gallery_parts(gallery))
+    else:
+        write_whole(html, to_html(gallery))
+        typer.echo(f"written to {html}: {len(gallery.latents)} of {gallery.n_latents} latents")

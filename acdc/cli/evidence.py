@@ -1,0 +1,285 @@
+"""Commands that say how far to believe a circuit: ``evaluate``, ``self-repair``, ``report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from acdc.cli import options as opt
+from acdc.cli.inputs import check_file, check_page, circuit_and_settings, to_bytes
+
+if TYPE_CHECKING:
+    from acdc.engine.constants import Constants
+    from acdc.runs import Settings
+    from graphs import Circuit
+
+__all__ = ["evaluate", "report", "self_repair"]
+
+
+def evaluate(
+    circuit: opt.CircuitPath,
+    task: opt.RunTask = None,
+    model: opt.Model = None,
+    metric: opt.RunMetric = None,
+    n_prompts: opt.NPrompts = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed (default: the run's).")] = None,
+    batch_size: opt.RunBatchSize = None,
+    device: opt.RunDevice = None,
+    dtype: opt.RunDtype = None,
+    prepend_bos: opt.RunBos = None,
+    corruption: opt.Corruption = None,
+    intervention: Annotated[
+        str | None,
+        typer.Option("--intervention", help="resample, zero, mean, mean-positional or optimal."),
+    ] = None,
+    direction: opt.RunDirection = None,
+    mean_over: opt.MeanOver = None,
+    optimal: Annotated[
+        bool,
+        typer.Option("--optimal", help="Train optimal constants and measure under them too."),
+    ] = False,
+    optimal_steps: opt.RunOptimalSteps = None,
+    memory: opt.Memory = 1.0,
+    saes: opt.Saes = None,
+    brief: Annotated[
+        bool,
+        typer.Option(
+            "--brief", help="Metric and faithfulness alone, on discovery's prompts (or --seed's)."
+        ),
+    ] = False,
+    seen: Annotated[
+        bool,
+        typer.Option("--seen/--unseen", help="Evaluate on the prompts that discovery saw."),
+    ] = False,
+    tests: opt.Tests = True,
+    alpha: Annotated[float, typer.Option("--alpha", help="Level of the tests.")] = 0.05,
+    epsilon: Annotated[
+        float, typer.Option("--epsilon", help="Equivalence: how far from even odds may be.")
+    ] = 0.1,
+    quantile: Annotated[
+        float, typer.Option("--quantile", help="Share of random circuits or edges to surpass.")
+    ] = 0.9,
+    tolerance: Annotated[
+        float, typer.Option("--tolerance", help="Completeness: share of the gap to be apart.")
+    ] = 0.1,
+    n_random: Annotated[
+        int, typer.Option("--n-random", help="Random circuits, and random added edges.")
+    ] = 100,
+    n_permutations: Annotated[
+        int, typer.Option("--n-permutations", help="Of the test of independence.")
+    ] = 1000,
+    n_knockouts: Annotated[
+        int, typer.Option("--n-knockouts", help="Random knock-outs of nodes.")
+    ] = 20,
+    n_resamples: opt.NResamples = 1000,
+    test_edges: Annotated[
+        int | None,
+        typer.Option("--test-edges", help="Edges that minimality tests, drawn (default: all)."),
+    ] = None,
+    test_seed: Annotated[
+        int, typer.Option("--test-seed", help="Seed of all that the tests draw.")
+    ] = 0,
+    out: opt.JsonFile = None,
+    overwrite: opt.Replace = False,
+) -> None:
+    """Measure and test a circuit, on prompts that discovery has not seen.
+
+    Faithfulness with its interval under every ablation, CPR and CMD, and tests that a wrong
+    circuit fails: equivalence, independence, minimality, sufficiency, necessity, completeness.
+    Options that are not given are the run's own.
+
+    Example: acdc evaluate runs/ioi --metric logit_diff --out verdicts.json
+
+    Example: acdc evaluate runs/ioi --brief --seed 1
+    """
+    from acdc.assessment import assess
+    from acdc.errors import OptionError
+    from acdc.runs import run_constants
+    from acdc.terminal import (
+        TerminalReporter,
+        ablations_table,
+        effects_table,
+        run_table,
+        show,
+        verdicts_table,
+    )
+    from acdc.verdicts import Trials
+
+    trials = Trials(
+        alpha=alpha, epsilon=epsilon, quantile=quantile, tolerance=tolerance, n_random=n_random,
+        n_permutations=n_permutations, n_knockouts=n_knockouts, n_edges=test_edges, seed=test_seed,
+    )  # fmt: skip
+    found, settings, discovery = circuit_and_settings(
+        circuit,
+        task=task, model=model, metric=metric, n_prompts=n_prompts, seed=seed,
+        batch_size=batch_size, device=device, dtype=dtype, prepend_bos=prepend_bos,
+        corruption=corruption, intervention=intervention, direction=direction, saes=saes,
+        mean_over=mean_over, optimal_steps=optimal_steps,
+    )  # fmt: skip
+    constants = run_constants(circuit, settings)
+    n_bytes = to_bytes(memory)
+    title = f"evaluation of {circuit}"
+    if out is not None:
+        check_file(out, overwrite)
+    if brief:
+        if out is not None or seen:
+            raise OptionError(f"--brief with {'--out' if out else '--seen'}: leave one of them out")
+        show(run_table(_brief(found, settings, constants), title))
+        return
+    if discovery is not None and seed == discovery.seed and task is None and not seen:
+        raise OptionError(
+            f"seed {seed} is that of discovery: choose another, or say --seen to evaluate on "
+            "the prompts that it saw"
+        )
+    assessment = assess(
+        found, settings, discovery=discovery, seen=seen, trials=trials, tests=tests,
+        n_resamples=n_resamples, constants=constants, optimal=optimal, memory=n_bytes,
+        reporter=TerminalReporter(),
+    )  # fmt: skip
+    if out is not None:
+        assessment.save(out)
+    summary = assessment.summary()
+    show(run_table(summary, title), ablations_table(summary))
+    if assessment.judgement is not None:
+        show(verdicts_table(assessment.judgement), effects_table(assessment.judgement))
+    if out is not None:
+        show(f"written to {out}")
+
+
+def _brief(circuit: Circuit, settings: Settings, constants: Constants | None) -> dict[str, Any]:
+    """What ``run_table`` shows of a circuit measured again."""
+    from dataclasses import asdict
+
+    from acdc.pipeline import evaluate as measure
+
+    evaluation, n_pairs = measure(circuit, settings, constants)
+    return {
+        **asdict(settings),
+        **asdict(evaluation),
+        "method": circuit.info.get("method", settings.method),
+        "n_prompts": n_pairs,
+        "n_edges_kept": circuit.n_edges,
+        "n_edges_total": circuit.graph.n_edges,
+    }
+
+
+def self_repair(
+    circuit: opt.CircuitPath,
+    role: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--role",
+            help="A role's heads, as mover=a4.h1,a5.h0, or a role of --reference (repeatable; "
+            "default: the circuit's heads with an edge into logits).",
+        ),
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option("--reference", help="Take roles of this reference (acdc list references)."),
+    ] = None,
+    task: opt.RunTask = None,
+    model: opt.Model = None,
+    metric: opt.RunMetric = None,
+    n_prompts: opt.NPrompts = None,
+    batch_size: opt.RunBatchSize = None,
+    device: opt.RunDevice = None,
+    intervention: Annotated[
+        str | None, typer.Option("--intervention", help="What ablated edges carry.")
+    ] = None,
+    direction: opt.RunDirection = None,
+    seen: Annotated[
+        bool,
+        typer.Option("--seen/--unseen", help="Measure on the prompts that discovery saw."),
+    ] = True,
+    min_share: Annotated[
+        float,
+        typer.Option("--min-share", help="Of what was taken, what a backup gives back at least."),
+    ] = 0.1,
+    n_resamples: opt.NResamples = 1000,
+    out: opt.JsonFile = None,
+    overwrite: opt.Replace = False,
+) -> None:
+    """Find backup heads: each head's direct effect before and after others are ablated.
+
+    For a head of a role the others of the role are ablated, for every other head the whole role.
+
+    Example: acdc self-repair runs/ioi --role mover=a4.h1,a5.h0 --out repair.json
+    """
+    from acdc.references import load_reference
+    from acdc.self_repair import parse_roles
+    from acdc.self_repair import self_repair as measure
+    from acdc.terminal import TerminalReporter, self_repair_tables, show
+
+    known = None if reference is None else load_reference(reference)
+    roles = parse_roles(role, known) if role else known
+    found, settings, discovery = circuit_and_settings(
+        circuit,
+        task=task, model=model, metric=metric, n_prompts=n_prompts, batch_size=batch_size,
+        device=device, intervention=intervention, direction=direction,
+    )  # fmt: skip
+    if out is not None:
+        check_file(out, overwrite)
+    repair = measure(
+        found, settings, roles, discovery=discovery, seen=seen, min_share=min_share,
+        n_resamples=n_resamples, reporter=TerminalReporter(),
+    )  # fmt: skip
+    if out is not None:
+        repair.save(out)
+    show(*self_repair_tables(repair, f"self-repair in {circuit}"))
+    if out is not None:
+        show(f"written to {out}")
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Page to write (default: RUN/report.html).")
+    ] = None,
+    evaluation: Annotated[
+        Path | None,
+        typer.Option(
+            "--evaluation",
+            help="What acdc evaluate wrote (default: RUN/evaluation.json, or done now).",
+        ),
+    ] = None,
+    stability: Annotated[
+        Path | None,
+        typer.Option(
+            "--stability", help="What acdc stability wrote (default: RUN/stability.json)."
+        ),
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            "--reference", help="Reference circuit: name or file (default: the model's own)."
+        ),
+    ] = None,
+    tests: opt.Tests = True,
+    prompts: Annotated[
+        int, typer.Option("--prompts", help="Prompt pairs to show attention patterns on.")
+    ] = 3,
+    overwrite: opt.Replace = False,
+) -> None:
+    """Write a run as one HTML page that needs no network: circuit, tests, curves, timings.
+
+    Example: acdc report runs/ioi
+
+    Example: acdc report runs/ioi --stability runs/stable/stability.json --out ioi.html
+    """
+    from acdc.errors import CircuitFileError
+    from acdc.report import gather, to_html
+    from acdc.terminal import TerminalReporter
+    from graphs.files import write_whole
+
+    page = out or run / "report.html"
+    if not run.is_dir():
+        raise CircuitFileError(f"{run}: no such folder; give the folder of a run")
+    check_page(page, overwrite)
+    found = gather(
+        run, evaluation=evaluation, stability=stability, reference=reference, tests=tests,
+        n_prompts=prompts, reporter=TerminalReporter(),
+    )  # fmt: skip
+    write_whole(page, to_html(found))
+    typer.echo(f"written to {page}")

@@ -1,0 +1,94 @@
+"""What commands make of the paths and numbers that they are given.
+
+Nothing is written here: a mistake is found before a command starts to compute.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from acdc.runs import Settings
+    from graphs import Circuit
+
+__all__ = [
+    "check_file",
+    "check_page",
+    "circuit_and_settings",
+    "circuit_file",
+    "read_circuit",
+    "to_bytes",
+]
+
+
+def to_bytes(memory: float) -> int:
+    """Bytes of so many GiB."""
+    from acdc.errors import OptionError
+
+    if not 0 < memory < math.inf:
+        raise OptionError(f"memory {memory:g}: expected GiB above 0, as 1")
+    return int(memory * 2**30)
+
+
+def check_file(path: Path, overwrite: bool) -> None:
+    """Refuse to write a file that exists already, or into a folder that does not exist."""
+    from acdc.errors import OutputError
+
+    if path.exists() and not overwrite:
+        raise OutputError(f"{str(path)!r} exists: choose another with --out or pass --overwrite")
+    if not path.parent.is_dir():
+        raise OutputError(f"folder {str(path.parent)!r} does not exist: create it first")
+
+
+def check_page(path: Path, overwrite: bool) -> None:
+    """Refuse to write a page that is not called one, or as :func:`check_file` does."""
+    from acdc.errors import OptionError
+
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise OptionError(f"page {str(path)!r}: expected a name ending in .html")
+    check_file(path, overwrite)
+
+
+def circuit_file(path: Path) -> Path:
+    """File of a circuit, given itself or the folder of its run."""
+    from acdc.errors import CircuitFileError
+
+    if not path.exists():
+        raise CircuitFileError(f"{path}: no such folder or file; give a run or a circuit file")
+    return path / "circuit.json" if path.is_dir() else path
+
+
+def read_circuit(path: Path) -> Circuit:
+    """Read a circuit file of any format: JSON, or MIB's ``.pt``."""
+    if path.suffix.lower() == ".pt":
+        from acdc.mib import read_pt  # torch takes seconds
+
+        return read_pt(path)
+    from graphs.formats import load_circuit
+
+    return load_circuit(path)
+
+
+def circuit_and_settings(path: Path, **given: Any) -> tuple[Circuit, Settings, Settings | None]:
+    """A circuit, the settings of its run with those given on top, and its run's alone."""
+    from acdc.errors import OptionError
+    from acdc.pipeline import check_settings
+    from acdc.runs import load_run, read_settings
+    from acdc.tasks import is_task_file
+
+    discovery = None
+    if circuit_file(path) != path:
+        discovery, circuit, summary = load_run(path)
+    else:
+        circuit, summary = read_circuit(path), {}
+        if given["task"] is None:
+            raise OptionError(f"{path} is a circuit file: say with --task what to measure it on")
+    chosen = {name: value for name, value in given.items() if value is not None}
+    if "task" in chosen and chosen["task"] != summary.get("task"):
+        summary.pop("corruption", None)
+        summary["holdout"] = 0.0 if is_task_file(chosen["task"]) else None
+        if "n_prompts" not in chosen:
+            summary.pop("n_prompts", None)
+    return circuit, check_settings(read_settings({**summary, **chosen})), discovery
