@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import os
 import re
 import shlex
@@ -766,6 +767,8 @@ def test_no_run_no_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         ({"tests": None, "areas": None}, "'areas' is of type NoneType"),
         ({"n_edges_kept": 29}, "is of a circuit of 29 of 1,519 edges, the run's has 30 of 1,519"),
         ({"n_edges_kept": True}, "'n_edges_kept' is of type bool"),
+        ({"n_prompts": math.nan}, "'n_prompts' is nan; give what acdc evaluate"),
+        ({"n_prompts": math.inf}, "'n_prompts' is inf"),
         ({"tests": {"verdicts": [{"test": 3}]}}, "'test' is of type int"),
         ({"ablations": ["x"]}, "it is of type str"),
         ({"task": ...}, "'task' is missing"),
