@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from acdc.engine.experiment import Experiment
 from acdc.errors import CircuitFileError, DictionaryError, OptionError
 from acdc.latents.experiment import LatentExperiment
 from acdc.pipeline import check_settings, load_experiment, reattach
-from acdc.runs import Settings
+from acdc.runs import Settings, run_constants
 from acdc.tasks import Tokenizer
 from graphs import Circuit
 
@@ -32,7 +33,8 @@ def reopen(
     Returns
     -------
     tuple
-        A :class:`acdc.latents.experiment.LatentExperiment` where the run has dictionaries.
+        A :class:`acdc.latents.experiment.LatentExperiment` where the run has dictionaries; with
+        the constants that the run's ablated edges carried, if they did.
 
     Raises
     ------
@@ -65,7 +67,7 @@ def reopen(
             f"{folder}: {settings.metric} of model {settings.model!r} was {wanted}, it is "
             f"{value:.6g} now; model or task have changed, find the circuit anew"
         )
-    return experiment, tokenizer
+    return replace(experiment, constants=run_constants(folder, settings)), tokenizer
 
 
 def _with_dictionaries(

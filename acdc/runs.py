@@ -226,6 +226,8 @@ class Run:
             If a score is no finite number.
         """
         path = write_folder(folder, self._write, overwrite=overwrite)
+        if self.constants is None:  # those of a run that was overwritten are not this one's
+            (path / FILE_NAME).unlink(missing_ok=True)
         Checkpoint.remove(path)
         return path
 

@@ -50,11 +50,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from acdc.engine.constants import Constants
 from acdc.engine.experiment import Experiment
 from acdc.engine.patched import PatchedModel
 from acdc.errors import OptionError, UnknownNameError
 from acdc.evaluation import interval
-from acdc.pipeline import Reporter, Silent, fit
+from acdc.pipeline import Reporter, Silent, fit, with_constants
 from acdc.runs import Settings, Timer, versions
 from acdc.unseen import PromptChoice
 from graphs import Circuit, Graph, write_whole
@@ -231,6 +232,7 @@ def self_repair(
     min_share: float = 0.1,
     n_resamples: int = 1000,
     seed: int = 0,
+    constants: Constants | None = None,
     reporter: Reporter | None = None,
 ) -> SelfRepair:
     """Measure each head's direct effect before and after others of its role are ablated.
@@ -251,6 +253,9 @@ def self_repair(
         What a backup gives back at least, as a share of what was taken; above 0, at most 1.
     n_resamples, seed
         Of the bootstrap over prompts.
+    constants
+        What ablated edges carried in the run (:func:`acdc.runs.run_constants`); None: computed
+        anew where they carry any.
     reporter
         Told of progress.
 
@@ -286,7 +291,9 @@ def self_repair(
     _check_heads(roles, circuit.graph)
     reporter, timer = reporter or Silent(), Timer()
     with timer.phase("load"), reporter.phase("load model and task", None):
-        circuit, experiment = fit(circuit, settings, PromptChoice(discovery, seen))
+        circuit, experiment = fit(circuit, settings, PromptChoice(discovery, seen), constants)
+    with timer.phase("constants"):
+        experiment = with_constants(experiment, settings.optimal_steps, reporter=reporter)
     n_prompts = len(experiment.task)
     if n_prompts < 2:
         raise OptionError("1 prompt: an interval over prompts needs at least 2")

@@ -139,6 +139,14 @@ def test_a_file_labels_its_spans(tmp_path):
     assert load_task(str(tmp_path / "t.csv"), None).pairs[0].spans == {"END": (1,)}
 
 
+@pytest.mark.parametrize("prompt", ['{""a"": 1}', "[" * 100_000])
+def test_a_cell_that_looks_like_json_is_a_text(tmp_path, prompt):
+    path = tmp_path / "t.csv"
+    path.write_text(f'clean,corrupted,correct_idx\n"{prompt}","[5, 7]",1\n')
+    with pytest.raises(TaskError, match=r"row 1: .*got the text .* but the model has no tokenizer"):
+        load_task(str(path), None)
+
+
 MISTAKES = [
     ([3], r"'spans' is \[3\]: give an object of labels with lists of token positions"),
     ({"IO": 3}, r"'spans' is {'IO': 3}: give an object of labels"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import os
 import re
 import shlex
@@ -35,7 +36,7 @@ from acdc.report.contents import command_line
 from acdc.report.evidence import read_evidence, read_repeated
 from acdc.report.patterns import MOST_TOKENS, attention_patterns, encode_patterns
 from acdc.report.plots import Axis, ablations_plot, frontier_plot
-from acdc.runs import Settings
+from acdc.runs import Settings, run_constants
 from acdc.tasks import Pair, Task
 from acdc.texts import Texts
 from acdc.verdicts import Trials
@@ -766,6 +767,8 @@ def test_no_run_no_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         ({"tests": None, "areas": None}, "'areas' is of type NoneType"),
         ({"n_edges_kept": 29}, "is of a circuit of 29 of 1,519 edges, the run's has 30 of 1,519"),
         ({"n_edges_kept": True}, "'n_edges_kept' is of type bool"),
+        ({"n_prompts": math.nan}, "'n_prompts' is nan; give what acdc evaluate"),
+        ({"n_prompts": math.inf}, "'n_prompts' is inf"),
         ({"tests": {"verdicts": [{"test": 3}]}}, "'test' is of type int"),
         ({"ablations": ["x"]}, "it is of type str"),
         ({"task": ...}, "'task' is missing"),
@@ -818,6 +821,28 @@ def test_a_run_json_that_lacks_something_is_refused(folder: Path, tmp_path: Path
         (other / "run.json").write_text(json.dumps({**summary, **change}))
         with pytest.raises((CircuitFileError, OptionError), match=words):
             gather(other)
+
+
+def test_a_report_measures_with_the_constants_of_the_run(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"method": "eap", "n_edges": 40, "n_prompts": 4}
+    folder = acdc.discover("ioi", intervention="mean", **options).save(tmp_path / "run")
+    settings, circuit, _ = acdc.load_run(folder)
+    wanted, anew = (
+        assess(
+            circuit, settings, discovery=settings, tests=False, n_resamples=10, constants=constants
+        ).summary()["ablations"][0]["faithfulness"]
+        for constants in (run_constants(folder, settings), None)
+    )
+    report = gather(folder, tests=False, n_prompts=1)
+    assert report.evidence is not None
+    assert report.evidence.ablations[0].faithfulness == pytest.approx(wanted, abs=1e-6)
+    assert wanted != pytest.approx(anew, abs=1e-3)
+
+
+def test_a_sparsity_is_said(report: Report) -> None:
+    settings = replace(report.settings, method="edge-pruning", n_edges=None, sparsity=0.95)
+    text = to_html(replace(report, settings=settings))
+    assert "all but a share of 0.95 of the edges, by absolute score" in text
 
 
 def test_a_run_whose_model_has_changed_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -12,12 +12,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from acdc import runs
+from acdc.engine.constants import Constants
 from acdc.errors import CircuitFileError, InputError, OptionError, OutputError
 from acdc.evaluation import Evaluation
 from acdc.pipeline import check_settings
-from acdc.runs import Run, Settings, Timer, check_output, load_run, read_settings
+from acdc.runs import (
+    Run,
+    Settings,
+    Timer,
+    check_output,
+    load_run,
+    read_settings,
+    run_constants,
+)
 from graphs import Circuit, GraphShape, component_graph
 
 FILES = {"circuit.dot", "circuit.json", "circuit.png", "circuit.svg", "run.json"}
@@ -135,6 +145,15 @@ def test_overwriting_keeps_unknown_files(run: Run, tmp_path: Path) -> None:
     assert {path.name for path in folder.iterdir()} == FILES | {"notes.txt", "more"}
     assert (folder / "notes.txt").read_text() == "mine"
     assert load_run(folder)[0].seed == 4
+
+
+def test_constants_of_an_overwritten_run_are_gone(run: Run, tmp_path: Path) -> None:
+    constants = Constants("mean", "noising", {None: [torch.zeros(1, 1, 3)]})
+    folder = replace(run, constants=constants).save(tmp_path / "run")
+    assert run_constants(folder, run.settings) is not None
+    run.save(folder, overwrite=True)
+    assert run_constants(folder, run.settings) is None
+    assert snapshot(folder).keys() == FILES
 
 
 def test_an_empty_folder_may_be_written(run: Run, tmp_path: Path) -> None:

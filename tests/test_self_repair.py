@@ -21,6 +21,7 @@ from acdc.errors import OptionError, UnknownNameError
 from acdc.methods.acdc import acdc
 from acdc.metrics import get_metric
 from acdc.models import load_model
+from acdc.pipeline import fit
 from acdc.references import load_reference
 from acdc.runs import Settings
 from acdc.self_repair import (
@@ -49,6 +50,24 @@ def whole(model: str) -> Circuit:
 @cache
 def planted() -> Circuit:
     return whole(PLANTED)
+
+
+def test_constants_of_the_run_are_what_ablated_edges_carry() -> None:
+    settings = replace(SETTINGS, intervention="mean", n_prompts=6)
+    role = {"mover": ("a2.h1",)}
+    anew = self_repair(planted(), settings, role).roles[0].taken.mean
+    _, experiment = fit(planted(), settings)
+    means = experiment.means(positional=False)
+    own, other = (
+        replace(means, values={None: [factor * x + shift for x in means.values[None]]})
+        for factor, shift in ((1, 0.0), (0, 1.0))
+    )
+    found, ones = (
+        self_repair(planted(), settings, role, constants=constants).roles[0].taken.mean
+        for constants in (own, other)
+    )
+    assert found == pytest.approx(anew, abs=1e-6)
+    assert ones != pytest.approx(anew, abs=1e-2)
 
 
 # The measure, against the oracle

@@ -297,6 +297,16 @@ class BatchState:
                     at = index_of(outcome.inputs[receiver].flow.positions)
                     self._current_placed(layer, kind, head)[:, at] = output.placed[kind][scenario]
 
+    def finish(self, receiver: int, kept_edges: NDArray[np.int64]) -> None:
+        """Record which edges of a receiver stay, also of those that nothing was evaluated for."""
+        self.planner.finish(receiver, kept_edges)
+        if isinstance(self.inputs, Sums):
+            self.inputs.keep(
+                int(self.graph.receiver_span[receiver]),
+                int(self.graph.receiver_component[receiver]),
+                self._senders(kept_edges),
+            )
+
 
 class IncrementalRun:
     """The current circuit on all prompts, and what ablating edges of a receiver would do.
@@ -322,7 +332,7 @@ class IncrementalRun:
     def finish(self, receiver: int, kept_edges: NDArray[np.int64]) -> None:
         """Record which edges of a receiver stay; see :meth:`graphs.plan.Planner.finish`."""
         for state in self.states:
-            state.planner.finish(receiver, kept_edges)
+            state.finish(receiver, kept_edges)
 
     def capacity(self, edges: NDArray[np.int64]) -> int:
         """How many scenarios over these edges fit into the memory bound."""

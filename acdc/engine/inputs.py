@@ -245,6 +245,15 @@ class Sums(Changes):
         """Record edges as ablated."""
         self.kept[span, receiver, senders] = False
 
+    def keep(self, span: int, receiver: int, senders: NDArray[np.int64]) -> None:
+        """Record which edges of a receiver stay; all others are ablated.
+
+        Some of these were never evaluated, as their senders wrote zero when the receiver's turn
+        came: they may write something once their own inputs are ablated.
+        """
+        self.kept[span, receiver] = False
+        self.kept[span, receiver, senders] = True
+
     def _sum(self, flow: Flow, sums: dict[int, Tensor]) -> Input:
         """Sum of the groups, each through its norm, and of the biases below."""
         at = index_of(flow.positions)

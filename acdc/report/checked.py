@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -72,11 +73,15 @@ class JsonObject:
 
     def _wrong(self, key: str, value: Any) -> CircuitFileError:
         got = "missing" if value is _MISSING else f"of type {type(value).__name__}"
+        if isinstance(value, float) and not math.isfinite(value):
+            got = str(value)
         return CircuitFileError(
             f"{self.where} is not {self.what}: {key} is {got}; give what {self.how} writes"
         )
 
 
 def _is(value: Any, kind: type | tuple[type, ...]) -> bool:
-    """As isinstance, but true and false are no numbers."""
+    """As isinstance, but true and false are no numbers, nor are NaN and Infinity, JSON has none."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))

@@ -22,7 +22,7 @@ from acdc.reopen import reopen
 from acdc.report.checked import JsonObject
 from acdc.report.circuit import CircuitView, view_circuit
 from acdc.report.evidence import Evidence, Repeated, read_evidence, read_repeated, to_evidence
-from acdc.runs import Settings, load_run
+from acdc.runs import Settings, load_run, run_constants
 from acdc.texts import Texts
 from acdc.verdicts import Trials
 from graphs import (
@@ -171,7 +171,13 @@ def gather(
         common_form(circuit, known)  # of another graph: said before anything is measured
     if evidence is None and circuit.n_edges:
         found = assess(
-            circuit, settings, discovery=settings, tests=tests, trials=trials, reporter=reporter
+            circuit,
+            settings,
+            discovery=settings,
+            tests=tests,
+            trials=trials,
+            constants=run_constants(folder, settings),
+            reporter=reporter,
         )
         evidence = to_evidence(json.loads(json_text(found.summary())), circuit, folder)
     with reporter.phase("look at the circuit", None):

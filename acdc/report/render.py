@@ -147,6 +147,8 @@ def _selection(report: Report) -> str:
         return f"{ranking} score at least {s.threshold:.4g}"
     if s.n_edges is not None:
         return f"at most {_n(s.n_edges, 'edge')} by {ranking} score"
+    if s.sparsity is not None:
+        return f"all but a share of {s.sparsity:.4g} of the edges, by {ranking} score"
     return f"smallest that is 90 % faithful, by {ranking} score"
 
 

@@ -164,7 +164,9 @@ def _csv_rows(path: Path, text: str) -> Iterator[Row]:
     try:
         for number, cells in enumerate(reader, start=1):
             where = f"{path}, row {number}"
-            present = {key: _cell(value) for key, value in cells.items() if value and key}
+            present = {
+                key: _cell(where, key, value) for key, value in cells.items() if value and key
+            }
             yield _row(where, present, CSV_KEYS)
     except csv.Error as error:
         raise TaskError(f"{path}, row {number + 1}: malformed CSV ({error}): correct it") from None
@@ -174,14 +176,18 @@ SUFFIXES = {".jsonl": _jsonl_rows, ".json": _json_rows, ".csv": _csv_rows}
 """Suffix of a task file -> what reads its rows."""
 
 
-def _cell(value: str) -> Any:
-    """Return a CSV cell as an integer, list of integers or object if it is one, else as text."""
+def _cell(where: str, key: str, value: str) -> Any:
+    """Return a CSV cell as an integer or list of integers if it is one, else as text.
+
+    A cell of spans is an object; a prompt that looks like one is a text.
+    """
+    if key in CSV_KEYS["spans"]:
+        return _parse_json(where, value)
     try:
         parsed = json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return value
-    known = _is_id(parsed) or _is_id_list(parsed) or isinstance(parsed, dict)
-    return parsed if known else value
+    return parsed if _is_id(parsed) or _is_id_list(parsed) else value
 
 
 def _parse_json(where: str, text: str) -> Any:
