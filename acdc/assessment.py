@@ -108,6 +108,7 @@ class Assessment:
             "method": self.circuit.info.get("method", self.settings.method),
             "n_edges_total": self.circuit.graph.n_edges,
             "n_edges_kept": self.circuit.n_edges,
+            "circuit_digest": self.circuit.digest,
             "n_prompts": self.n_prompts,
             "seed": self.task_info.get("seed", self.settings.seed),
             "prompts": self.task_info["prompts"],

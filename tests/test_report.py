@@ -791,7 +791,7 @@ def test_an_evaluation_of_another_circuit_is_refused(
     folder: Path, circuit: Circuit, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = replace(circuit, in_circuit=np.roll(circuit.in_circuit, 1))
-    with pytest.raises(CircuitFileError, match="which is not in the run's circuit"):
+    with pytest.raises(CircuitFileError, match="is of another circuit of 30 edges"):
         read_evidence(folder / "evaluation.json", other)
 
 

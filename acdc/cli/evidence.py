@@ -208,6 +208,7 @@ def self_repair(
     Example: acdc self-repair runs/ioi --role mover=a4.h1,a5.h0 --out repair.json
     """
     from acdc.references import load_reference
+    from acdc.runs import run_constants
     from acdc.self_repair import parse_roles
     from acdc.self_repair import self_repair as measure
     from acdc.terminal import TerminalReporter, self_repair_tables, show
@@ -223,7 +224,8 @@ def self_repair(
         check_file(out, overwrite)
     repair = measure(
         found, settings, roles, discovery=discovery, seen=seen, min_share=min_share,
-        n_resamples=n_resamples, reporter=TerminalReporter(),
+        n_resamples=n_resamples, constants=run_constants(circuit, settings),
+        reporter=TerminalReporter(),
     )  # fmt: skip
     if out is not None:
         repair.save(out)
