@@ -332,8 +332,8 @@ def edges_table(circuit: Circuit, n: int = _TOP_EDGES) -> Table | str:
     inside = np.flatnonzero(circuit.in_circuit)
     if not len(inside):
         return (
-            "no edge was kept: none that may be lies on a path from the embeddings to the logits "
-            "whose edges may all be; allow more --edges, or lower --threshold"
+            "no edge was kept: those that the selection allows form no path from the embeddings "
+            "to the logits; allow more --edges, or lower --threshold"
         )
     order = inside[np.argsort(-np.abs(circuit.scores[inside]), kind="stable")][:n]
     table = Table(title="most important edges", title_justify="left")
