@@ -387,6 +387,16 @@ def test_names_of_ablations_lie_inside_their_plot() -> None:
     assert float(said[1]) >= 6.5 * len("mean-positional, denoising")  # about that wide
 
 
+def test_a_run_by_spans_finds_its_reference(tmp_path: Path) -> None:
+    run = acdc.discover(
+        "ioi", model="planted-ioi", method="eap", n_edges=20, n_prompts=4, positions="span"
+    )
+    run.save(tmp_path / "run")
+    found = gather(tmp_path / "run", tests=False, n_prompts=1).agreement
+    assert found is not None
+    assert found.reference.name == "planted-ioi"
+
+
 def test_axes_hold_what_they_show() -> None:
     axis = Axis.around([-0.31, 1.27], "x")
     assert axis.low <= -0.31
