@@ -124,8 +124,12 @@ class BothDirections:
         path = check_folder(folder, overwrite=overwrite)
         for run in self.runs:
             run.save(path / run.settings.direction, overwrite=overwrite)
+        info = self.noising.circuit.info
         dot = to_dot_comparison(
-            self.noising.circuit, self.denoising.circuit, ("noising", "denoising")
+            self.noising.circuit,
+            self.denoising.circuit,
+            ("noising (AND?)", "denoising (OR?)"),
+            title=f"{info['task']} \u00b7 {info['model']} \u00b7 noising and denoising",
         )
         for kind in ("svg", "png"):
             render(dot, path / f"directions.{kind}")

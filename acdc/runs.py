@@ -338,6 +338,12 @@ def _read_summary(path: Path) -> dict[str, Any]:
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
+        folder = path.parent
+        if (folder / "directions.json").is_file():
+            raise CircuitFileError(
+                f"{folder} holds runs in both directions; give {folder / 'noising'} or "
+                f"{folder / 'denoising'}"
+            ) from error
         raise CircuitFileError(f"{path}: no such file; give the folder of a run") from error
     except (OSError, ValueError, RecursionError) as error:
         raise CircuitFileError(f"{path} cannot be read as JSON: {error}") from error

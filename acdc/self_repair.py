@@ -281,7 +281,7 @@ def self_repair(
     if circuit.graph.shape.sites:
         raise OptionError(
             "the circuit has latents: self-repair is measured of heads; give a circuit found "
-            "without --saes"
+            "without --saes and --neurons"
         )
     circuit = coarsen(circuit, circuit.graph.shape.unsplit)  # heads as a whole
     if roles is None:

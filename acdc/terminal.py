@@ -44,6 +44,8 @@ __all__ = [
 
 _TOP_EDGES = 10
 _TOP_OTHERS = 5
+_ROUNDING = 1e-5
+"""Growth below this share of the largest direct effect is no more than rounding."""
 _TOP_REFINED, _TOP_OWN = 15, 4
 
 
@@ -105,7 +107,10 @@ def run_table(summary: dict[str, Any], title: str) -> Table:
     table = Table(title=escape(title), show_header=False, title_justify="left")
     kept, total = summary["n_edges_kept"], summary["n_edges_total"]
     share = f" ({100 * kept / total:.1f} %)" if total else ""
-    ablation = f"{summary['direction']}, {summary['intervention']} ablation"
+    over = f" over {summary['mean_over']}" if summary.get("mean_over") is not None else ""
+    ablation = f"{summary['direction']}, {summary['intervention']} ablation{over}"
+    if summary.get("positions", "none") != "none":
+        share += f", split by {summary['positions']}"
     rows = {
         "model": summary["model"],
         "task": f"{summary['task']}, {summary['n_prompts']} prompt pairs, seed {summary['seed']}",
@@ -120,6 +125,8 @@ def run_table(summary: dict[str, Any], title: str) -> Table:
     if "prompts" in summary:
         rows["prompts"] = summary["prompts"]
     rows |= _latent_rows(summary.get("latents"))
+    if summary.get("audit") is not None:
+        rows["untested"] = _untested(summary["audit"])
     if summary.get("threshold") is not None:
         rows["threshold"] = number(summary["threshold"])
     if "timings" in summary:
@@ -143,6 +150,17 @@ def _latent_rows(latents: dict[str, Any] | None) -> dict[str, str]:
             number(errors[f"complement_{w}"]) for w in which
         ),
     }
+
+
+def _untested(audit: dict[str, Any]) -> str:
+    """How many edges eap-acdc skipped, and what that may have missed (the worse of two ways)."""
+    ways = [audit[way] for way in ("taken_out", "put_back")]
+    reach = max(way["n_at_least_tau"] for way in ways)
+    at_most = max(way["n_at_least_tau_in_all"] for way in ways)
+    return (
+        f"{audit['n_skipped']:,} edges; of {audit['n_sampled']:,} sampled {reach:,} reach the "
+        f"threshold alone, at most {at_most:,} of all do ({audit['confidence']:.0%} confidence)"
+    )
 
 
 def _with_interval(row: dict[str, Any]) -> str:
@@ -171,8 +189,8 @@ def ablations_table(summary: dict[str, Any]) -> Table:
     return table
 
 
-def directions_tables(found: BothDirections, n: int = 15) -> tuple[Table, Table]:
-    """Tables of what each direction finds, and of candidates for gates."""
+def directions_tables(found: BothDirections, n: int = 15) -> tuple[Table, Table | str]:
+    """Tables of what each direction finds, and of candidates for gates; a line if none is one."""
     edges = found.comparison.edges
     counts = Table(title="edges by direction", title_justify="left", show_header=False)
     for name, some in (
@@ -181,6 +199,8 @@ def directions_tables(found: BothDirections, n: int = 15) -> tuple[Table, Table]
         ("only in denoising (candidates for OR)", edges.only_b),
     ):
         counts.add_row(name, f"{len(some):,}")
+    if not found.candidates:
+        return counts, "no node reads an edge of one direction alone beside another edge: no gates"
     title = "nodes that may combine their inputs as a gate"
     hidden = len(found.candidates) - n
     gates = Table(title=title + (f" (first {n})" if hidden > 0 else ""), title_justify="left")
@@ -223,14 +243,12 @@ def effects_table(judgement: Judgement, n: int = 5) -> Table:
     return table
 
 
-def stability_tables(found: Stability, n: int = _TOP_EDGES) -> tuple[Table, Table]:
-    """Tables of how many edges were kept in k of n runs, and of those kept most often."""
+def stability_tables(found: Stability, n: int = _TOP_EDGES) -> tuple[str, Table, Table]:
+    """A line, and tables of edges by the runs that kept them and of those kept most often."""
     summary = found.summary()
     n_seeds = len(found.seeds)
-    counts = Table(
-        title=f"edges over {n_seeds} seeds; two runs share {found.overlap:.1%} (mean Jaccard)",
-        title_justify="left",
-    )
+    said = f"edges over {n_seeds} seeds; two runs share {found.overlap:.1%} (mean Jaccard)"
+    counts = Table()
     for column in ("kept in", "edges"):
         counts.add_column(column, justify="right")
     for k, n_edges in summary["n_edges_by_count"].items():
@@ -240,7 +258,7 @@ def stability_tables(found: Stability, n: int = _TOP_EDGES) -> tuple[Table, Tabl
     edges.add_column("runs", justify="right")
     for name, count in list(summary["edges"].items())[:n]:
         edges.add_row(escape(name), f"{count} of {n_seeds}")
-    return counts, edges
+    return said, counts, edges
 
 
 def self_repair_tables(found: SelfRepair, title: str) -> Iterator[Any]:
@@ -276,7 +294,9 @@ def _role_table(role: RoleRepair) -> Table:
     for row in role.members:
         table.add_row(*_repair_cells(row))
     table.add_section()
-    grown = [row for row in role.others if row.growth.sign]
+    rows = (*role.members, *role.others)
+    rounding = _ROUNDING * max((abs(row.before) for row in rows), default=0.0)
+    grown = [row for row in role.others if row.growth.sign and abs(row.growth.mean) > rounding]
     grown.sort(key=lambda row: (row.verdict is None, -abs(row.growth.mean)))
     shown = grown[:_TOP_OTHERS]
     for row in shown:
@@ -307,9 +327,14 @@ def _interval(measure: Measure) -> str:
     return f"{measure.mean:.3g} ({measure.low:.3g} to {measure.high:.3g})"
 
 
-def edges_table(circuit: Circuit, n: int = _TOP_EDGES) -> Table:
-    """Table of the circuit's edges with the largest absolute scores."""
+def edges_table(circuit: Circuit, n: int = _TOP_EDGES) -> Table | str:
+    """Table of the circuit's edges with the largest absolute scores; a line if it has none."""
     inside = np.flatnonzero(circuit.in_circuit)
+    if not len(inside):
+        return (
+            "no edge was kept: those that the selection allows form no path from the embeddings "
+            "to the logits; allow more --edges, or lower --threshold"
+        )
     order = inside[np.argsort(-np.abs(circuit.scores[inside]), kind="stable")][:n]
     table = Table(title="most important edges", title_justify="left")
     table.add_column("edge")

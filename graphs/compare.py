@@ -124,7 +124,9 @@ def compare(a: Circuit, b: Circuit) -> Comparison:
     )
 
 
-def to_dot_comparison(a: Circuit, b: Circuit, labels: tuple[str, str] = ("a", "b")) -> str:
+def to_dot_comparison(
+    a: Circuit, b: Circuit, labels: tuple[str, str] = ("a", "b"), *, title: str | None = None
+) -> str:
     """Return one diagram of two circuits as DOT text, for :func:`graphs.render`.
 
     Edges of both are solid grey, of the first alone dashed blue, of the second alone dotted
@@ -136,6 +138,8 @@ def to_dot_comparison(a: Circuit, b: Circuit, labels: tuple[str, str] = ("a", "b
         Circuits of graphs of equal shape but for spans.
     labels
         What to call them in the legend.
+    title
+        Over the picture; None for the two labels.
 
     Raises
     ------
@@ -143,9 +147,10 @@ def to_dot_comparison(a: Circuit, b: Circuit, labels: tuple[str, str] = ("a", "b
         If the graphs differ.
     """
     a, b = _same_graph(a, b)
+    title = f"{labels[0]} and {labels[1]}" if title is None else title
     masks = prune(a.graph, a.in_circuit), prune(b.graph, b.in_circuit)
     texts = {"common": "in both", "a": f"only {labels[0]}", "b": f"only {labels[1]}"}
-    return _draw_both(a, b, masks, f"{labels[0]} and {labels[1]}", compare(a, b).edges, texts)
+    return _draw_both(a, b, masks, title, compare(a, b).edges, texts)
 
 
 @dataclass(frozen=True)

@@ -230,7 +230,9 @@ def _caption(circuit: Circuit, drawn: Mask, title: str | None) -> Caption:
     info, graph = circuit.info, circuit.graph
     named = [str(info[key]) for key in ("task", "model") if info.get(key)]
     kept = int(prune(graph, circuit.in_circuit).sum())
-    parts = [f"{kept:,} of {graph.n_edges:,} edges"]
+    parts = [f"{circuit.n_edges:,} of {graph.n_edges:,} edges"]
+    if kept < circuit.n_edges:
+        parts.append(f"{circuit.n_edges - kept:,} on no path not drawn")
     if drawn.sum() < kept:
         parts.append(f"the {int(drawn.sum()):,} strongest drawn")
     parts += [str(info[key]) for key in ("method", "metric") if info.get(key)]

@@ -364,6 +364,40 @@ def test_the_frontier_goes_from_nothing_to_the_model(report: Report) -> None:
             assert f"{point.n_edges:,} edges: {point.faithfulness:.3f}" in svg
 
 
+def test_the_page_of_a_denoising_run_by_spans_says_so(report: Report) -> None:
+    changed = {"direction": "denoising", "positions": "span", "mean_over": "pronoun"}
+    other = replace(
+        report,
+        settings=replace(report.settings, **changed),
+        summary={**report.summary, **changed},
+    )
+    text = Page(to_html(other)).text
+    assert "of what corruption does to logit_diff on the" in text
+    assert "of the model’s logit_diff" not in text
+    assert re.search(r"corrupt run \S+, all but the circuit restored \S+, every edge rest", text)
+    assert "split by span" in text
+    assert "means over pronoun" in text
+
+
+def test_names_of_ablations_lie_inside_their_plot() -> None:
+    row = replace(circuit_row(0.5), intervention="mean-positional", direction="denoising")
+    said = re.search(
+        r'<text[^>]* x="([\d.]+)"[^>]*>mean-positional, denoising', ablations_plot([row])
+    )
+    assert said is not None
+    assert float(said[1]) >= 6.5 * len("mean-positional, denoising")  # about that wide
+
+
+def test_a_run_by_spans_finds_its_reference(tmp_path: Path) -> None:
+    run = acdc.discover(
+        "ioi", model="planted-ioi", method="eap", n_edges=20, n_prompts=4, positions="span"
+    )
+    run.save(tmp_path / "run")
+    found = gather(tmp_path / "run", tests=False, n_prompts=1).agreement
+    assert found is not None
+    assert found.reference.name == "planted-ioi"
+
+
 def test_axes_hold_what_they_show() -> None:
     axis = Axis.around([-0.31, 1.27], "x")
     assert axis.low <= -0.31

@@ -289,9 +289,11 @@ def _own_reference(settings: Settings, circuit: Circuit) -> Reference | None:
 
 def _same_model(circuit: Circuit, reference: Reference) -> bool:
     """Whether a circuit's graph is that of a reference, but for what is kept apart in it."""
-    return joined_shape(circuit.graph.shape, qkv=True, embed=True) == joined_shape(
-        reference.graph.shape, qkv=True, embed=True
+    ours, theirs = (
+        joined_shape(graph.shape, qkv=True, embed=True, spans=True)
+        for graph in (circuit.graph, reference.graph)
     )
+    return ours == theirs
 
 
 # --- what is measured ---------------------------------------------------------------------

@@ -223,9 +223,9 @@ def ablations_plot(ablations: Sequence[Ablated]) -> str:
         Axis.around(map(_limited, ends), "faithfulness"),
         Axis(-0.5, n - 0.5, (), ""),
         "faithfulness under every ablation",
-        width=670,
+        width=710,
         height=62 + 27 * n,
-        left=150,
+        left=190,
         right=195,
     )
     for i, a in enumerate(ablations):

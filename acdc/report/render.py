@@ -85,7 +85,11 @@ def _lead(report: Report) -> str:
     if s["faithfulness"] is None:
         text += f"; {s['metric']} is the same with every edge and with none."
     else:
-        text += f" keep {_percent(s['faithfulness'])} of the model’s {s['metric']} on the "
+        share = _percent(s["faithfulness"])
+        if s["direction"] == "noising":
+            text += f" keep {share} of the model’s {s['metric']} on the "
+        else:
+            text += f" carry {share} of what corruption does to {s['metric']} on the "
         text += f"{_n(s['n_prompts'], 'prompt pair')} that they were found on"
         own = evidence.ablations[0] if evidence and evidence.ablations else None
         if own and own.faithfulness is not None and evidence and not evidence.seen:
@@ -116,6 +120,10 @@ def _asked(report: Report) -> str:
         "device": s.device,
         "seed": str(s.seed),
     }
+    if s.positions != "none":
+        facts["split by"] = s.positions
+    if s.mean_over is not None:
+        facts["means over"] = s.mean_over
     if s.saes is not None:
         facts["dictionaries"] = s.saes
     cells = "".join(
@@ -321,10 +329,13 @@ def _own(summary: dict[str, Any]) -> Ablated:
 
 
 def _numbers(s: dict[str, Any]) -> str:
-    values = [
-        f"{name} {_number(s[f'metric_{key}'])}"
-        for key, name in (("full", "whole model"), ("circuit", "circuit"), ("empty", "no edge"))
-    ]
+    noising = s["direction"] == "noising"
+    names = {
+        "full": "whole model" if noising else "corrupt run",
+        "circuit": "circuit" if noising else "all but the circuit restored",
+        "empty": "no edge" if noising else "every edge restored",
+    }
+    values = [f"{name} {_number(s[f'metric_{key}'])}" for key, name in names.items()]
     text = f"{s['metric']}: {', '.join(values)}; faithfulness {_number(s['faithfulness'])}"
     errors = s.get("latents", {}).get("error_nodes")
     if errors:

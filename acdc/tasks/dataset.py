@@ -57,7 +57,8 @@ def load_dataset(
     path = Path(name_or_path)
     if is_task_file(name_or_path) or path.suffix == ".txt":
         if not path.is_file():
-            raise TaskError(f"{path}: no such file: give prompts that means are taken over")
+            what = "a folder, not a file" if path.is_dir() else "no such file"
+            raise TaskError(f"{path}: {what}: give prompts that means are taken over")
         rows = _rows(path)
         if rows is not None:
             return _checked(path, rows, tokenizer, prepend_bos, d_vocab, n_ctx)
