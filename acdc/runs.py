@@ -38,6 +38,7 @@ __all__ = [
     "Settings",
     "Timer",
     "check_output",
+    "check_single",
     "load_run",
     "read_settings",
     "run_constants",
@@ -334,16 +335,20 @@ def read_settings(summary: dict[str, Any]) -> Settings:
     return Settings(**{name: value for name, value in summary.items() if name in names})
 
 
+def check_single(folder: Path) -> None:
+    """Raise CircuitFileError if a folder holds the runs of both directions."""
+    if (folder / "directions.json").is_file():
+        raise CircuitFileError(
+            f"{folder} holds runs in both directions; give {folder / 'noising'} or "
+            f"{folder / 'denoising'}"
+        )
+
+
 def _read_summary(path: Path) -> dict[str, Any]:
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        folder = path.parent
-        if (folder / "directions.json").is_file():
-            raise CircuitFileError(
-                f"{folder} holds runs in both directions; give {folder / 'noising'} or "
-                f"{folder / 'denoising'}"
-            ) from error
+        check_single(path.parent)
         raise CircuitFileError(f"{path}: no such file; give the folder of a run") from error
     except (OSError, ValueError, RecursionError) as error:
         raise CircuitFileError(f"{path} cannot be read as JSON: {error}") from error

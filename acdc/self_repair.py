@@ -387,6 +387,11 @@ def parse_roles(
             raise UnknownNameError(f"role of reference {reference.name}", name, reference.roles)
         else:
             roles[name] = tuple(node for node in reference.roles[name] if _is_head(node))
+    if reference is not None and all("=" in text for text in texts):
+        raise OptionError(
+            f"reference {reference.name!r}: every role names its heads already; leave --reference "
+            "out, or name one of its roles"
+        )
     return roles
 
 

@@ -599,7 +599,7 @@ BAD_LINES = {
     f"{DISCOVER} --seed -1": ["seed -1", "at least 0"],
     f"{DISCOVER} --seed x": ["--seed", "integer"],
     f"{DISCOVER} --intervention median": ["'median'", "resample, zero, mean"],
-    f"{DISCOVER} --direction up": ["'up'", "noising, denoising"],
+    f"{DISCOVER} --direction up": ["'up'", "noising, denoising or both"],
     f"{DISCOVER} --corruption abc": ["'abc'", "task.jsonl"],
     f"{DISCOVER} --prepend-bos": ["prepend_bos", "no tokenizer"],
     f"{DISCOVER} --device cuda:99": ["'cuda:99'", "this machine has cpu"],

@@ -319,6 +319,8 @@ def test_roles_from_texts() -> None:
         parse_roles(["name mover"])
     with pytest.raises(OptionError, match="given twice"):
         parse_roles(["a=a0.h0", "a=a0.h1"])
+    with pytest.raises(OptionError, match="every role names its heads already"):
+        parse_roles(["a=a0.h0"], reference)
     with pytest.raises(OptionError, match="12 layers of 12 heads; the model has 4 of 4"):
         reference_roles(load_reference("ioi"), planted().graph)
     nodes = reference_roles(load_reference("ioi"), load_reference("ioi").graph)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from acdc.cli.inputs import circuit_file
 from acdc.directions import BothDirections
 from acdc.errors import CircuitFileError
 from acdc.pipeline import discover
@@ -112,6 +113,8 @@ def test_the_folder_of_both_directions_is_told_from_no_run(run: Run, tmp_path: P
     with pytest.raises(CircuitFileError, match="no such file; give the folder of a run"):
         load_run(tmp_path)
     (tmp_path / "directions.json").write_text("{}")
+    with pytest.raises(CircuitFileError, match="runs in both directions"):
+        circuit_file(tmp_path)
     with pytest.raises(CircuitFileError, match=r"runs in both directions; give .*noising or "):
         load_run(tmp_path)
 

@@ -98,11 +98,14 @@ def discover(
 
     Example: acdc discover ioi --method eap-ig --edges 60 --out runs/ioi
     """
+    from acdc.errors import OptionError
     from acdc.pipeline import check_discovery
     from acdc.pipeline import discover as find
     from acdc.runs import Settings, check_output
     from acdc.terminal import TerminalReporter, edges_table, run_table, show
 
+    if direction not in ("noising", "denoising", "both"):
+        raise OptionError(f"direction {direction!r}: expected noising, denoising or both")
     n_bytes, both = to_bytes(memory), direction == "both"
     settings = Settings(
         task=task, model=model, metric=metric,

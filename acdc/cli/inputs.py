@@ -57,7 +57,14 @@ def circuit_file(path: Path) -> Path:
 
     if not path.exists():
         raise CircuitFileError(f"{path}: no such folder or file; give a run or a circuit file")
-    return path / "circuit.json" if path.is_dir() else path
+    if not path.is_dir():
+        return path
+    file = path / "circuit.json"
+    if not file.exists():
+        from acdc.runs import check_single  # torch takes seconds
+
+        check_single(path)
+    return file
 
 
 def read_circuit(path: Path) -> Circuit:
