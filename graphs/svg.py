@@ -31,10 +31,13 @@ class Drawing:
         An ``svg`` element.
     nodes
         Names of the nodes on it.
+    aspect
+        Width over height.
     """
 
     svg: str
     nodes: tuple[str, ...]
+    aspect: float
 
 
 def to_svg(graph: Graph, lines: Sequence[Line]) -> Drawing:
@@ -65,10 +68,13 @@ def to_svg(graph: Graph, lines: Sequence[Line]) -> Drawing:
     assert whole is not None
     groups = whole.findall(f"{_SVG}g")
     parts = "".join(_part(group, index) for group in groups)
+    box = str(root.get("viewBox"))
+    width, height = map(float, box.split()[2:])
     return Drawing(
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{root.get("viewBox")}">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box}">'
         f'<g transform="{whole.get("transform")}">{parts}</g></svg>',
         tuple(_title(group) for group in groups if _kind(group) == "node"),
+        width / height,
     )
 
 

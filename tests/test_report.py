@@ -203,13 +203,13 @@ def test_the_page_has_the_circuit_and_the_best_others(report: Report, circuit: C
 def test_pictures_have_every_line_and_node(report: Report) -> None:
     data = report.view.data
     for picture in report.view.pictures:
-        lines = re.findall(r'data-line="(\d+)"', picture.svg)
+        lines = re.findall(r'data-line="(\d+)"', picture.drawing.svg)
         assert sorted(map(int, lines)) == list(range(len(picture.lines)))
-        nodes = set(re.findall(r'data-node="([^"]+)"', picture.svg))
+        nodes = set(re.findall(r'data-node="([^"]+)"', picture.drawing.svg))
         ends = {data["edges"][i][at] for line in picture.lines for i in line for at in (0, 1)}
         assert nodes == ends | {"input", "logits"}
         assert nodes <= data["nodes"].keys()
-        assert "xlink" not in picture.svg
+        assert "xlink" not in picture.drawing.svg
 
 
 def test_shared_key_value_heads_are_followed() -> None:
@@ -362,6 +362,17 @@ def test_the_frontier_goes_from_nothing_to_the_model(report: Report) -> None:
     for point in report.frontier:
         if point.n_edges:
             assert f"{point.n_edges:,} edges: {point.faithfulness:.3f}" in svg
+
+
+def test_a_wide_picture_has_the_panel_below_it(report: Report) -> None:
+    first, *rest = report.view.pictures
+
+    def page(aspect: float) -> str:
+        picture = replace(first, drawing=replace(first.drawing, aspect=aspect))
+        return to_html(replace(report, view=replace(report.view, pictures=[picture, *rest])))
+
+    assert '<div class="stage wide">' in page(3.0)
+    assert '<div class="stage">' in page(1.0)
 
 
 def test_the_page_of_a_denoising_run_by_spans_says_so(report: Report) -> None:

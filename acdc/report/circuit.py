@@ -23,7 +23,7 @@ from graphs import Circuit, Graph, prune, select_top, top_edges
 from graphs.draw import MOST_EDGES, styled_lines
 from graphs.errors import GraphError
 from graphs.graph import parse_node
-from graphs.svg import to_svg
+from graphs.svg import Drawing, to_svg
 
 __all__ = ["CircuitView", "Picture", "view_circuit"]
 
@@ -42,16 +42,15 @@ class Picture:
     ----------
     name
         What is on it.
-    svg, nodes
-        See :class:`graphs.svg.Drawing`.
+    drawing
+        The picture itself.
     lines, ends
         For each line the indices of its edges among :attr:`CircuitView.data`'s, and the node that
         it ends at.
     """
 
     name: str
-    svg: str
-    nodes: tuple[str, ...]
+    drawing: Drawing
     lines: list[list[int]]
     ends: list[str]
 
@@ -115,7 +114,7 @@ def view_circuit(
         for node, line in zip(picture.ends, picture.lines, strict=True):
             for i in line:
                 rows[i][1] = node
-    names = {name for picture in pictures for name in picture.nodes}
+    names = {name for picture in pictures for name in picture.drawing.nodes}
     nodes = _nodes(circuit.graph, edges, [row[1] for row in rows], names)
     heads = _ranked_heads(rows, nodes)
     patterns = encode_patterns(experiment, texts, heads, n_prompts)
@@ -182,7 +181,7 @@ def _picture(name: str, circuit: Circuit, drawn: Mask, place: Mapping[int, int])
         lines.append(replace(line, style="dashed") if outside else line)
         members.append([place[edge] for edge in edges])
     drawing = to_svg(graph, lines)
-    return Picture(name, drawing.svg, drawing.nodes, members, [line.node for line in lines])
+    return Picture(name, drawing, members, [line.node for line in lines])
 
 
 def _edge(circuit: Circuit, edge: int, n_kept: Mapping[str, int] | None) -> list[Any]:

@@ -160,19 +160,24 @@ def _selection(report: Report) -> str:
     return f"smallest that is 90 % faithful, by {ranking} score"
 
 
+_WIDE = 2.2
+"""Pictures whose width is more than so many heights have the panel below them."""
+
+
 # --- the circuit --------------------------------------------------------------------------
 
 
 def _circuit(report: Report) -> str:
     view = report.view
     pictures = "".join(
-        f'<div class="picture"{" hidden" if i else ""}>{picture.svg}</div>'
+        f'<div class="picture"{" hidden" if i else ""}>{picture.drawing.svg}</div>'
         for i, picture in enumerate(view.pictures)
     )
     views = "".join(
         f'<button data-picture="{i}">{escape(picture.name)}</button>'
         for i, picture in enumerate(view.pictures)
     )
+    wide = " wide" if view.pictures[0].drawing.aspect > _WIDE else ""
     return (
         f'<p class="soft">{_reading(report)}</p>'
         f'<div class="tools"><span class="views">{views}</span>'
@@ -181,7 +186,7 @@ def _circuit(report: Report) -> str:
         '<output id="at"></output></label><output id="count"></output>'
         '<span class="zoom"><button id="in" title="larger">+</button>'
         '<button id="out" title="smaller">−</button><button id="fit">fit</button></span></div>'
-        f'<div class="stage"><div class="pictures">{pictures}</div>'
+        f'<div class="stage{wide}"><div class="pictures">{pictures}</div>'
         '<aside id="panel" aria-live="polite"></aside></div>'
         f'<p class="soft">Drag to move, Ctrl and wheel to zoom. {_limits(report)}</p>'
     )
