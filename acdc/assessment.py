@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Container
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -21,8 +20,8 @@ from acdc.pipeline import Reporter, Silent, fit, with_constants, with_means
 from acdc.runs import Settings, Timer, versions
 from acdc.unseen import PromptChoice
 from acdc.verdicts import Judgement, Trials, judge, n_evaluations
-from graphs import Circuit, write_whole
-from graphs.files import json_text
+from graphs import Circuit
+from graphs.files import write_json
 
 __all__ = ["Assessment", "Measured", "assess"]
 
@@ -125,8 +124,7 @@ class Assessment:
 
     def save(self, path: str | Path) -> None:
         """Write :meth:`summary` as a JSON file, whole or not at all."""
-        plain = json.loads(json_text(self.summary()))
-        write_whole(path, json.dumps(plain, indent=1) + "\n")
+        write_json(path, self.summary())
 
 
 def assess(

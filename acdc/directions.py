@@ -15,7 +15,6 @@ both, ``directions.svg`` and ``directions.png``.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from acdc.pipeline import Reporter, Silent, discover
 from acdc.runs import Run, check_output, versions
 from graphs.compare import Comparison, compare, to_dot_comparison
 from graphs.draw import render
-from graphs.files import json_text, write_whole
+from graphs.files import write_json
 
 __all__ = ["BothDirections", "Candidate", "check_folder", "discover_both"]
 
@@ -133,8 +132,7 @@ class BothDirections:
         )
         for kind in ("svg", "png"):
             render(dot, path / f"directions.{kind}")
-        plain = json.loads(json_text(self.summary()))
-        write_whole(path / "directions.json", json.dumps(plain, indent=1) + "\n")
+        write_json(path / "directions.json", self.summary())
         return path
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -32,7 +31,7 @@ from acdc.pipeline import (
 )
 from acdc.runs import Settings, Timer, versions, write_folder
 from graphs import Circuit
-from graphs.files import json_text, write_whole
+from graphs.files import write_json, write_whole
 from graphs.formats import save_circuit
 
 __all__ = ["Frontier", "Point", "check_thresholds", "sweep"]
@@ -115,8 +114,7 @@ class Frontier:
             "timings": self.timings,
             "versions": versions(),
         }
-        plain = json.loads(json_text(summary))
-        write_whole(folder / "sweep.json", json.dumps(plain, indent=1) + "\n")
+        write_json(folder / "sweep.json", summary)
 
 
 def check_thresholds(thresholds: Sequence[float]) -> tuple[float, ...]:

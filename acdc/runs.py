@@ -30,7 +30,7 @@ from acdc.positions import POSITIONS
 from acdc.tasks.split import check_holdout
 from graphs import Circuit
 from graphs.draw import render, to_dot
-from graphs.files import json_text, write_whole
+from graphs.files import write_json, write_whole
 from graphs.formats import load_circuit, save_circuit
 
 __all__ = [
@@ -243,8 +243,7 @@ class Run:
             for kind in ("svg", "png"):
                 render(dot, folder / f"circuit.{kind}")
         self.timings.update(timer.seconds)
-        summary = json.loads(json_text(self.summary()))
-        write_whole(folder / "run.json", json.dumps(summary, indent=1) + "\n")
+        write_json(folder / "run.json", self.summary())
 
 
 def write_folder(folder: str | Path, write: Callable[[Path], None], *, overwrite: bool) -> Path:

@@ -41,7 +41,6 @@ arXiv 2402.15390 (heads against the norm's scale).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -58,10 +57,10 @@ from acdc.evaluation import interval
 from acdc.pipeline import Reporter, Silent, fit, with_constants
 from acdc.runs import Settings, Timer, versions
 from acdc.unseen import PromptChoice
-from graphs import Circuit, Graph, write_whole
+from graphs import Circuit, Graph
 from graphs.coarse import coarsen
 from graphs.errors import did_you_mean
-from graphs.files import json_text
+from graphs.files import write_json
 from graphs.graph import parse_node
 from graphs.reference import Reference
 
@@ -218,8 +217,7 @@ class SelfRepair:
 
     def save(self, path: str | Path) -> None:
         """Write :meth:`summary` as a JSON file, whole or not at all."""
-        plain = json.loads(json_text(self.summary()))
-        write_whole(path, json.dumps(plain, indent=1) + "\n")
+        write_json(path, self.summary())
 
 
 def self_repair(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -24,7 +23,7 @@ from acdc.pipeline import Reporter, Silent, check_discovery, discover
 from acdc.runs import Run, Settings, versions, write_folder
 from graphs import Circuit, Graph, component_graph, save_circuit, write_whole
 from graphs.draw import render, to_dot
-from graphs.files import json_text
+from graphs.files import write_json
 
 __all__ = ["Stability", "stability"]
 
@@ -112,8 +111,8 @@ class Stability:
         circuit = self.circuit(at_least)
 
         def write(folder: Path) -> None:
-            summary = json.loads(json_text(self.summary()))
-            write_whole(folder / "stability.json", json.dumps(summary, indent=1) + "\n")
+            summary = self.summary()
+            write_json(folder / "stability.json", summary)
             text = io.StringIO()
             rows = csv.writer(text, lineterminator="\n")
             rows.writerow(("edge", "n_kept", "share"))

@@ -11,7 +11,7 @@ from typing import Any
 
 from graphs.errors import InputError
 
-__all__ = ["json_text", "write_whole"]
+__all__ = ["json_text", "write_json", "write_whole"]
 
 
 def write_whole(path: str | os.PathLike[str], data: str | bytes) -> None:
@@ -47,6 +47,11 @@ def write_whole(path: str | os.PathLike[str], data: str | bytes) -> None:
 def json_text(value: Any) -> str:
     """Return strict JSON on one line; numbers that JSON lacks (nan, inf) become ``null``."""
     return json.dumps(_finite(value), allow_nan=False)
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write what :func:`json_text` gives, indented; the file whole or not at all."""
+    write_whole(path, json.dumps(_finite(value), allow_nan=False, indent=1) + "\n")
 
 
 def _finite(value: Any) -> Any:

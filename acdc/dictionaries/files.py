@@ -25,7 +25,7 @@ from torch import Tensor
 from acdc.dictionaries.hooks import READ_SITES, WRITE_SITES, Hook, parse_hook
 from acdc.dictionaries.sae import ARCHITECTURES, NORMALIZATIONS, Dictionary
 from acdc.errors import DictionaryError, did_you_mean
-from graphs.files import json_text, write_whole
+from graphs.files import write_json, write_whole
 
 __all__ = ["CONFIG", "WEIGHTS", "list_dictionaries", "read_dictionaries", "read_dictionary",
            "write_dictionary"]  # fmt: skip
@@ -147,7 +147,7 @@ def write_dictionary(dictionary: Dictionary, folder: str | Path) -> Path:
     except OSError as error:
         raise DictionaryError(f"cannot write {folder}: {error.strerror or error}") from error
     write_whole(folder / WEIGHTS, save(tensors))
-    write_whole(folder / CONFIG, json.dumps(json.loads(json_text(config)), indent=1) + "\n")
+    write_json(folder / CONFIG, config)
     return folder
 
 
