@@ -23,7 +23,7 @@ from acdc.verdicts import Judgement, Trials, judge, n_evaluations
 from graphs import Circuit
 from graphs.files import write_json
 
-__all__ = ["Assessment", "Measured", "assess"]
+__all__ = ["Assessment", "Measured", "assess", "importance"]
 
 _AREAS = (("CPR", "signed"), ("CMD", "absolute"))
 """MIB's two areas, each with its ranking."""
@@ -271,7 +271,7 @@ def _areas(
     """MIB's CPR and CMD of the ranking that the circuit's scores give."""
     if not evaluator.has_gap or len(np.unique(np.abs(circuit.scores))) < 3:
         return ()
-    scores = evaluator.experiment.minimised_sign * _importance(evaluator.experiment, circuit)
+    scores = evaluator.experiment.minimised_sign * importance(evaluator.experiment, circuit)
     return tuple(
         score_curve(
             evaluator,
@@ -285,7 +285,7 @@ def _areas(
     )
 
 
-def _importance(experiment: Experiment, circuit: Circuit) -> np.ndarray:
+def importance(experiment: Experiment, circuit: Circuit) -> np.ndarray:
     """``[edge]`` scores, positive where the edge helps.
 
     Those of some methods are so; the others' are changes of the metric that they were computed

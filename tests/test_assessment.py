@@ -12,7 +12,7 @@ import pytest
 from test_cli import Call, call, place, read, shared, snapshot  # noqa: F401  fixtures
 
 import acdc
-from acdc.assessment import _importance
+from acdc.assessment import importance
 from acdc.errors import OptionError, TaskError
 from acdc.evaluation import Evaluator, interval, resampled_faithfulness
 from acdc.pipeline import build_experiment, check_settings, load_prompts
@@ -245,14 +245,14 @@ def test_signed_scores_rank_what_helps_first(shared: Path) -> None:  # noqa: F81
     """Whatever metric an evaluation uses, importance is that of the discovery's own metric."""
     settings, circuit, _ = acdc.load_run(shared / "eap-ig")
     experiment = build_experiment(check_settings(settings))
-    helpful = circuit.in_circuit & (_importance(experiment, circuit) > 0)
+    helpful = circuit.in_circuit & (importance(experiment, circuit) > 0)
     evaluator = Evaluator(experiment)
     one = np.flatnonzero(helpful)[np.argmax(np.abs(circuit.scores[helpful]))]
     without = np.ones(len(helpful), dtype=bool)
     without[one] = False
     assert evaluator.values(without).mean() < evaluator.full  # logit_diff falls
     other = replace(experiment, metric=build_experiment(replace(settings, metric="kl")).metric)
-    assert (_importance(other, circuit) == _importance(experiment, circuit)).all()
+    assert (importance(other, circuit) == importance(experiment, circuit)).all()
 
 
 @pytest.mark.parametrize("method", ["acdc", "eap-acdc", "edge-pruning", "ifr"])
@@ -260,7 +260,7 @@ def test_scores_that_say_themselves_what_helps(method: str) -> None:
     experiment = build_experiment(IOI)
     scores = np.linspace(0, 1, experiment.graph.n_edges)
     circuit = Circuit(experiment.graph, scores, scores > 0.5, {"method": method})
-    assert (_importance(experiment, circuit) == scores).all()
+    assert (importance(experiment, circuit) == scores).all()
 
 
 # --- stability ----------------------------------------------------------------------------

@@ -274,7 +274,8 @@ def _training(search: Search) -> Training:
         "learning_rate": search.learning_rate,
         "seed": search.seed,
     }
-    return Training(**{name: value for name, value in asked.items() if value is not None})  # type: ignore[arg-type]
+    given = {name: value for name, value in asked.items() if value is not None}
+    return Training(**given)  # type: ignore[arg-type]  # mypy knows no kinds by key
 
 
 def _mask_steps(experiment: Experiment, search: Search) -> int:

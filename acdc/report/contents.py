@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from acdc.assessment import assess
+from acdc.assessment import assess, importance
 from acdc.curves import Point, score_curve
 from acdc.engine.experiment import Experiment
 from acdc.errors import CircuitFileError, OptionError
 from acdc.evaluation import Evaluator
+from acdc.methods import get_method
 from acdc.pipeline import Reporter, Silent, check_settings
 from acdc.references import ablation_warning, load_reference, references
 from acdc.reopen import reopen
@@ -197,7 +198,7 @@ def gather(
         view,
         evidence,
         _frontier(experiment, circuit, summary, reporter),
-        None if known is None else _agreement(circuit, known, settings, summary),
+        None if known is None else _agreement(circuit, known, settings),
         repeated,
     )
 
@@ -308,9 +309,8 @@ def _frontier(
         return ()
     n = circuit.graph.n_edges
     sizes = {*np.rint(np.geomspace(1, n, _N_SIZES)).astype(int).tolist(), circuit.n_edges} - {0}
-    scores, ranking = circuit.scores, str(summary.get("ranking") or "signed")
-    if summary.get("ranking") is None:  # of acdc: changes of the minimised metric
-        scores = experiment.minimised_sign * scores
+    scores = experiment.minimised_sign * importance(experiment, circuit)
+    ranking = str(summary.get("ranking") or "signed")
     with reporter.phase("frontier", len(sizes)):
         curve = score_curve(
             evaluator,
@@ -323,9 +323,7 @@ def _frontier(
     return curve.points()
 
 
-def _agreement(
-    circuit: Circuit, reference: Reference, settings: Settings, summary: dict[str, Any]
-) -> Agreement:
+def _agreement(circuit: Circuit, reference: Reference, settings: Settings) -> Agreement:
     """Compare with a reference, over whatever both keep apart."""
     found, true = common_form(circuit, reference)
     what = reference.granularity
@@ -336,7 +334,9 @@ def _agreement(
         truth = scored.mask(true.in_circuit)
     inside = scored.mask(found.in_circuit)
     usable = bool(truth.any() and not truth.all())
-    ranked = _ranked(scored.scores(found.scores, absolute=summary.get("ranking") is not None))
+    ranked = _ranked(
+        scored.scores(found.scores, absolute=not get_method(settings.method).minimised)
+    )
     agreement = counts(truth, inside) if usable else None
     return Agreement(
         reference,

@@ -196,7 +196,7 @@ def _reading(report: Report) -> str:
     s = report.settings
     metric, method = get_metric(str(s.metric)), get_method(s.method)
     helps = "above"
-    if report.summary.get("ranking") is None:
+    if method.minimised:
         meaning = f"how much worse {metric.name} gets when the edge is taken out of the circuit"
     elif not method.signed:
         meaning = f"how much {method.name} makes of the edge"
