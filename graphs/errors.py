@@ -8,13 +8,16 @@
     ├── CircuitFileError       a circuit file that cannot be read
     └── acdc.errors.*          the engine's own (see there)
 
-Every message says what was got, what was expected and what to do.
+Every message says what was got, what was expected and what to do, on one line of bounded length
+without control characters, whatever a file or an option held.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+
+from graphs.text import one_line
 
 __all__ = [
     "CircuitFileError",
@@ -26,7 +29,10 @@ __all__ = [
 
 
 class InputError(ValueError):
-    """A mistake in what the user gave; its message is one line for the user."""
+    """A mistake in what the user gave; its message is one line (:func:`graphs.text.one_line`)."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 class GraphError(InputError):
