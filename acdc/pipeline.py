@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from acdc.checkpoint import Checkpoint
-from acdc.dictionaries import quality_on_task
+from acdc.dictionaries.quality import quality_on_task
 from acdc.engine.constants import FILE_NAME, Constants, load_constants
 from acdc.engine.experiment import Experiment
 from acdc.engine.optimal import STEPS, optimal_constants

@@ -37,15 +37,12 @@ from torch import Tensor
 from acdc.dictionaries import (
     Dictionary,
     Hook,
-    Quality,
     activation,
-    quality_on_task,
-    quality_on_tokens,
-    quality_table,
     read_dictionary,
     write_dictionary,
 )
 from acdc.dictionaries.activations import group_by_length
+from acdc.dictionaries.quality import Quality, quality_on_task, quality_on_tokens, quality_table
 from acdc.engine.experiment import Experiment
 from acdc.errors import InputError, OptionError
 from acdc.lowering import LoweredModel

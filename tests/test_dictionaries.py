@@ -23,14 +23,10 @@ from transformer_lens.model_bridge import TransformerBridge
 from acdc.dictionaries import (
     Dictionary,
     Hook,
-    Quality,
     activation,
     check_fits,
     list_dictionaries,
     parse_hook,
-    quality_on_task,
-    quality_on_tokens,
-    quality_table,
     read_dictionaries,
     read_dictionary,
     replacement,
@@ -38,7 +34,14 @@ from acdc.dictionaries import (
 )
 from acdc.dictionaries.activations import width
 from acdc.dictionaries.hooks import SITES, WRITE_SITES
-from acdc.dictionaries.quality import DENSITY_EDGES, Recovery
+from acdc.dictionaries.quality import (
+    DENSITY_EDGES,
+    Quality,
+    Recovery,
+    quality_on_task,
+    quality_on_tokens,
+    quality_table,
+)
 from acdc.dictionaries.sae import ARCHITECTURES
 from acdc.engine.experiment import Experiment
 from acdc.errors import DictionaryError

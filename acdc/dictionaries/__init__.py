@@ -1,4 +1,7 @@
-"""Dictionaries of a model's activations: sparse autoencoders and transcoders."""
+"""Dictionaries of a model's activations: sparse autoencoders and transcoders.
+
+How good they are on prompts is in :mod:`acdc.dictionaries.quality`.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +13,15 @@ from acdc.dictionaries.files import (
     write_dictionary,
 )
 from acdc.dictionaries.hooks import Hook, parse_hook
-from acdc.dictionaries.quality import Quality, quality_on_task, quality_on_tokens, quality_table
 from acdc.dictionaries.sae import Dictionary
 
 __all__ = [
     "Dictionary",
     "Hook",
-    "Quality",
     "activation",
     "check_fits",
     "list_dictionaries",
     "parse_hook",
-    "quality_on_task",
-    "quality_on_tokens",
-    "quality_table",
     "read_dictionaries",
     "read_dictionary",
     "replacement",

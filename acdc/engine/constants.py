@@ -65,7 +65,7 @@ class Constants:
     values
         By prompt length, or under None for all lengths: tensors with a batch axis of length 1
         and a position axis of length 1 or of that of the prompts, as :func:`written` lists them
-        (with dictionaries, as :meth:`acdc.latents.program.Program.values` does).
+        (with dictionaries, as :meth:`acdc.engine.program.Program.values` does).
     report
         What run.json should say of how they came about; plain JSON values.
     """

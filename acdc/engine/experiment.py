@@ -26,7 +26,9 @@ from acdc.engine.constants import (
     mean_values,
     written,
 )
+from acdc.engine.program import Program
 from acdc.errors import TaskError
+from acdc.latents.attachment import Attachment
 from acdc.lowering.model import LoweredModel, Trace
 from acdc.metrics import Metric, Targets, at_least_float32
 from acdc.positions import Positions
@@ -124,6 +126,11 @@ class Experiment:
         are of.
     positions
         By which spans of the prompts nodes and edges are split; None: they are not.
+    attachments
+        Dictionaries, or neurons, with the latents that are nodes.
+    candidates
+        ``[edge]``: the only edges of the whole graph that can be in a circuit; the others are
+        always ablated.  None: all can.
     """
 
     model: LoweredModel
@@ -136,12 +143,32 @@ class Experiment:
     mean_over: Prompts | None = None
     constants: Constants | None = None
     positions: Positions | None = None
+    attachments: tuple[Attachment, ...] = ()
+    candidates: NDArray[np.bool_] | None = None
+
+    @cached_property
+    def program(self) -> Program:
+        """Stages of the model with its dictionaries, in the order of :attr:`components`."""
+        return Program(self.model, self.attachments)
+
+    @cached_property
+    def components(self) -> Graph:
+        """Every edge between heads, MLPs and latents, whatever the span."""
+        sites = tuple(a.site for a in self.attachments)
+        return component_graph(replace(self.model.shape, sites=sites))
+
+    @cached_property
+    def whole_graph(self) -> Graph:
+        """The graph with every edge, split by spans where positions are told apart."""
+        if self.positions is None:
+            return self.components
+        return component_graph(self.positions.split(self.components.shape))
 
     @cached_property
     def graph(self) -> Graph:
-        """The component graph of the model, split by spans where positions are told apart."""
-        shape = self.model.shape
-        return component_graph(shape if self.positions is None else self.positions.split(shape))
+        """The graph of the edges that can be in a circuit."""
+        whole = self.whole_graph
+        return whole if self.candidates is None else whole.subgraph(self.candidates)
 
     @cached_property
     def batches(self) -> tuple[Batch, ...]:
@@ -163,9 +190,9 @@ class Experiment:
     def by_component(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Return ``[span, receiver, sender]`` for ``mask [edge]``.
 
-        Receivers and senders are those of ``graph.components``.
+        Receivers and senders are those of :attr:`components`.
         """
-        components = self.graph.components
+        components = self.components
         shape = self.graph.shape.n_spans, len(components.receivers), components.n_senders
         found = np.zeros(shape, dtype=bool)
         found[tuple(index[mask] for index in self.edge_place)] = True
@@ -173,7 +200,7 @@ class Experiment:
 
     @cached_property
     def edge_place(self) -> tuple[NDArray[np.int64], ...]:
-        """``[edge]`` each: span, receiver and sender, the latter of ``graph.components``."""
+        """``[edge]`` each: span, receiver and sender, the latter of :attr:`components`."""
         graph = self.graph
         return (
             graph.edge_span,
@@ -183,9 +210,9 @@ class Experiment:
 
     @cached_property
     def receiver_at(self) -> NDArray[np.int64]:
-        """``[span, receiver of graph.components]``: receiver index; -1 where there is none."""
+        """``[span, receiver of components]``: receiver index; -1 where there is none."""
         graph = self.graph
-        found = np.full((graph.shape.n_spans, len(graph.components.receivers)), -1)
+        found = np.full((graph.shape.n_spans, len(self.components.receivers)), -1)
         found[graph.receiver_span, graph.receiver_component] = np.arange(len(graph.receivers))
         return found
 

@@ -296,4 +296,4 @@ def _with_latents(
             for d, a in zip(dictionaries, kept, strict=True)
         ]
         values["in_float32"] = _with_latents(experiment.in_float32, dictionaries, same)
-    return LatentExperiment(**values, attachments=tuple(kept))
+    return LatentExperiment(**values | {"attachments": tuple(kept)})

@@ -27,7 +27,9 @@ from torch import Tensor
 
 from acdc.engine.attribution import Point
 from acdc.engine.experiment import Batch, Experiment
-from acdc.latents.program import Block, Cut, Heads, Mlp, Program, Stage, Transcoder
+from acdc.engine.program import Program
+from acdc.engine.stages import Cut, Heads, Mlp, Stage, Transcoder
+from acdc.engine.values import Block, coefficients
 from acdc.lowering.attention import KINDS
 from acdc.lowering.model import LoweredModel, Trace
 from graphs import Graph
@@ -142,16 +144,16 @@ class _Differences:
         runs = zip(values, experiment.ablated_values(program.values(other), values), strict=True)
         self.values: list[Tensor] = []
         for block, (b, a) in zip(program.blocks, runs, strict=True):
-            change = a - b
-            if block.directions is None:  # (sender, 1, batch, pos, d) -> (sender, token, d)
+            change = block.parts(a - b)
+            if block.narrow:  # (latent, 1, batch, pos, 1) -> (token, latent)
+                self.values.append(coefficients(change).flatten(0, 2))
+            else:  # (sender, 1, batch, pos, d) -> (sender, token, d)
                 self.values.append(change.flatten(1, 3))
-            else:  # (1, batch, pos, latent) -> (token, latent)
-                self.values.append(change.flatten(0, 2))
 
     def chunk(self, b: int, tokens: slice, at: Trace) -> Tensor | tuple[_Slots, Tensor]:
         """Vectors ``[sender, token, d_model]``, or slots and ``[token, slot, d_model]``."""
         block, value = self.program.blocks[b], self.values[b]
-        if block.directions is None:
+        if not block.narrow:
             return self._post(block, value[:, tokens], tokens, at)
         slots = _Slots.of(value[tokens])
         vectors = block.directions[slots.index] * slots.value[..., None]
@@ -196,7 +198,7 @@ def node_scores(
     for batch, differences, point in _passes(experiment, program, points, memory):
         found = _gradients(experiment, batch, point)
         for block, change, g in _written(program, differences, found):
-            if block.directions is None:
+            if not block.narrow:
                 part = torch.einsum("std,td->s", change, g)
             else:
                 part = (change * (g @ block.directions.T)).sum(0)
@@ -293,7 +295,7 @@ def _chunks(program: Program, differences: _Differences, memory: int) -> Iterato
     n_tokens = differences.values[0].shape[1]
     slots = 0
     for block, value in zip(program.blocks, differences.values, strict=True):
-        slots += len(value) if block.directions is None else int((value != 0).sum(1).max())
+        slots += len(value) if not block.narrow else int((value != 0).sum(1).max())
     each = 3 * slots * program.model.d_model * program.model.W_U.element_size()
     size = max(1, min(_MOST_TOKENS, memory // each))
     for start in range(0, n_tokens, size):

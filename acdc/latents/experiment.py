@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -14,14 +13,12 @@ from torch import Tensor
 from acdc.engine.constants import Constants, Values
 from acdc.engine.experiment import Experiment
 from acdc.errors import OptionError
-from acdc.latents.attachment import Attachment
 from acdc.latents.attribution import Points, edge_scores, node_scores
 from acdc.latents.patched import LatentPatchedModel
-from acdc.latents.program import Program
 from acdc.latents.run import LatentRun
 from acdc.lowering.model import Trace
 from acdc.methods.eap import eap_ig
-from graphs import Graph, component_graph, select_top
+from graphs import select_top
 
 __all__ = ["LatentExperiment"]
 
@@ -32,35 +29,7 @@ class LatentExperiment(Experiment):
 
     Its overrides answer with this package's own classes, which have the interface that methods
     use of the engine's without inheriting from them; hence ``type: ignore[override]``.
-
-    Parameters
-    ----------
-    attachments
-        Dictionaries, with the latents that are nodes.
-    candidates
-        ``[edge]``: the only edges of the whole graph that can be in a circuit; the others are
-        always ablated.  None: all can.
     """
-
-    attachments: tuple[Attachment, ...] = ()
-    candidates: NDArray[np.bool_] | None = None
-
-    @cached_property
-    def whole_graph(self) -> Graph:
-        """The graph with every edge."""
-        sites = tuple(a.site for a in self.attachments)
-        return component_graph(replace(self.model.shape, sites=sites))
-
-    @cached_property
-    def graph(self) -> Graph:  # type: ignore[override]
-        """The graph of heads, MLPs, latents and error nodes."""
-        whole = self.whole_graph
-        return whole if self.candidates is None else whole.subgraph(self.candidates)
-
-    @cached_property
-    def program(self) -> Program:
-        """Stages of the model."""
-        return Program(self.model, self.attachments)
 
     def narrowed(
         self, n_edges: int, memory: int

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from acdc.engine.experiment import Batch
-from acdc.latents.program import Inputs, Program, Stage
+from acdc.engine.program import Program
+from acdc.engine.stages import Inputs, Stage
 from acdc.lowering.model import LoweredLayer
 from graphs import Graph
 from graphs.kernels import reach_backward
@@ -73,11 +74,14 @@ class BatchRuns:
     ) -> None:
         self.experiment, self.program, self.graph, self.batch = experiment, program, graph, batch
         base, other = (program.values(program.model.forward(t)) for t in experiment.runs(batch))
-        self.ablated = experiment.ablated_values(other, base)
-        self.base = base
+        ablated = experiment.ablated_values(other, base)
+        self.ablated, self.base = (
+            [block.parts(value) for block, value in zip(program.blocks, values, strict=True)]
+            for values in (ablated, base)
+        )
         pairs = zip(program.blocks, self.ablated, strict=True)
         self._totals = [block.total(value) for block, value in pairs]
-        self.n_bytes = 2 * sum(x.nelement() * x.element_size() for x in base)
+        self.n_bytes = 2 * sum(x.nelement() * x.element_size() for x in self.base)
 
     def rows(
         self,
@@ -129,7 +133,7 @@ class BatchRuns:
                 continue
             inputs = self._inputs(stage, changes, mask, scenarios)
             for b, value in zip(stage.blocks, stage.compute(inputs), strict=True):
-                changes[b] = value - self.ablated[b]
+                changes[b] = program.blocks[b].parts(value) - self.ablated[b]
         return changes
 
     def _span(self, stage: Stage) -> tuple[int, int]:

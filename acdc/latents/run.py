@@ -93,7 +93,7 @@ class LatentRun:
         start = program.stages[first].blocks
         width = 0
         for block in program.blocks[start[0] if start else len(program.blocks) :]:
-            width += len(block) * (1 if block.directions is not None else model.d_model)
+            width += len(block) * (1 if block.narrow else model.d_model)
         width += 4 * model.shape.n_heads * model.d_model
         total = 0
         for runs in self._runs:
@@ -148,7 +148,6 @@ def _differs(changes: list[Tensor | None]) -> NDArray[np.bool_]:
     found = []
     for change in changes:
         assert change is not None
-        vectors = change.dim() == 5  # (sender, scenario, batch, pos, d_model)
-        different = change.ne(0).flatten(1).any(1) if vectors else change.ne(0).flatten(0, 2).any(0)
+        different = change.ne(0).flatten(1).any(1)
         found.append(different.cpu().numpy())
     return np.concatenate(found)

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from acdc.dictionaries import Dictionary, Quality, quality_on_task
+from acdc.dictionaries import Dictionary
+from acdc.dictionaries.quality import Quality, quality_on_task
 from acdc.errors import CircuitFileError, OptionError
 from acdc.latents.experiment import LatentExperiment
 from acdc.looking.activations import Activations, record

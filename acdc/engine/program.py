@@ -1,0 +1,142 @@
+"""A model as a sequence of stages: the order of its receivers and senders, said once.
+
+A :class:`Program` is valid for any model, with dictionaries or without.  :attr:`Program.stages`
+stand in the order of the receivers of the component graph (not split by spans), and
+:attr:`Program.blocks`, what they write, in that of its senders; so receivers and senders of a
+stage are slices, and whatever goes through a model goes through its stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from acdc.engine.stages import (
+    Cut,
+    Heads,
+    LatentHeads,
+    LatentMlp,
+    Logits,
+    Mlp,
+    NeuronMlp,
+    Stage,
+    Transcoder,
+)
+from acdc.engine.values import Block, Values
+from acdc.latents.attachment import Attachment, NeuronAttachment
+from acdc.lowering.model import LoweredModel, Trace
+
+__all__ = ["Program"]
+
+
+class Program:
+    """Stages and blocks in the order of the graph's receivers and senders.
+
+    Parameters
+    ----------
+    model
+        Lowered model.
+    attachments
+        Dictionaries, no two at one place; none for heads and MLPs alone.
+
+    Attributes
+    ----------
+    blocks
+        The first ones are the embeddings'.
+    stages
+        The last is ``logits``.
+    """
+
+    def __init__(self, model: LoweredModel, attachments: Sequence[Attachment] = ()) -> None:
+        self.model, self.shape = model, model.shape
+        self._at = {a.site.name: a for a in attachments}
+        self.n_sources = 2 if self.shape.split_embed else 1
+        self.blocks = [Block(0, self.n_sources)]
+        self.stages: list[Stage] = []
+        self._first_seen, self._constants = 0, ()
+        self._n_receivers = 0
+        self._lay_out()
+
+    @property
+    def n_senders(self) -> int:
+        """Senders of the graph."""
+        return self.blocks[-1].stop
+
+    def _lay_out(self) -> None:
+        shape = self.shape
+        group = shape.n_heads + (0 if not shape.grouped else shape.kv_heads)
+        n_qkv = shape.n_heads + 2 * shape.kv_heads if shape.split_qkv else group
+        for layer, block in enumerate(self.model.layers):
+            self._cut(f"r{layer}", layer)
+            attached = self._at.get(f"a{layer}")
+            heads = (
+                Heads(self.model, layer, n_qkv)
+                if attached is None
+                else LatentHeads(self.model, layer, n_qkv, attachment=attached)
+            )
+            mlp = self._mlp(layer) if block.mlp is not None else None
+            self._read(heads)
+            if mlp is not None and shape.parallel:
+                self._read(mlp)
+            self._write(heads)
+            if block.attention.b_O is not None and all(b.post is None for b in self._own(heads)):
+                absorbed = block.attention_post is not None  # a post-norm's b_O is in the error
+                self._constants = (*self._constants, *(() if absorbed else (layer,)))
+            self._cut(f"r{layer}mid", layer)
+            if mlp is not None:
+                if not shape.parallel:
+                    self._read(mlp)
+                self._write(mlp)
+        self._cut(f"r{shape.n_layers}", shape.n_layers)
+        self._read(Logits(self.model, shape.n_layers, 1))
+
+    def _mlp(self, layer: int) -> Mlp:
+        attached = self._at.get(f"m{layer}")
+        if attached is None:
+            return Mlp(self.model, layer, 1)
+        if attached.site.kind == "transcoder":
+            return Transcoder(self.model, layer, len(attached.latents) + 1, attachment=attached)
+        if isinstance(attached, NeuronAttachment):
+            return NeuronMlp(self.model, layer, 1, attachment=attached)
+        return LatentMlp(self.model, layer, 1, attachment=attached)
+
+    def _cut(self, name: str, layer: int) -> None:
+        attached = self._at.get(name)
+        if attached is None:
+            return
+        cut = Cut(self.model, layer, 1, attachment=attached)
+        self._read(cut)
+        self._first_seen, self._constants = len(self.blocks), ()
+        self._write(cut)
+
+    def _read(self, stage: Stage) -> None:
+        stage.first_receiver = self._n_receivers
+        stage.seen = range(self._first_seen, len(self.blocks))
+        stage.constants = self._constants
+        self._n_receivers += stage.n_receivers
+        self.stages.append(stage)
+
+    def _write(self, stage: Stage) -> None:
+        first = len(self.blocks)
+        for n, basis, post in stage.layout():
+            start = self.blocks[-1].stop
+            self.blocks.append(Block(start, start + n, basis, post))
+        stage.blocks = tuple(range(first, len(self.blocks)))
+
+    def _own(self, stage: Stage) -> list[Block]:
+        return [self.blocks[b] for b in stage.blocks]
+
+    def stage_of(self, receiver: int) -> int:
+        """Position of the stage of a receiver."""
+        firsts = [stage.first_receiver for stage in self.stages]
+        return int(np.searchsorted(firsts, receiver, side="right")) - 1
+
+    def values(self, trace: Trace) -> Values:
+        """Values of all blocks in an ordinary forward pass."""
+        found: Values = [torch.stack(trace.embeds)[:, None]] * len(self.blocks)
+        for stage in self.stages:
+            for b, value in zip(stage.blocks, stage.of_trace(trace), strict=True):
+                found[b] = value
+        return found
