@@ -3,30 +3,47 @@
 A run's folder holds ``checkpoint/`` while it works: the settings, and for each threshold
 that ACDC tries the edges decided so far.  Going on repeats the finished receivers with one
 evaluation each.
+
+A folder of that name may be the user's own.  It is a checkpoint if its ``settings.json`` says so,
+and even then nothing is removed from it but the files that are written here, by their names.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import shutil
+import math
+import re
 import time
 import zlib
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile
 
 import numpy as np
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from acdc.engine.incremental import Work
 from acdc.errors import OutputError
 from graphs import Graph
-from graphs.files import json_text, write_whole
+from graphs.files import MIB, json_text, read_bytes, read_json, write_whole
+from graphs.order import edge_order, receiver_order
 
 __all__ = ["Checkpoint", "Decided"]
 
 _NAME = "checkpoint"
+_FORMAT = {"format": "acdc-checkpoint-1"}
+_SETTINGS = "settings.json"
+_FILES = re.compile(
+    r"\.?(settings\.json|acdc-[0-9.e+-]+\.npz|constants\.safetensors)(\.[0-9a-f]{8}\.tmp)?"
+)
+"""Names of what is written here, and of what a killed write leaves."""
+
+_MOST_SETTINGS, _MOST_DECIDED = 1 * MIB, 1024 * MIB
+_MOST_WORK = 10_000  # characters of its JSON
 
 
 @dataclass(eq=False)
@@ -58,6 +75,24 @@ class Decided:
         """Return the start of a search: every edge is in."""
         return cls(np.ones(graph.n_edges, dtype=bool), np.zeros(graph.n_edges))
 
+    def check(self, graph: Graph) -> None:
+        """Raise ValueError if no search of the graph can have decided this."""
+        if not 0 <= self.n_finished <= len(graph.receivers):
+            raise ValueError(f"{self.n_finished} of {len(graph.receivers)} receivers are finished")
+        if not np.isfinite(self.scores).all():
+            raise ValueError("a score is not finite")
+        if not 0 <= self.rounding < math.inf:
+            raise ValueError(f"rounding is {self.rounding}")
+        known = {f.name for f in fields(Work)}
+        if not isinstance(self.work, dict) or not set(self.work) <= known:
+            raise ValueError("work has unknown counts")
+        if not all(type(count) is int and count >= 0 for count in self.work.values()):
+            raise ValueError("work has no counts")
+        for receiver in receiver_order(graph)[self.n_finished :]:
+            edges = edge_order(graph, receiver)
+            if not self.in_circuit[edges].all() or self.scores[edges].any():
+                raise ValueError(f"edges of {graph.receivers[receiver]} are decided before it")
+
 
 class Checkpoint:
     """The folder ``checkpoint`` in the folder of a run that is not finished.
@@ -79,35 +114,48 @@ class Checkpoint:
 
     def __init__(self, folder: str | Path, settings: dict[str, Any], period: float = 20.0) -> None:
         self.folder, self.period = Path(folder) / _NAME, period
-        self._settings = json.loads(json_text(settings))
+        self._settings = json.loads(json_text(_FORMAT | settings))
         self._written = time.monotonic()
-        path = self.folder / "settings.json"
+        path = self.folder / _SETTINGS
         if not self.folder.exists():
             return
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise self._damaged(path) from error
-        if not isinstance(found, dict):
-            raise self._damaged(path)
-        differing = [k for k, v in self._settings.items() if found.get(k) != v]
+        if not _is_checkpoint(self.folder):
+            raise OutputError(
+                f"{self.folder} is no checkpoint that can be read: move it away, or choose another "
+                "folder with --out"
+            )
+        found = read_json(path, _MOST_SETTINGS, OutputError)
+        if found.keys() != self._settings.keys():
+            raise self._damaged(path, "it has other settings than a search has")
+        differing = [k for k, v in self._settings.items() if found[k] != v]
         if differing:
             name = differing[0]
             raise OutputError(
-                f"{self.folder} is of a run with {name} {found.get(name)!r}, this one has "
+                f"{self.folder} is of a run with {name} {found[name]!r}, this one has "
                 f"{self._settings[name]!r}: delete it, or choose another folder with --out"
             )
 
     @staticmethod
     def is_all_of(folder: Path) -> bool:
         """Whether a folder holds a checkpoint and nothing else."""
-        return [path.name for path in folder.iterdir()] == [_NAME]
+        return [path.name for path in folder.iterdir()] == [_NAME] and _is_checkpoint(
+            folder / _NAME
+        )
 
     @staticmethod
     def remove(folder: Path) -> None:
-        """Delete what a finished run left behind in its folder while it worked."""
-        if (folder / _NAME).exists():
-            shutil.rmtree(folder / _NAME)
+        """Delete what a finished run left behind in its folder while it worked.
+
+        Files that are not written here stay, and so does the folder that holds them.
+        """
+        checkpoint = folder / _NAME
+        if not _is_checkpoint(checkpoint):
+            return
+        own = [p for p in checkpoint.iterdir() if _FILES.fullmatch(p.name) and p.is_file()]
+        for path in sorted(own, key=lambda path: path.name == _SETTINGS):  # what says so last
+            path.unlink()
+        with suppress(OSError):  # it holds something else
+            checkpoint.rmdir()
 
     def load(self, graph: Graph, threshold: float) -> Decided:
         """Return what was decided at a threshold; nothing yet where it was not tried."""
@@ -115,18 +163,19 @@ class Checkpoint:
         if not path.exists():
             return Decided.nothing(graph)
         try:
-            with np.load(path, allow_pickle=False) as content:
+            with ZipFile(io.BytesIO(read_bytes(path, _MOST_DECIDED, OutputError))) as archive:
                 decided = Decided(
-                    content["in_circuit"],
-                    content["scores"],
-                    int(content["n_finished"]),
-                    json.loads(str(content["work"])),
-                    float(content["rounding"]),
+                    _array(archive, "in_circuit", "?", (graph.n_edges,)),
+                    _array(archive, "scores", "<f8", (graph.n_edges,)),
+                    int(_array(archive, "n_finished", "<i8", ())),
+                    json.loads(str(_array(archive, "work", None, ()))),
+                    float(_array(archive, "rounding", "<f8", ())),
                 )
-        except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error) as error:
-            raise self._damaged(path) from error
-        if decided.in_circuit.shape != (graph.n_edges,) or decided.scores.shape != (graph.n_edges,):
-            raise self._damaged(path)
+            decided.check(graph)
+        except (ValueError, KeyError, EOFError, RecursionError, NotImplementedError) as error:
+            raise self._damaged(path, error) from error
+        except (BadZipFile, zlib.error, RuntimeError) as error:
+            raise self._damaged(path, error) from error
         return decided
 
     def save(self, threshold: float, decided: Decided) -> None:
@@ -152,12 +201,40 @@ class Checkpoint:
 
     def _prepare(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        settings = self.folder / "settings.json"
+        settings = self.folder / _SETTINGS
         if not settings.exists():
             write_whole(settings, json.dumps(self._settings, indent=1) + "\n")
 
     def _file(self, threshold: float) -> Path:
         return self.folder / f"acdc-{threshold!r}.npz"
 
-    def _damaged(self, path: Path) -> OutputError:
-        return OutputError(f"{path} cannot be read: delete {self.folder} to start anew")
+    def _damaged(self, path: Path, why: object) -> OutputError:
+        return OutputError(f"{path} cannot be read ({why}): delete {self.folder} to start anew")
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    """Whether a folder was written here: its settings say so."""
+    try:
+        found = read_json(folder / _SETTINGS, _MOST_SETTINGS, OutputError)
+    except OutputError:
+        return False
+    return isinstance(found, dict) and _FORMAT.items() <= found.items()
+
+
+def _array(archive: ZipFile, name: str, kind: str | None, shape: tuple[int, ...]) -> NDArray[Any]:
+    """Read an array of a ``.npz`` file, its type and shape known before there is room made for it.
+
+    ``kind`` is None for a text.
+    """
+    with archive.open(f"{name}.npy") as file:
+        if npy.read_magic(file) != (1, 0):
+            raise ValueError(f"{name} is of another version")
+        found, in_columns, dtype = npy.read_array_header_1_0(file)
+        fits = dtype == np.dtype(kind) if kind else dtype.kind == "U"
+        if found != shape or in_columns or not fits or dtype.itemsize > 4 * _MOST_WORK:
+            raise ValueError(f"{name} is of shape {found} and type {dtype}")
+        size = dtype.itemsize * math.prod(shape)
+        content = file.read(size + 1)
+    if len(content) != size:
+        raise ValueError(f"{name} has not the size that it says")
+    return np.frombuffer(content, dtype).reshape(shape).copy()

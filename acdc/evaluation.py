@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acdc.engine.experiment import Experiment
+from acdc.errors import OptionError
 
 __all__ = ["Evaluation", "Evaluator", "interval", "resampled_faithfulness"]
 
@@ -78,8 +80,20 @@ class Evaluator:
         return self._patched.values(mask)
 
     def evaluate(self, mask: NDArray[np.bool_]) -> Evaluation:
-        """Measure the circuit of the edges in ``mask [edge]``."""
+        """Measure the circuit of the edges in ``mask [edge]``.
+
+        Raises
+        ------
+        OptionError
+            If the metric is no finite number: what the model or the constants say overflows.
+        """
         value = self._patched.metric(mask)
+        for name, number in (("full", self.full), ("empty", self.empty), ("circuit", value)):
+            if not math.isfinite(number):
+                raise OptionError(
+                    f"metric {self.experiment.metric.name!r} of the {name} circuit is {number}: "
+                    "weights or constants are too large for the dtype, choose float32 or float64"
+                )
         gap = self.full - self.empty
         faithfulness = (value - self.empty) / gap if self.has_gap else None
         return Evaluation(self.full, self.empty, value, faithfulness)

@@ -8,9 +8,10 @@ hold more), ``circuit.json`` (every edge with score and in_graph), ``circuit.dot
 
 from __future__ import annotations
 
-import json
+import math
 import os
 import platform
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ from acdc.positions import POSITIONS
 from acdc.tasks.split import check_holdout
 from graphs import Circuit
 from graphs.draw import render, to_dot
-from graphs.files import write_json, write_whole
+from graphs.files import MIB, read_json, write_json, write_whole
 from graphs.formats import load_circuit, save_circuit
 
 __all__ = [
@@ -46,9 +47,18 @@ __all__ = [
     "write_folder",
 ]
 
-_KINDS: dict[str, Any] = {
-    "str": str, "int": int, "float": (int, float), "bool": bool, "None": type(None)
+_KINDS: dict[str, tuple[type, ...]] = {
+    "str": (str,), "int": (int,), "float": (int, float), "bool": (bool,), "None": (type(None),)
 }  # fmt: skip
+_BOUNDS = {
+    "batch_size": (1, 10**6), "n_prompts": (1, 10**6), "seed": (0, 2**63 - 1), "steps": (1, 10**4),
+    "n_edges": (1, 10**9), "max_latents": (1, 10**8), "candidates": (1, 10**9),
+    "mask_steps": (1, 10**6), "optimal_steps": (1, 10**6),
+}  # fmt: skip
+"""Least and largest values, so that what they size stays within memory."""
+_MOST_TEXT = 10_000
+_MOST_SUMMARY = 64 * MIB
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _SAME_CONSTANTS = ("model", "saes", "mean_over")
 _PACKAGES = ("acdc-circuits", "torch", "transformer_lens", "transformers", "numba", "numpy")
 
@@ -131,16 +141,14 @@ class Settings:
     def __post_init__(self) -> None:
         for f in fields(self):
             value, kinds = getattr(self, f.name), str(f.type).split(" | ")
-            if not any(isinstance(value, _KINDS[kind]) for kind in kinds):
+            if not any(_is(value, kind) for kind in kinds):
                 raise OptionError(f"{f.name} is {value!r}: expected {' or '.join(kinds)}")
-        least = (
-            ("batch_size", 1), ("n_prompts", 1), ("seed", 0), ("max_latents", 1), ("candidates", 1),
-            ("optimal_steps", 1),
-        )  # fmt: skip
-        for name, low in least:
+        for name, (low, high) in _BOUNDS.items():
             value = getattr(self, name)
             if value is not None and value < low:
                 raise OptionError(f"{name} {value}: expected at least {low}")
+            if value is not None and value > high:
+                raise OptionError(f"{name} {value}: expected at most {high:,}")
         if self.holdout is not None:
             check_holdout(self.holdout)
         for name, known in (
@@ -152,6 +160,18 @@ class Settings:
                 raise OptionError(
                     f"{name} {getattr(self, name)!r}: expected one of {', '.join(known)}"
                 )
+
+
+def _is(value: Any, kind: str) -> bool:
+    """Whether a value is of a kind: true is no number, NaN and infinity are none that is meant.
+
+    A text is one that can be the name of a file.
+    """
+    if not isinstance(value, _KINDS[kind]) or (isinstance(value, bool) and kind != "bool"):
+        return False
+    if isinstance(value, str):
+        return len(value) <= _MOST_TEXT and "\0" not in value and not _SURROGATE.search(value)
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 class Timer:
@@ -329,8 +349,12 @@ def run_constants(folder: str | Path, settings: Settings) -> Constants | None:
 
 
 def read_settings(summary: dict[str, Any]) -> Settings:
-    """Return the settings in the content of a ``run.json``."""
-    names = {f.name for f in fields(Settings)}
+    """Return the settings in the content of a ``run.json``.
+
+    Whether a model's own code may run is not among them: who reads a folder says so, not the
+    folder.
+    """
+    names = {f.name for f in fields(Settings)} - {"trust_remote_code"}
     return Settings(**{name: value for name, value in summary.items() if name in names})
 
 
@@ -344,13 +368,10 @@ def check_single(folder: Path) -> None:
 
 
 def _read_summary(path: Path) -> dict[str, Any]:
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    if not path.exists():
         check_single(path.parent)
-        raise CircuitFileError(f"{path}: no such file; give the folder of a run") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise CircuitFileError(f"{path} cannot be read as JSON: {error}") from error
+        raise CircuitFileError(f"{path}: no such file; give the folder of a run")
+    summary = read_json(path, _MOST_SUMMARY, CircuitFileError)
     if not isinstance(summary, dict) or "task" not in summary:
         raise CircuitFileError(f"{path} is no run.json: it has no key 'task'")
     return summary

@@ -7,6 +7,7 @@ node ablations also against TransformerLens' own hooks.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 import torch
 from latent_oracle import random_dictionary
 from oracle import Oracle
+from safetensors.torch import save_file
 from test_cli import Call, call, place, read, shared  # noqa: F401  fixtures
 
 import acdc
@@ -336,6 +338,61 @@ def test_constants_survive_a_file(tmp_path: Path) -> None:
     (tmp_path / "torn").write_bytes(constants.as_bytes()[:100])
     with pytest.raises(CircuitFileError, match="torn cannot be read"):
         load_constants(tmp_path / "torn")
+
+
+ONE = torch.ones(1, 1, 4)
+WRONG: dict[str, tuple[dict[str, Any], dict[str, str], str]] = {
+    "nan": ({"all.0": ONE * math.nan}, {}, r"tensor 'all\.0' holds nan or infinite"),
+    "infinity": ({"all.0": -ONE * math.inf}, {}, r"tensor 'all\.0' holds nan or infinite"),
+    "too large for float32": ({"all.0": ONE.double() * 1e200}, {}, "holds nan or infinite"),
+    "bool": ({"all.0": ONE.bool()}, {}, r"tensor 'all\.0' is of type torch\.bool"),
+    "whole numbers": ({"all.0": ONE.int()}, {}, r"is of type torch\.int32"),
+    "complex": ({"all.0": ONE * 1j}, {}, r"is of type torch\.complex64"),
+    "float8": ({"all.0": ONE.to(torch.float8_e4m3fn)}, {}, "is of type torch.float8"),
+    "a number": ({"all.0": torch.tensor(1.0)}, {}, r"has shape \[\], expected \[1, positions, d\]"),
+    "a matrix": ({"all.0": ONE[0]}, {}, r"has shape \[1, 4\]"),
+    "five axes": ({"all.0": ONE[None, None]}, {}, r"has shape \[1, 1, 1, 1, 4\]"),
+    "a batch": ({"all.0": torch.ones(2, 1, 4)}, {}, r"has shape \[2, 1, 4\]"),
+    "positions for all": ({"all.0": torch.ones(1, 3, 4)}, {}, r"has shape \[1, 3, 4\]"),
+    "other positions": ({"5.0": torch.ones(1, 3, 4)}, {}, r"has shape \[1, 3, 4\]"),
+    "nothing in it": ({"all.0": torch.ones(1, 1, 0)}, {}, r"has shape \[1, 1, 0\]"),
+    "no tensors": ({}, {}, "at least one"),
+    "a gap": ({"all.0": ONE, "all.2": ONE.clone()}, {}, "not numbered from 0 without gaps"),
+    "more for one length": (
+        {"3.0": ONE, "4.0": ONE.clone(), "4.1": ONE.clone()}, {}, "as many tensors for every length"
+    ),
+    "both kinds": ({"3.0": ONE, "all.0": ONE.clone()}, {}, "as many tensors for every length"),
+    "another name": ({"x": ONE}, {}, "tensor 'x': expected a name as all.3"),
+    "a name of many digits": ({"9" * 5000 + ".0": ONE}, {}, r"characters\] .*expected a name"),
+    "another format": ({"all.0": ONE}, {"format": "x"}, "no constants of acdc"),
+    "another intervention": ({"all.0": ONE}, {"intervention": "x"}, "intervention is 'x'"),
+    "another direction": ({"all.0": ONE}, {"direction": "up"}, "direction is 'up', expected"),
+    "a torn report": ({"all.0": ONE}, {"report": "{"}, "'report': no JSON that can be read"),
+    "a report in a list": ({"all.0": ONE}, {"report": "[]"}, "'report' is no object"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_file_that_holds_no_constants_is_refused(name: str, tmp_path: Path) -> None:
+    tensors, changes, words = WRONG[name]
+    about = {"format": "acdc-constants-1", "intervention": "mean", "direction": "noising"}
+    save_file(tensors, tmp_path / FILE_NAME, {**about, "report": "{}", **changes})
+    with pytest.raises(CircuitFileError, match=f"{FILE_NAME}: .*{words}.*: delete the file"):
+        load_constants(tmp_path / FILE_NAME)
+
+
+def test_evaluation_says_no_nan(place: Path, call: Call) -> None:  # noqa: F811
+    """Not ``nan, nan, nan`` and status 0: the file is named, or else the metric."""
+    options = ["--model", "ln2", "--method", "eap", "--edges", 20, "--n-prompts", 4]
+    call("discover", "task.jsonl", *options, "--intervention", "mean", "--out", "with")
+    constants = load_constants(Path("with") / FILE_NAME)
+    for factor, words in ((math.nan, "holds nan"), (1e30, "metric 'logit_diff' of the")):
+        values = {None: [factor * x for x in constants.values[None]]}
+        (Path("with") / FILE_NAME).write_bytes(replace(constants, values=values).as_bytes())
+        answer = call("evaluate", "with", "--brief")
+        assert answer.status == 2
+        assert words in answer.err
+        assert "nan" not in answer.out
 
 
 @pytest.mark.parametrize("intervention", ["mean", "optimal"])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 import pytest
@@ -19,6 +22,7 @@ from acdc.runs import Settings
 from graphs import Circuit
 
 SETTINGS = {"task": "t", "threshold": 0.01}
+N_EDGES = experiment("ln2", "kl").graph.n_edges
 COMMAND = ["discover", "ioi", "--n-prompts", "4", "--threshold", "0.05", "--out"]
 
 
@@ -95,14 +99,130 @@ def test_another_run_s_checkpoint_is_refused(tmp_path: Path) -> None:
         Checkpoint(tmp_path, {**SETTINGS, "threshold": 0.02})
 
 
-@pytest.mark.parametrize("name", ["settings.json", "acdc-0.1.npz"])
+def kept(folder: Path) -> Checkpoint:
+    """Return a checkpoint that holds the start of a search."""
+    keep = Checkpoint(folder, SETTINGS, period=0)
+    keep.save(0.1, Decided.nothing(experiment("ln2", "kl").graph))
+    return keep
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"PK\x03\x04"])
-def test_a_damaged_checkpoint_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
-    graph = experiment("ln2", "kl").graph
-    Checkpoint(tmp_path, SETTINGS, period=0).save(0.1, Decided.nothing(graph))
-    (tmp_path / "checkpoint" / name).write_bytes(content)
-    with pytest.raises(OutputError, match=f"{name} cannot be read: delete .*checkpoint to start"):
-        Checkpoint(tmp_path, SETTINGS).load(graph, 0.1)
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None:
+    keep = kept(tmp_path)
+    (tmp_path / "checkpoint" / "acdc-0.1.npz").write_bytes(content)
+    with pytest.raises(
+        OutputError, match=r"npz cannot be read \(.+\): delete .*checkpoint to start"
+    ):
+        keep.load(experiment("ln2", "kl").graph, 0.1)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"theme": "dark"}'])
+def test_what_is_no_checkpoint_is_not_called_one(tmp_path: Path, content: bytes) -> None:
+    kept(tmp_path)
+    (tmp_path / "checkpoint" / "settings.json").write_bytes(content)
+    with pytest.raises(OutputError, match=r"checkpoint is no checkpoint .*: move it away, or"):
+        Checkpoint(tmp_path, SETTINGS)
+
+
+def test_missing_settings_are_no_equal_settings(tmp_path: Path) -> None:
+    Checkpoint(tmp_path, {**SETTINGS, "edges": None}, period=0)._prepare()
+    path = tmp_path / "checkpoint" / "settings.json"
+    found = json.loads(path.read_text())
+    del found["edges"]
+    path.write_text(json.dumps(found))
+    with pytest.raises(OutputError, match="it has other settings than a search has"):
+        Checkpoint(tmp_path, {**SETTINGS, "edges": None})
+
+
+FALSIFIED: dict[str, tuple[dict[str, Any], str]] = {
+    "a million receivers": ({"n_finished": np.array(10**6)}, "1000000 of 27 receivers"),
+    "fewer than none": ({"n_finished": np.array(-1)}, "-1 of 27 receivers"),
+    "half a receiver": ({"n_finished": np.array(0.5)}, "n_finished is of shape .* float64"),
+    "receivers in a list": ({"n_finished": np.array([0])}, r"n_finished is of shape \(1,\)"),
+    "nan": ({"scores": np.full(N_EDGES, np.nan)}, "a score is not finite"),
+    "float32": ({"scores": np.zeros(N_EDGES, np.float32)}, "scores is of shape .* float32"),
+    "complex": ({"scores": np.zeros(N_EDGES, np.complex128)}, "scores is of shape .* complex128"),
+    "scores of one edge": ({"scores": np.zeros(1)}, r"scores is of shape \(1,\)"),
+    "a nested mask": ({"in_circuit": np.ones((N_EDGES, 1), bool)}, "in_circuit is of shape"),
+    "numbers for a mask": ({"in_circuit": np.ones(N_EDGES, np.int64)}, "in_circuit .* int64"),
+    "decided too early": ({"in_circuit": np.zeros(N_EDGES, bool)}, "are decided before it"),
+    "objects": ({"scores": np.array([{}] * N_EDGES)}, "scores is of shape .* object"),
+    "no scores": ({"scores": None}, "scores.npy"),
+    "work in a list": ({"work": np.array("[1]")}, "work has unknown counts"),
+    "unknown work": ({"work": np.array('{"__class__": 1}')}, "work has unknown counts"),
+    "work below none": ({"work": np.array('{"n_dead": -1}')}, "work has no counts"),
+    "work in words": ({"work": np.array('{"n_dead": "1"}')}, "work has no counts"),
+    "deep work": ({"work": np.array("[" * 9000)}, "recursion"),
+    "work without end": ({"work": np.array(" " * 10**6)}, "work is of shape"),
+    "infinite rounding": ({"rounding": np.array(np.inf)}, "rounding is inf"),
+}
+
+
+@pytest.mark.parametrize("name", FALSIFIED)
+def test_a_falsified_checkpoint_is_refused(tmp_path: Path, name: str) -> None:
+    changes, words = FALSIFIED[name]
+    keep = kept(tmp_path)
+    path = tmp_path / "checkpoint" / "acdc-0.1.npz"
+    with np.load(path) as content:
+        arrays = {**content, **changes}
+    np.savez_compressed(path, **{k: v for k, v in arrays.items() if v is not None})
+    with pytest.raises(OutputError, match=f"npz cannot be read .*{words}"):
+        keep.load(experiment("ln2", "kl").graph, 0.1)
+
+
+def test_an_array_that_expands_is_refused_unread(tmp_path: Path) -> None:
+    """A megabyte that says it holds a gigabyte."""
+    keep = kept(tmp_path)
+    path = tmp_path / "checkpoint" / "acdc-0.1.npz"
+    with np.load(path) as content:
+        arrays = dict(content)
+    with ZipFile(path, "w", ZIP_DEFLATED) as archive:
+        for key, value in arrays.items():
+            with archive.open(f"{key}.npy", "w") as file:
+                np.save(file, value)
+                if key == "scores":
+                    for _ in range(1024):
+                        file.write(bytes(1 << 20))
+    assert path.stat().st_size < 2 << 20
+    tracemalloc.start()
+    try:
+        with pytest.raises(OutputError, match="scores has not the size that it says"):
+            keep.load(experiment("ln2", "kl").graph, 0.1)
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_users_own_folder_is_never_removed(tmp_path: Path) -> None:
+    """Nothing in a folder ``checkpoint`` that the engine did not write."""
+    run = discover("ioi", n_prompts=4, threshold=0.5)
+    own = tmp_path / "run" / "checkpoint"
+    own.mkdir(parents=True)
+    files = {"settings.json": '{"theme": "dark"}', "acdc-0.1.npz": "mine", "weights.pt": "mine"}
+    for name, content in files.items():
+        (own / name).write_text(content)
+    with pytest.raises(OutputError, match="not empty"):
+        run.save(tmp_path / "run")
+    run.save(tmp_path / "run", overwrite=True)
+    assert {path.name: path.read_text() for path in own.iterdir()} == files
+
+
+def test_a_users_files_in_a_checkpoint_stay(tmp_path: Path) -> None:
+    keep = kept(tmp_path)
+    keep.keep("constants.safetensors", b"")
+    (keep.folder / ".acdc-0.1.npz.0123abcd.tmp").write_bytes(b"")  # a killed write
+    (keep.folder / "notes.txt").write_text("mine")
+    (keep.folder / "acdc-old.npz").write_text("mine")
+    (keep.folder / "acdc-1.npz").mkdir()
+    Checkpoint.remove(tmp_path)
+    left = sorted(path.name for path in keep.folder.iterdir())
+    assert left == ["acdc-1.npz", "acdc-old.npz", "notes.txt"]
+
+
+def test_a_whole_checkpoint_is_removed_with_its_folder(tmp_path: Path) -> None:
+    kept(tmp_path)
+    Checkpoint.remove(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:

@@ -807,7 +807,7 @@ def test_no_run_no_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("[1", "cannot be read as JSON"),
+        ("[1", "no JSON that can be read"),
         ("[]", "is not an evaluation: it is of type list; give what acdc evaluate RUN --out FILE"),
         ({"tests": None, "areas": None}, "'areas' is of type NoneType"),
         ({"n_edges_kept": 29}, "is of a circuit of 29 of 1,519 edges, the run's has 30 of 1,519"),

@@ -237,8 +237,8 @@ def test_a_folder_that_cannot_be_made(
     ("content", "message"),
     [
         (None, "no such file; give the folder of a run"),
-        ("", "cannot be read as JSON"),
-        ("{", "cannot be read as JSON"),
+        ("", "no JSON that can be read"),
+        ("{", "no JSON that can be read"),
         ("3", "is no run.json"),
         ('{"method": "eap"}', "no key 'task'"),
         ('{"task": "ioi", "seed": -1}', "seed -1"),

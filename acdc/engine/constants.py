@@ -15,6 +15,7 @@ so is a mean.
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -27,8 +28,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from acdc.errors import CircuitFileError, OptionError, TaskError
+from acdc.errors import CircuitFileError, InputError, OptionError, TaskError
 from acdc.lowering.model import LoweredModel, Trace
+from graphs.files import MIB, check_regular, parse_json
 
 __all__ = [
     "CONSTANT",
@@ -52,6 +54,9 @@ FILE_NAME = "constants.safetensors"
 """Constants in the folder of a run."""
 
 _FORMAT = "acdc-constants-1"
+_MOST_BYTES = 4096 * MIB
+_TENSOR = re.compile(r"(all|[1-9][0-9]{0,8})\.([0-9]{1,6})")
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,24 +149,61 @@ def load_constants(path: str | Path) -> Constants:
     Raises
     ------
     CircuitFileError
-        If the file cannot be read as constants.
+        If the file cannot be read as constants; the message names the tensor that is none.
     """
-    values: dict[int | None, dict[int, Tensor]] = defaultdict(dict)
+    check_regular(path, _MOST_BYTES, CircuitFileError)
     try:
         with safe_open(str(path), "pt") as file:
             about = file.metadata() or {}
-            if about.get("format") != _FORMAT:
-                raise CircuitFileError(f"{path}: no constants of acdc: delete the file")
-            for name in file.keys():  # noqa: SIM118  (the file is no dict)
-                length, i = name.split(".")
-                values[None if length == "all" else int(length)][int(i)] = file.get_tensor(name)
-            report = json.loads(about["report"])
-            found = {length: [some[i] for i in range(len(some))] for length, some in values.items()}
-            return Constants(about["intervention"], about["direction"], found, report)
-    except (SafetensorError, OSError, ValueError, KeyError, struct.error) as error:
-        if isinstance(error, CircuitFileError):
-            raise
+            # Copies: the file may be written anew while they are in use.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, struct.error) as error:
         raise CircuitFileError(f"{path} cannot be read ({error}): delete the file") from error
+    try:
+        return _constants(about, tensors)
+    except InputError as error:
+        raise CircuitFileError(f"{path}: {error}: delete the file") from error
+
+
+def _constants(about: dict[str, str], tensors: dict[str, Tensor]) -> Constants:
+    """Make constants of what a file holds; InputError where it can be none."""
+    if about.get("format") != _FORMAT:
+        raise InputError("no constants of acdc")
+    for key, known in (("intervention", CONSTANT), ("direction", ("noising", "denoising"))):
+        if about.get(key) not in known:
+            raise InputError(f"{key} is {about.get(key)!r}, expected one of {', '.join(known)}")
+    report = parse_json(about.get("report", ""), "'report'")
+    if not isinstance(report, dict):
+        raise InputError("'report' is no object")
+    found: dict[int | None, dict[int, Tensor]] = defaultdict(dict)
+    for name, tensor in tensors.items():
+        match = _TENSOR.fullmatch(name)
+        if match is None:
+            raise InputError(f"tensor {name!r}: expected a name as all.3, or 15.3 for 15 tokens")
+        length = None if match[1] == "all" else int(match[1])
+        _check_tensor(name, tensor, length)
+        found[length][int(match[2])] = tensor
+    for length, some in found.items():
+        if sorted(some) != list(range(len(some))):
+            raise InputError(f"tensors of {length or 'all'} are not numbered from 0 without gaps")
+    if len({len(some) for some in found.values()}) != 1 or (None in found and len(found) > 1):
+        raise InputError("expected as many tensors for every length, at least one")
+    values = {length: [some[i] for i in range(len(some))] for length, some in found.items()}
+    return Constants(about["intervention"], about["direction"], values, report)
+
+
+def _check_tensor(name: str, tensor: Tensor, length: int | None) -> None:
+    """Check that a tensor is ``[..., 1, 1 or pos, d]``, of finite numbers."""
+    if tensor.dtype not in _DTYPES:
+        raise InputError(f"tensor {name!r} is of type {tensor.dtype}, expected float32")
+    shape = tuple(tensor.shape)
+    if len(shape) not in (3, 4) or shape[-3] != 1 or shape[-2] not in (1, length) or 0 in shape:
+        raise InputError(
+            f"tensor {name!r} has shape {list(shape)}, expected [1, positions, d] or "
+            "[heads, 1, positions, d]"
+        )
+    if not torch.isfinite(tensor.float()).all():
+        raise InputError(f"tensor {name!r} holds nan or infinite numbers")
 
 
 def written(trace: Trace) -> Values:

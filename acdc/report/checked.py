@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from acdc.errors import CircuitFileError
 
-__all__ = ["JsonObject", "read_json"]
+__all__ = ["JsonObject"]
 
 _NUMBER: tuple[type, ...] = (int, float)
 _MISSING = object()
-
-
-def read_json(path: Path) -> Any:
-    """Return the content of a file; CircuitFileError if it cannot be read as JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CircuitFileError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise CircuitFileError(f"{path} cannot be read as JSON: {error}") from error
 
 
 class JsonObject:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from acdc.errors import CircuitFileError
-from acdc.report.checked import JsonObject, read_json
+from acdc.report.checked import JsonObject
 from acdc.runs import Settings
 from acdc.verdicts import EdgeEffect, Verdict
 from graphs import Circuit
+from graphs.files import MIB, read_json
 
 __all__ = [
     "Ablated",
@@ -23,6 +24,8 @@ __all__ = [
     "read_repeated",
     "to_evidence",
 ]
+
+_MOST_BYTES = 256 * MIB
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ def read_evidence(path: Path, circuit: Circuit) -> Evidence:
     CircuitFileError
         If the file cannot be read, is no evaluation, or is of another circuit.
     """
-    return to_evidence(read_json(path), circuit, path)
+    return to_evidence(read_json(path, _MOST_BYTES, CircuitFileError), circuit, path)
 
 
 def to_evidence(content: Any, circuit: Circuit, where: object) -> Evidence:
@@ -204,7 +207,8 @@ def read_repeated(path: Path, settings: Settings, circuit: Circuit) -> Repeated:
     CircuitFileError
         If it cannot be read, is none, or is of another task or model.
     """
-    item = JsonObject(read_json(path), path, "a stability.json", "acdc stability TASK --out FOLDER")
+    content = read_json(path, _MOST_BYTES, CircuitFileError)
+    item = JsonObject(content, path, "a stability.json", "acdc stability TASK --out FOLDER")
     theirs = item.text("task"), item.text("model"), item.number("n_edges_total")
     ours = settings.task, settings.model, circuit.graph.n_edges
     if theirs != ours:
