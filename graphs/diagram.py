@@ -30,7 +30,7 @@ __all__ = [
 
 BLUE, VERMILION, GREY = "#0072B2", "#D55E00", "#5F5F5F"
 OPENING = "digraph circuit {"
-FONT = "Helvetica,Arial,sans-serif"
+FONT = "DejaVu Sans,Verdana,sans-serif"  # the drawn one (graphs.rendering), and one as wide
 HEAD_FILL, MLP_FILL, END_FILL, KV_FILL = "#FBF3CF", "#D5EEE4", "#E6E6E6", "#F6F6F6"
 CUT_FILL, ERROR_FILL = "#E3DDF1", "#EDEDED"
 LATENT_FILL = {"a": HEAD_FILL, "m": MLP_FILL, "r": CUT_FILL, "rmid": CUT_FILL}

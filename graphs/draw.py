@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
-import sys
 import urllib.parse
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import graphviz
 import numpy as np
 
 from graphs.circuit import Circuit
 from graphs.diagram import (
     BLUE,
     GREY,
-    OPENING,
     VERMILION,
     Caption,
     Line,
@@ -28,19 +23,13 @@ from graphs.diagram import (
 )
 from graphs.errors import GraphError, InputError, did_you_mean
 from graphs.files import json_text, write_whole
+from graphs.rendering import FORMATS, draw_dot
 from graphs.select import Mask, prune, select_top
 
-__all__ = ["FORMATS", "draw_dot", "render", "styled_lines", "to_dot"]
+__all__ = ["FORMATS", "render", "styled_lines", "to_dot"]
 
-FORMATS = ("svg", "png", "pdf")
 MOST_EDGES = 1_000
 MERGE_ABOVE = 220
-_CHILD = (
-    "import sys, pygraphviz; "
-    "drawing = pygraphviz.AGraph(string=sys.stdin.buffer.read().decode()); "
-    "engine = dict(drawing.graph_attr).get('layout') or 'dot'; "
-    "sys.stdout.buffer.write(drawing.draw(None, format=sys.argv[1], prog=engine))"
-)
 
 
 def to_dot(
@@ -101,7 +90,7 @@ def render(
 ) -> None:
     """Write a picture file.
 
-    An installed ``dot`` is used where there is one, otherwise the Graphviz inside pygraphviz.
+    The same circuit gives the same bytes on every machine, see :mod:`graphs.rendering`.
 
     Parameters
     ----------
@@ -124,37 +113,6 @@ def render(
         raise InputError(f"picture format {chosen!r}: expected one of {', '.join(FORMATS)}")
     text = to_dot(drawing, **options) if isinstance(drawing, Circuit) else drawing
     write_whole(path, draw_dot(text, chosen))
-
-
-def draw_dot(text: str, format: str) -> bytes:
-    """Return DOT text as a picture in one of :data:`FORMATS`.
-
-    Raises
-    ------
-    InputError
-        If Graphviz refuses the text.
-    """
-    if format == "png" and text.startswith(OPENING):
-        text = f"{OPENING} dpi=192;{text.removeprefix(OPENING)}"
-    if shutil.which("dot"):
-        try:
-            return graphviz.Source(text).pipe(format=format, quiet=True)
-        except subprocess.CalledProcessError as error:
-            raise _refused(error.stderr) from error
-    # A process of its own: Graphviz writes warnings to the terminal, and may crash, in C.
-    done = subprocess.run(
-        [sys.executable, "-c", _CHILD, format], input=text.encode(), capture_output=True
-    )
-    if done.returncode or not done.stdout:
-        raise _refused(done.stderr)
-    return done.stdout
-
-
-def _refused(stderr: bytes) -> InputError:
-    said = stderr.decode(errors="replace").strip().splitlines()
-    return InputError(
-        f"Graphviz could not draw this DOT text: {said[-1] if said else 'it crashed'}"
-    )
 
 
 def _drawn_edges(circuit: Circuit, max_edges: int | None) -> Mask:

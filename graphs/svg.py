@@ -11,8 +11,8 @@ from html import escape
 from xml.etree import ElementTree
 
 from graphs.diagram import Caption, Line, diagram
-from graphs.draw import draw_dot
 from graphs.graph import Graph
+from graphs.rendering import draw_dot
 
 __all__ = ["Drawing", "to_svg"]
 

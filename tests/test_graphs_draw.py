@@ -1,13 +1,15 @@
-"""Pictures: what is in the DOT text, and that files come out with and without ``dot``."""
+"""Pictures: what is in the DOT text, and that the same files come out on every machine."""
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import stat
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import numpy as np
 import pygraphviz
@@ -27,6 +29,7 @@ from graphs import (
 )
 from graphs.compare import Overlap
 from graphs.layout import place
+from graphs.rendering import _FONTCONFIG, _font, draw_dot
 
 DOCSTRING_EDGES = """
 a0.h5->a1.h2<k> a0.h5->a1.h2<q> a0.h5->a1.h4<v> a0.h5->a2.h0<k> a0.h5->a2.h0<q> a0.h5->a3.h0<v>
@@ -200,33 +203,70 @@ def test_svg_shows_every_node_and_edge_and_needs_nothing_else(tmp_path):
         assert reference.startswith(("http://www.w3.org/", "https://www.w3.org/"))
 
 
-@pytest.mark.parametrize(("n_edges", "seconds"), [(150, 5), (963, 30)])
+@pytest.mark.parametrize(("n_edges", "seconds"), [(150, 5), (963, 30), (2000, 30)])
 def test_large_pictures_are_drawn_in_time(tmp_path, n_edges, seconds):
     circuit = scored(n_edges)
     start = time.perf_counter()
-    render(circuit, tmp_path / "c.svg")
+    render(circuit, tmp_path / "c.svg", max_edges=None)
     assert time.perf_counter() - start < seconds
     assert (tmp_path / "c.svg").read_text().count('class="edge"') > 100
 
 
-def test_an_installed_dot_is_used(tmp_path, monkeypatch):
+def test_an_installed_dot_is_not_asked(tmp_path, monkeypatch):
+    wanted = draw_dot(to_dot(docstring()), "svg")
     program = tmp_path / "bin" / "dot"
     program.parent.mkdir()
     program.write_text(f"#!{sys.executable}\nprint('<?xml from the installed dot')\n")
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}/usr/bin")
-    render(docstring(), tmp_path / "c.svg")
-    assert (tmp_path / "c.svg").read_text() == "<?xml from the installed dot\n"
+    assert draw_dot(to_dot(docstring()), "svg") == wanted
 
 
-def test_an_installed_dot_that_fails(tmp_path, monkeypatch):
-    program = tmp_path / "bin" / "dot"
-    program.parent.mkdir()
-    program.write_text(f"#!{sys.executable}\nraise SystemExit('Error: no fonts')\n")
-    program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", str(program.parent))
-    with pytest.raises(InputError, match="Graphviz could not draw this DOT text: Error: no fonts"):
-        render(docstring(), tmp_path / "c.svg")
+@pytest.mark.parametrize("format", ["svg", "png", "pdf"])
+def test_the_same_bytes_under_other_fonts_languages_and_times(tmp_path, monkeypatch, format):
+    (tmp_path / "fonts").mkdir()
+    serif = Path(_font("DejaVuSans.ttf")).with_name("DejaVuSerif-Bold.ttf")
+    shutil.copy(serif, tmp_path / "fonts")
+    (tmp_path / "other.conf").write_text(_FONTCONFIG.format(folder=tmp_path / "fonts"))
+    dot = to_dot(scored(60))
+    wanted, start = draw_dot(dot, format), time.time()
+    for name, value in {
+        "FONTCONFIG_FILE": str(tmp_path / "other.conf"),
+        "LANG": "ja_JP.UTF-8",
+        "LC_ALL": "tr_TR.UTF-8",
+        "GVBINDIR": str(tmp_path),
+        "GV_FILE_PATH": str(tmp_path),
+        "SOURCE_DATE_EPOCH": "no number",
+        "TZ": "Asia/Tokyo",
+    }.items():
+        monkeypatch.setenv(name, value)
+    time.sleep(max(0, 1.01 - (time.time() - start)))  # a PDF's date is in seconds
+    assert draw_dot(dot, format) == wanted
+
+
+def test_a_pdf_whose_date_is_gone_is_whole():
+    """Every part still begins where the table at its end says."""
+    pdf = draw_dot(to_dot(docstring()), "pdf")
+    assert b"/CreationDate (D:19700101000000Z)" in pdf
+    table = int(pdf.rsplit(b"startxref", 1)[1].split()[0])
+    entries = pdf[table:].split(b"trailer")[0].splitlines()[3:]
+    assert len(entries) > 10
+    for number, entry in enumerate(entries, 1):
+        assert pdf[int(entry.split()[0]) :].startswith(f"{number} 0 obj".encode())
+
+
+def test_a_file_in_the_working_folder_is_not_run(tmp_path, monkeypatch):
+    for name in ("pygraphviz.py", "graphviz.py"):
+        (tmp_path / name).write_text("open('ran', 'w')")
+    monkeypatch.chdir(tmp_path)
+    assert draw_dot("digraph { a -> b }", "svg").startswith(MAGIC["svg"])
+    assert not (tmp_path / "ran").exists()
+
+
+def test_without_its_font_nothing_is_drawn(monkeypatch):
+    monkeypatch.setattr("graphs.rendering._FONTS", ("Papyrus.ttf",))
+    with pytest.raises(InputError, match=r"need the font Papyrus\.ttf of matplotlib: install"):
+        draw_dot("digraph { a -> b }", "svg")
 
 
 def test_render_takes_a_format_beside_the_suffix(tmp_path):
