@@ -19,6 +19,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise, zip_longest
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ from graphs.spans import (
 __all__ = [
     "Graph",
     "GraphShape",
+    "attention_rows",
     "component_graph",
     "parse_node",
     "shape_from_config",
@@ -51,6 +53,7 @@ _MOST_EDGES = 50_000_000
 _HEAD = re.compile(r"a(\d+)\.h(\d+)")
 _MLP = re.compile(r"m(\d+)")
 _INPUT = re.compile(r"<[qkv]>")
+_ATTENTION = re.compile(r"a\d+\.(h|kv)\d+(?:<([qkv])>)?")
 
 
 @dataclass(frozen=True)
@@ -229,6 +232,35 @@ class Graph:
         fed = np.zeros(self.n_nodes, dtype=bool)
         fed[self.feeds] = True
         return ~fed
+
+    @cached_property
+    def unit(self) -> NDArray[np.int64]:
+        """``[node]``: nodes with the same number are recomputed as one; ``logits`` has the last.
+
+        They are neighbours that the same receivers feed: a head, an MLP with its latents, the
+        latents of an attention layer, one latent of a transcoder, a cut.  Each embedding is one.
+        """
+        receivers = np.repeat(np.arange(len(self.receivers)), np.diff(self.feeds_start))
+        counts = np.bincount(self.feeds, minlength=self.n_nodes)
+        by_node = np.split(receivers[np.argsort(self.feeds, kind="stable")], np.cumsum(counts)[:-1])
+        new = [not len(b) or a.tobytes() != b.tobytes() for a, b in pairwise(by_node)]
+        return np.cumsum([0, *new])
+
+    @cached_property
+    def port(self) -> tuple[str, ...]:
+        """By receiver: which of q, k and v attention reads from it; empty for all others."""
+        return tuple(_port(self.shape, split_span(name)[0]) for name in self.receivers)
+
+    @cached_property
+    def sender_place(self) -> NDArray[np.int64]:
+        """``[sender]``: the same number for all that are written at one place of the model.
+
+        Places ascend: the embeddings, then of each layer its attention, its MLP and cuts.
+        """
+        places = [name.split(".")[0] for name in self.senders]
+        new = (a != b for a, b in pairwise(places))
+        later = np.cumsum([0, *new])
+        return np.where(self.source[:-1], 0, later + 1)
 
     @cached_property
     def components(self) -> Graph:
@@ -436,14 +468,7 @@ def _spans_of(n_receivers: int, shape: GraphShape) -> NDArray[np.int64]:
 
 def _read_elsewhere(graph: Graph) -> NDArray[np.bool_]:
     """``[receiver]``: whether it is (also) a key or value, read at other positions than its own."""
-    shape = graph.shape
-    whole_heads = not (shape.split_qkv or shape.grouped)
-    return np.array(
-        [
-            name.endswith(("<k>", "<v>")) or ".kv" in name or (whole_heads and name[0] == "a")
-            for name in graph.receivers
-        ]
-    )
+    return np.array([bool({"k", "v"} & set(port)) for port in graph.port])
 
 
 def _fed_spans(
@@ -489,12 +514,33 @@ def _attention_receivers(shape: GraphShape, layer: int) -> list[tuple[str, list[
         else heads
     )
     if not shape.split_qkv:
-        return heads + (shared if shape.grouped else [])
+        namesakes = zip_longest(shared if shape.grouped else (), heads)
+        return [receiver for pair in namesakes for receiver in pair if receiver is not None]
     return (
         [(f"{name}<q>", fed) for name, fed in heads]
         + [(f"{name}<k>", fed) for name, fed in shared]
         + [(f"{name}<v>", fed) for name, fed in shared]
     )
+
+
+def _port(shape: GraphShape, receiver: str) -> str:
+    match = _ATTENTION.fullmatch(receiver)
+    if match is None:
+        return ""
+    whole = "q" if shape.grouped else "qkv"  # of a head whose inputs are not split
+    return match[2] or ("kv" if match[1] == "kv" else whole)
+
+
+def attention_rows(shape: GraphShape) -> dict[str, list[int]]:
+    """Which of the receivers of an attention layer are q, k and v, in the order of their heads.
+
+    Examples
+    --------
+    >>> attention_rows(GraphShape(1, 2))
+    {'q': [0, 1], 'k': [2, 3], 'v': [4, 5]}
+    """
+    ports = [_port(shape, name) for name, _ in _attention_receivers(shape, 0)]
+    return {kind: [i for i, port in enumerate(ports) if kind in port] for kind in "qkv"}
 
 
 class _Builder:

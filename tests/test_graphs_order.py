@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphs import GraphShape, component_graph
+from graphs.graph import attention_rows
+from graphs.latents import Site
 from graphs.order import edge_order, receiver_order
 
 
@@ -40,6 +41,31 @@ def test_receivers_with_shared_key_value_heads():
 
 def test_receivers_without_split():
     assert receivers(GraphShape(1, 2, split_qkv=False)) == ["logits", "m0", "a0.h1", "a0.h0"]
+
+
+def test_receivers_of_grouped_heads_without_split():
+    shape = GraphShape(1, 4, 2, split_qkv=False)
+    assert receivers(shape) == [
+        "logits", "m0", "a0.h3", "a0.h2", "a0.h1", "a0.kv1", "a0.h0", "a0.kv0",
+    ]  # fmt: skip
+    graph = component_graph(shape)
+    rows = {
+        kind: [graph.receivers[v] for v in rows] for kind, rows in attention_rows(shape).items()
+    }
+    assert rows["q"] == ["a0.h0", "a0.h1", "a0.h2", "a0.h3"]
+    assert rows["k"] == rows["v"] == ["a0.kv0", "a0.kv1"]
+
+
+def test_latents_stand_where_their_component_stands():
+    sites = (Site("mlp_out", 0, (3, 5)), Site("transcoder", 1, (4, 7)), Site("resid_pre", 1, (2,)))
+    shape = GraphShape(2, 2, sites=sites, split_embed=True, split_qkv=False)
+    assert receivers(shape) == [
+        "logits", "m1.err", "m1.f7", "m1.f4", "a1.h1", "a1.h0", "r1", "m0", "a0.h1", "a0.h0",
+    ]  # fmt: skip
+    assert senders(shape, "r1") == ["m0.f3", "m0.f5", "m0.err", "a0.h0", "a0.h1", "tok", "pos"]
+    assert senders(shape, "logits") == [
+        "m1.f4", "m1.f7", "m1.err", "a1.h0", "a1.h1", "r1.f2", "r1.err",
+    ]  # fmt: skip
 
 
 def test_senders_of_a_two_by_two_model():
@@ -76,12 +102,3 @@ def test_order_is_reverse_topological(layers, kv_heads, group, mlp, parallel, sp
         edges = edge_order(graph, receiver)
         start, stop = graph.receiver_start[receiver], graph.receiver_start[receiver + 1]
         assert sorted(edges) == list(np.arange(start, stop))
-
-
-def test_a_receiver_of_another_graph_has_no_place():
-    import dataclasses
-
-    graph = component_graph(GraphShape(1, 1, has_mlp=False))
-    other = dataclasses.replace(graph, receivers=("x", *graph.receivers[1:]))
-    with pytest.raises(ValueError, match="receiver 'x' has no place in the ACDC order"):
-        receiver_order(other)

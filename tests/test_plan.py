@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from graphs import Graph, GraphShape, component_graph
 from graphs import plan as plan_module
+from graphs.latents import Site
 from graphs.order import edge_order, receiver_order
 from graphs.plan import Plan, Planner
 
@@ -41,6 +42,16 @@ class Case:
     def in_span(self, position: int, span: str) -> bool:
         return not span or self.graph.shape.spans[self.layout[position]] == span
 
+    def unit(self, node: str) -> str:
+        """Return what a node is recomputed with: a latent's place, but for transcoders."""
+        place = node.split(".")[0]
+        site = self.graph.shape.site_at.get(place)
+        return node if site is None or site.kind == "transcoder" else place
+
+    @property
+    def units(self) -> list[str]:
+        return list(dict.fromkeys(self.unit(node) for node in self.graph.components.nodes))
+
     def receiver(self, v: int) -> tuple[str, int]:
         """Return its name in the graph that is not split, and its span."""
         graph = self.graph
@@ -49,7 +60,9 @@ class Case:
 
 
 @st.composite
-def cases(draw: Any, n_pos: int | None = None, *, split: bool = False) -> Case:
+def cases(
+    draw: Any, n_pos: int | None = None, *, split: bool = False, latents: bool = False
+) -> Case:
     kv_heads = draw(st.integers(1, 2))
     shape = GraphShape(
         n_layers=draw(st.integers(0, 3)),
@@ -69,6 +82,8 @@ def cases(draw: Any, n_pos: int | None = None, *, split: bool = False) -> Case:
         there = tuple(spans[s] for s in sorted({layout[p] for p in scored}))
         every = tuple((s, t) for s in range(4) for t in range(4))
         shape = dataclasses.replace(shape, spans=spans, scored_spans=there, reaches=every)
+    if latents:
+        shape = dataclasses.replace(shape, sites=draw(sites(shape)))
     graph = component_graph(shape)
     seed = draw(st.integers(0, 2**32 - 1))
     density = draw(st.sampled_from([0.05, 0.2, 0.5, 0.9, 1.0]))
@@ -76,9 +91,30 @@ def cases(draw: Any, n_pos: int | None = None, *, split: bool = False) -> Case:
     return Case(graph, n_pos, tuple(sorted(scored)), draw(st.booleans()), kept, seed, layout)
 
 
+@st.composite
+def sites(draw: Any, shape: GraphShape) -> tuple[Site, ...]:
+    """At most one site at each place of the model, of up to three latents."""
+    found = []
+    for layer in range(shape.n_layers + 1):
+        kinds: list[tuple[str, ...]] = [("resid_pre",)]
+        if layer < shape.n_layers:
+            kinds.append(("attn_out", "attn_z"))
+            if shape.has_mlp:
+                kinds.append(("mlp_out", "neurons", "transcoder"))
+                kinds += [] if shape.parallel else [("resid_mid",)]
+        for some in kinds:
+            if draw(st.booleans()):
+                latents = tuple(range(draw(st.integers(0, 3))))
+                found.append(Site(draw(st.sampled_from(some)), layer, latents))
+    return tuple(found)
+
+
+EVERY_KIND = cases() | cases(split=True) | cases(latents=True)
+
+
 def reads_as(graph: Graph, receiver: str, node: str) -> set[str]:
     """Return ``point`` (own position only) and ``spread`` (as key or value: later ones too)."""
-    if node == "logits" or node[0] == "m":
+    if node == "logits" or node[0] in "mr":
         return {"point"}
     if receiver.endswith("<q>"):
         return {"point"}
@@ -137,7 +173,7 @@ def touched_at(case: Case, receiver: int) -> np.ndarray:
 
 
 @QUICK
-@given(cases() | cases(split=True))
+@given(EVERY_KIND)
 def test_live_positions_are_those_from_which_a_scored_logit_can_be_reached(case: Case) -> None:
     for planner, receiver, view in steps_of(case):
         goal, (name, span) = before_goal(view, case), case.receiver(receiver)
@@ -146,7 +182,7 @@ def test_live_positions_are_those_from_which_a_scored_logit_can_be_reached(case:
 
 
 @QUICK
-@given(cases() | cases(split=True))
+@given(EVERY_KIND)
 def test_plans_walk_exactly_the_live_vertices_that_the_change_reaches(case: Case) -> None:
     graph = case.graph.components
     for planner, receiver, view in steps_of(case):
@@ -154,23 +190,32 @@ def test_plans_walk_exactly_the_live_vertices_that_the_change_reaches(case: Case
         at = np.flatnonzero(touched & (np.array(case.layout) == span))
         seeds = {("in", name, int(p)) for p in at}
         reached = seeds.union(*(nx.descendants(view, s) for s in seeds))
-        changed = reached & before_goal(view, case)
+        goal = before_goal(view, case)
+        changed = {
+            (kind, case.unit(name) if kind == "out" else name, p)
+            for kind, name, p in reached & goal
+        }
         plan = planner.plan(receiver, touched)
-        got = {("out", graph.nodes[s.node], p) for s in plan.steps for p in s.positions}
+        got = {("out", case.units[s.unit], p) for s in plan.steps for p in s.positions}
         got |= {
             ("in", graph.receivers[f.receiver], p) for f in plan.flows.values() for p in f.positions
         }
         assert got == changed
         assert plan.reaches_logits == any(kind == "out" for kind, _, _ in changed)
+        wanted = {name for kind, name, _ in goal if kind == "out"}
+        for step in plan.steps:
+            parts = [n for n in graph.senders if case.unit(n) == case.units[step.unit]]
+            assert [graph.senders[u] for u in step.senders] == [n for n in parts if n in wanted]
         check_structure(case, plan, graph.receiver_index[name])
 
 
 def check_structure(case: Case, plan: Plan, tested: int) -> None:
     """Order of the steps, receivers of each, senders of each flow."""
-    graph, out = case.graph.components, {step.node: set(step.positions) for step in plan.steps}
-    nodes = [step.node for step in plan.steps]
-    assert nodes == sorted(set(nodes))
-    assert not nodes or nodes[-1] == graph.n_senders
+    graph, out = case.graph.components, {step.unit: set(step.positions) for step in plan.steps}
+    units = [step.unit for step in plan.steps]
+    assert units == sorted(set(units))
+    assert not units or case.units[units[-1]] == "logits"
+    unit_of = [case.units.index(case.unit(name)) for name in graph.nodes]
     assert plan.n_positions == sum(len(step.positions) for step in plan.steps)
     kept_at: dict[tuple[str, str], set[int]] = {}
     for edge in np.flatnonzero(case.kept):
@@ -178,21 +223,44 @@ def check_structure(case: Case, plan: Plan, tested: int) -> None:
         here = {p for p in range(case.n_pos) if case.in_span(p, span)}
         kept_at.setdefault((u, v), set()).update(here)
     for step in plan.steps:
-        feeds = [v for v in range(len(graph.receivers)) if step.node in graph.fed_by(v)]
+        feeds = [
+            v
+            for v in range(len(graph.receivers))
+            if step.unit in {unit_of[node] for node in graph.fed_by(v)}
+        ]
         assert sorted(step.receivers) == [v for v in feeds if v in plan.flows]
         assert list(step.positions) == sorted(set(step.positions))
     for v, flow in plan.flows.items():
         assert flow.receiver == v
         senders = {
             u: at
-            for u in nodes[:-1]  # topological order is index order
-            if (at := kept_at.get((graph.senders[u], graph.receivers[v]), set())) & out[u]
+            for u in range(graph.n_senders)
+            if (at := kept_at.get((graph.senders[u], graph.receivers[v]), set()))
+            & out.get(unit_of[u], set())
         }
-        assert list(flow.senders) == ([] if v == tested else list(senders))
-        for u, at in zip(flow.senders, flow.kept_at, strict=True):
-            assert senders[u] == set(range(case.n_pos) if at is None else at)
+        assert list(flow.units) == sorted(flow.units)  # topological order is index order
+        assert sum(map(len, flow.senders)) == (0 if v == tested else len(senders))
+        for unit, some, at in zip(flow.units, flow.senders, flow.kept_at, strict=True):
+            assert some
+            assert list(some) == sorted(some)
+            for u in some:
+                assert unit_of[u] == unit
+                assert senders[u] == set(range(case.n_pos) if at is None else at)
             assert at is None or list(at) == sorted(at)
         assert flow.positions
+
+
+@QUICK
+@given(EVERY_KIND)
+def test_units_are_named_neighbours(case: Case) -> None:
+    graph = case.graph.components
+    assert [case.units[unit] for unit in graph.unit] == [case.unit(name) for name in graph.nodes]
+
+
+@QUICK
+@given(cases())
+def test_without_dictionaries_a_unit_is_a_node(case: Case) -> None:
+    assert case.graph.unit.tolist() == list(range(case.graph.n_nodes))
 
 
 @QUICK
@@ -211,7 +279,7 @@ def test_planned_nodes_are_descendants_along_kept_edges_that_reach_logits(case: 
         below = fed.union(*(nx.descendants(view, n) for n in fed))
         wanted = below & ({"logits"} | nx.ancestors(view, "logits"))
         plan = planner.plan(receiver, np.array([True]))
-        assert {graph.nodes[step.node] for step in plan.steps} == wanted
+        assert {graph.nodes[step.unit] for step in plan.steps} == wanted
 
 
 @QUICK
@@ -267,7 +335,7 @@ def planner_with(graph: Graph, kept: list[str], n_pos: int, until: str) -> Plann
 
 
 def positions(graph: Graph, plan: Plan) -> dict[str, tuple[int, ...]]:
-    return {graph.nodes[step.node]: step.positions for step in plan.steps}
+    return {graph.nodes[step.unit]: step.positions for step in plan.steps}
 
 
 EVERYWHERE = np.ones(4, dtype=bool)
@@ -311,7 +379,7 @@ def test_a_change_at_one_key_reaches_all_later_queries() -> None:
     assert positions(graph, plan) == {"a0.h0": (1, 2, 3), "a1.h0": (3,), "logits": (3,)}
     v = graph.receiver_index["a1.h0<v>"]
     assert plan.flows[v].positions == (1, 2, 3)
-    assert plan.flows[v].senders == (graph.sender_index["a0.h0"],)
+    assert plan.flows[v].senders == ((graph.sender_index["a0.h0"],),)
 
 
 def test_grouped_key_receiver_feeds_every_head_of_its_group() -> None:
@@ -339,21 +407,22 @@ def test_keys_after_the_query_do_nothing_in_a_causal_model() -> None:
 
 @pytest.mark.parametrize("name", ["_live_positions", "_walk"])
 @QUICK
-@given(case=cases() | cases(split=True))
+@given(case=EVERY_KIND)
 def test_kernel_equals_its_python_function(name: str, case: Case) -> None:
     kernel = getattr(plan_module, name)
     for planner, receiver, _ in steps_of(case):
         component = int(case.graph.receiver_component[receiver])
-        fed = planner.components.fed_by(component)
+        fed = planner._fed(component)
         if name == "_live_positions":
-            ports = (planner.point, planner.spread, planner.need, planner.causal)
-            arguments = (component, fed, *ports)
+            how = (bool(planner.point[component]), bool(planner.spread[component]))
+            arguments = (planner.need[fed], *how, planner.causal)
         else:
-            start, senders = planner._kept_csr()
+            start, kept = planner._kept_csr()
             seed = touched_at(case, receiver) & planner.live(receiver)
             spans = (planner._span_start, planner._by_span)
-            ports = (planner.point, planner.spread, planner._live, planner.need, planner.causal)
-            arguments = (component, seed, int(fed[0]), start, senders, *spans, *ports)
+            ports = (planner._port_start, planner._ports, planner.point, planner.spread)
+            state = (planner._live, planner.need, planner.causal)
+            arguments = (component, seed, fed.start, start, kept, *spans, *ports, *state)
         np.testing.assert_equal(kernel(*arguments), kernel.py_func(*arguments))
 
 

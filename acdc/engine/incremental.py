@@ -19,7 +19,7 @@ from torch import Tensor
 
 from acdc.engine.experiment import Batch, Experiment
 from acdc.engine.inputs import Changes, Input, Output, Sums, index_of, insert
-from acdc.lowering.attention import Kind
+from acdc.lowering.attention import KINDS, Kind
 from graphs.plan import Plan, Planner, Step
 
 _SPEED = {"cpu": (3e-4, 1e11, 1e10), "gpu": (3e-4, 2e13, 2e12)}
@@ -114,6 +114,15 @@ class BatchState:
             self.graph, self.n_pos, self.scored, causal=causal, spans=batch.spans
         )
         self.nodes = self.inputs.nodes
+        self.ports: dict[Kind, dict[int, int]] = {
+            kind: {
+                int(node): v
+                for v, port in enumerate(self.components.port)
+                for node in self.components.fed_by(v)
+                if kind in port
+            }
+            for kind in KINDS
+        }
         self._metric: float | None = None
         self.masks = [a.attention.mask(self.n_pos, out.device) for a in self.model.layers]
 
@@ -155,7 +164,7 @@ class BatchState:
         shape, d = self.model.shape, self.model.d_model
         flops, weights = 0.0, 0.0
         for step in plan.steps:
-            kind, _, _ = self.nodes[step.node]
+            kind, _, _ = self.nodes[step.unit]
             if kind == "logits":
                 size = d * (self.model.d_vocab_out if self.experiment.metric.whole_vocab else 8)
             elif kind == "mlp":
@@ -204,13 +213,13 @@ class BatchState:
             for v in step.receivers:
                 if v not in outcome.inputs:
                     outcome.inputs[v] = self.inputs.gather(plan.flows[v], outcome.outputs)
-            kind, layer, head = self.nodes[step.node]
+            kind, layer, head = self.nodes[step.unit]
             if kind == "logits":
                 outcome.values = self._score(outcome.inputs[step.receivers[0]])
             elif kind == "mlp":
-                outcome.outputs[step.node] = self._mlp(layer, step, outcome)
+                outcome.outputs[step.unit] = self._mlp(layer, step, outcome)
             else:
-                outcome.outputs[step.node] = self._head(layer, head, step, outcome)
+                outcome.outputs[step.unit] = self._head(layer, head, step, outcome)
         return outcome
 
     def metric(self) -> float:
@@ -233,14 +242,14 @@ class BatchState:
         mlp = self.model.layers[layer].mlp
         assert mlp is not None
         new = mlp(outcome.inputs[step.receivers[0]].read)
-        return Output(step, self.inputs.store(step.node, step.positions, new), {})
+        return Output(step, self.inputs.store(step.unit, step.positions, new), {})
 
     def _head(self, layer: int, head: int, step: Step, outcome: Outcome) -> Output:
         attention = self.model.layers[layer].attention
         n_keys = step.positions[-1] + 1 if attention.causal else self.n_pos
         placed: dict[str, Tensor] = {}
         values: dict[str, Tensor] = {}
-        for kind, receiver in self._ports_of(step.node):
+        for kind, receiver in self._ports_of(step.unit):
             current = self._current_placed(layer, kind, head)
             wanted = step.positions if kind == "q" else tuple(range(n_keys))
             values[kind] = current[:, index_of(wanted)]
@@ -252,7 +261,7 @@ class BatchState:
         mask = None if mask is None else mask[index_of(step.positions), :n_keys]
         z = attention.attend(values["q"], values["k"], values["v"], mask)
         new_out = z @ attention.W_O[head]
-        return Output(step, self.inputs.store(step.node, step.positions, new_out), placed)
+        return Output(step, self.inputs.store(step.unit, step.positions, new_out), placed)
 
     def _project(self, outcome: Outcome, layer: int, kind: Kind, head: int, new: Input) -> Tensor:
         """New placed projection of one receiver, ``[scenario, batch, position, d_head]``."""
@@ -271,8 +280,8 @@ class BatchState:
         return self.placed[layer][kind][h]
 
     def _ports_of(self, node: int) -> list[tuple[Kind, int]]:
-        k, v = self.planner.spread[node]
-        return [("q", int(self.planner.point[node])), ("k", int(k)), ("v", int(v))]
+        """Receivers of a head, by what it reads them for."""
+        return [(kind, self.ports[kind][node]) for kind in KINDS]
 
     # -- committing -------------------------------------------------------------------------
 

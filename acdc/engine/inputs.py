@@ -130,8 +130,8 @@ class Changes:
     def gather(self, flow: Flow, outputs: dict[int, Output]) -> Input:
         """New input of a downstream receiver: what its touched senders bring."""
         changes = {}
-        for group, members in self.groups(flow.senders):
-            parts = ((outputs[flow.senders[i]], flow.kept_at[i]) for i in members)
+        for group, members in self.groups(flow.units):
+            parts = ((outputs[flow.units[i]], flow.kept_at[i]) for i in members)
             changes[group] = _sum_at(flow.positions, parts)
         return self._add(flow, changes)
 

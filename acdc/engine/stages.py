@@ -30,6 +30,7 @@ from acdc.engine.values import Values, by_sender
 from acdc.latents.attachment import Attachment
 from acdc.lowering.attention import KINDS
 from acdc.lowering.model import LoweredModel, Trace
+from graphs.graph import attention_rows
 
 __all__ = [
     "Cut",
@@ -160,15 +161,10 @@ class Heads(Stage):
         """Values of the blocks, from what the receivers read."""
         block = self.model.layers[self.layer]
         attention, x = block.attention, inputs.map(block.ln1).all()
-        heads, kv = attention.n_heads, len(attention.W["k"])
-        split = self.model.shape.split_qkv
-        grouped = self.model.shape.grouped
-        first = {"q": 0, "k": heads, "v": heads + kv} if split else (
-            {"q": 0, "k": heads, "v": heads} if grouped else {"q": 0, "k": 0, "v": 0}
-        )  # fmt: skip
+        rows = attention_rows(self.model.shape)
         placed = {}
         for kind in KINDS:
-            some = x[first[kind] : first[kind] + (heads if kind == "q" else kv)]
+            some = x[rows[kind]]
             projected = attention.project_split(kind, some.flatten(1, -2))
             projected = projected.unflatten(1, some.shape[1:-1])
             placed[kind] = attention.place(kind, projected, slice(0, x.shape[-2]))
