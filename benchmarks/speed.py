@@ -41,6 +41,7 @@ from acdc.metrics import get_metric
 from acdc.models import resolve_device
 from benchmarks.measure import Peak, conditions, median_seconds, timed
 from benchmarks.subjects import Size, bundled_experiment, random_bridge, random_model, random_task
+from graphs.files import write_json
 
 __all__ = ["Passes", "Plan", "Row", "measure", "read_peers", "run_table", "write"]
 
@@ -575,7 +576,7 @@ def write(path: Path, rows: Iterable[Row], device: str, plan: Plan | None = None
         "plan": None if plan is None else _plain(plan),
         "rows": [asdict(row) for row in rows],
     }
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    write_json(path, content)
 
 
 def _plain(plan: Plan) -> dict[str, Any]:

@@ -39,6 +39,7 @@ from transformers import PreTrainedTokenizerFast
 
 from acdc.tasks import TASKS, docstring, ioi, load_task, pronoun, words
 from acdc.tasks.prompts import split_template
+from graphs.files import write_json
 
 BUNDLED = Path(__file__).resolve().parent.parent / "acdc" / "bundled"
 TOKEN = r'\n+ *|"""|:param|[A-Za-z_]+|[0-9]+|[^\sA-Za-z0-9]'
@@ -562,14 +563,14 @@ def write_folder(
 ) -> None:
     """Write the model folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-    (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n")
+    write_json(folder / "config.json", config)
+    write_json(folder / "card.json", card)
     save_file(weights, folder / "model.safetensors")
     (folder / "model.safetensors").chmod(0o644)
     tokenizer.save_pretrained(str(folder))
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"  # the name before transformers 5 too
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n")
+    write_json(folder / "tokenizer_config.json", settings)
 
 
 def build(recipe: Recipe, progress: Progress) -> None:

@@ -22,7 +22,6 @@ latents).  Bussmann et al. 2024, "BatchTopK Sparse Autoencoders".  Dunefsky et a
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -50,7 +49,7 @@ from acdc.metrics import get_metric
 from acdc.models import BUNDLED, load_model
 from acdc.runs import versions
 from acdc.tasks import TASKS, Task, Tokenizer, load_task
-from graphs.files import write_whole
+from graphs.files import write_json
 
 HELD_OUT_SEED = 1_000_000
 N_HELD_OUT = 256
@@ -352,7 +351,7 @@ def train_all(
         "quality": figures,
         "versions": versions(),
     }
-    write_whole(out / "card.json", json.dumps(card, indent=1) + "\n")
+    write_json(out / "card.json", card)
 
 
 def train_bundled(name: str, console: Console, out: Path | None = None) -> None:

@@ -19,14 +19,14 @@ from graphs.files import write_whole
 from graphs.formats import (
     from_networkx,
     load_circuit,
+    read_circuit_json,
     read_dot,
     read_graphml,
-    read_json,
     save_circuit,
     to_networkx,
+    write_circuit_json,
     write_dot,
     write_graphml,
-    write_json,
 )
 from graphs.graph import Graph, GraphShape, component_graph
 from graphs.reference import Ablation, Reference, read_reference, write_reference
@@ -67,9 +67,9 @@ __all__ = [
     "joined_shape",
     "load_circuit",
     "prune",
+    "read_circuit_json",
     "read_dot",
     "read_graphml",
-    "read_json",
     "read_reference",
     "render",
     "save_circuit",
@@ -81,9 +81,9 @@ __all__ = [
     "to_dot_reference",
     "to_networkx",
     "top_edges",
+    "write_circuit_json",
     "write_dot",
     "write_graphml",
-    "write_json",
     "write_reference",
     "write_whole",
 ]

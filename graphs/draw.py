@@ -26,7 +26,7 @@ from graphs.files import json_text, write_whole
 from graphs.rendering import FORMATS, draw_dot
 from graphs.select import Mask, prune, select_top
 
-__all__ = ["FORMATS", "render", "styled_lines", "to_dot"]
+__all__ = ["render", "styled_lines", "to_dot"]
 
 MOST_EDGES = 1_000
 MERGE_ABOVE = 220

@@ -37,14 +37,14 @@ from graphs.spans import split_span
 __all__ = [
     "from_networkx",
     "load_circuit",
+    "read_circuit_json",
     "read_dot",
     "read_graphml",
-    "read_json",
     "save_circuit",
     "to_networkx",
+    "write_circuit_json",
     "write_dot",
     "write_graphml",
-    "write_json",
 ]
 
 PathLike = str | os.PathLike[str]
@@ -60,9 +60,8 @@ def save_circuit(circuit: Circuit, path: PathLike) -> None:
     CircuitFileError
         If the suffix is not .json, .graphml or .dot, or a score is not finite.
     """
-    _by_suffix(path, {".json": write_json, ".graphml": write_graphml, ".dot": write_dot})(
-        circuit, path
-    )
+    writers = {".json": write_circuit_json, ".graphml": write_graphml, ".dot": write_dot}
+    _by_suffix(path, writers)(circuit, path)
 
 
 def load_circuit(path: PathLike) -> Circuit:
@@ -73,10 +72,12 @@ def load_circuit(path: PathLike) -> Circuit:
     CircuitFileError
         If the suffix is not .json, .graphml or .dot, or the file holds no circuit.
     """
-    return _by_suffix(path, {".json": read_json, ".graphml": read_graphml, ".dot": read_dot})(path)
+    return _by_suffix(
+        path, {".json": read_circuit_json, ".graphml": read_graphml, ".dot": read_dot}
+    )(path)
 
 
-def write_json(circuit: Circuit, path: PathLike) -> None:
+def write_circuit_json(circuit: Circuit, path: PathLike) -> None:
     """Write every edge of the graph in the EAP-IG/MIB layout, one line per node and edge.
 
     In a graph with latents, or split by spans, edges that score 0 and are not in are left out
@@ -114,7 +115,7 @@ def write_json(circuit: Circuit, path: PathLike) -> None:
     write_whole(path, text)
 
 
-def read_json(path: PathLike) -> Circuit:
+def read_circuit_json(path: PathLike) -> Circuit:
     """Read a circuit file in the EAP-IG/MIB layout; other keys than its own are ignored.
 
     Edges that the file lacks score 0 and are not in.

@@ -22,14 +22,14 @@ from graphs import (
     component_graph,
     from_networkx,
     load_circuit,
+    read_circuit_json,
     read_dot,
     read_graphml,
-    read_json,
     save_circuit,
     to_networkx,
+    write_circuit_json,
     write_dot,
     write_graphml,
-    write_json,
     write_whole,
 )
 
@@ -75,8 +75,8 @@ def assert_same(got: Circuit, expected: Circuit, *, only_in: bool) -> None:
 @settings(max_examples=40, deadline=None)
 def test_json_round_trip_is_exact(tmp_path_factory, circuit):
     path = tmp_path_factory.mktemp("json") / "circuit.json"
-    write_json(circuit, path)
-    assert_same(read_json(path), circuit, only_in=False)
+    write_circuit_json(circuit, path)
+    assert_same(read_circuit_json(path), circuit, only_in=False)
     data = json.loads(path.read_text())
     assert list(data["edges"]) == circuit.graph.edge_names()
     assert list(data["nodes"]) == list(circuit.graph.nodes)
@@ -140,7 +140,7 @@ def tiny() -> Circuit:
 
 
 def test_json_layout(tmp_path):
-    write_json(tiny(), tmp_path / "circuit.json")
+    write_circuit_json(tiny(), tmp_path / "circuit.json")
     assert (tmp_path / "circuit.json").read_text() == GOLDEN
 
 
@@ -153,7 +153,7 @@ def test_a_file_of_eap_ig_is_read(tmp_path):
         "neurons": {},
     }
     (tmp_path / "c.json").write_text(json.dumps(data))
-    circuit = read_json(tmp_path / "c.json")
+    circuit = read_circuit_json(tmp_path / "c.json")
     assert circuit.edges() == ["input->m0"]
     assert circuit.scores.tolist() == [0, 0, 0, 2, 0, 0, 0, 0]
     assert circuit.info == {"d_model": 8}
@@ -200,7 +200,7 @@ def changed(tmp_path, *keys, value=None, delete=False):
 def test_json_errors(tmp_path, keys, value, message):
     path = changed(tmp_path, *keys, value=value)
     with pytest.raises(CircuitFileError) as error:
-        read_json(path)
+        read_circuit_json(path)
     assert message in str(error.value)
     assert str(path) in str(error.value)
     assert "\n" not in str(error.value)
@@ -209,7 +209,7 @@ def test_json_errors(tmp_path, keys, value, message):
 @pytest.mark.parametrize("key", ["cfg", "nodes", "edges"])
 def test_json_with_a_missing_key(tmp_path, key):
     with pytest.raises(CircuitFileError, match=f"no '{key}'; expected the objects"):
-        read_json(changed(tmp_path, key, delete=True))
+        read_circuit_json(changed(tmp_path, key, delete=True))
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_json_with_a_missing_key(tmp_path, key):
 def test_files_that_are_no_circuit_json(tmp_path, content, message):
     (tmp_path / "bad.json").write_bytes(content)
     with pytest.raises(CircuitFileError, match=message):
-        read_json(tmp_path / "bad.json")
+        read_circuit_json(tmp_path / "bad.json")
 
 
 @pytest.mark.parametrize("name", ["c.json", "c.graphml", "c.dot"])

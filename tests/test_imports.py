@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import networkx as nx
@@ -75,6 +77,16 @@ def test_graphs_brings_in_no_torch():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert not set(done.stdout.split()) & FORBIDDEN["graphs"]
+
+
+def test_a_public_name_of_graphs_means_one_thing():
+    found = Counter(
+        name
+        for path in (ROOT / "graphs").glob("*.py")
+        if path.stem != "__init__"
+        for name in importlib.import_module(f"graphs.{path.stem}").__all__
+    )
+    assert [name for name, n in found.items() if n > 1] == []
 
 
 def test_public_names_of_graphs():

@@ -54,8 +54,9 @@ def export(
     from dataclasses import replace
 
     from acdc.errors import OptionError
-    from graphs.draw import FORMATS, render
-    from graphs.formats import write_dot, write_graphml, write_json
+    from graphs.draw import render
+    from graphs.formats import write_circuit_json, write_dot, write_graphml
+    from graphs.rendering import FORMATS
 
     formats = (*FORMATS, "dot", "json", "graphml", "pt")
     format = format or (out.suffix[1:].lower() if out else "") or "svg"
@@ -95,7 +96,7 @@ def export(
 
         write_pt(found, target)
     else:
-        write_json(found, target)
+        write_circuit_json(found, target)
     typer.echo(f"written to {target}")
 
 

@@ -30,6 +30,7 @@ from tracr.rasp import causal_eval, rasp
 
 from benchmarks.compiled.programs import PROGRAMS, Program, Value
 from benchmarks.compiled.truth import CompiledModel, Intervention, Truth, derive
+from graphs.files import write_json
 from graphs.graph import GraphShape, shape_to_config
 
 __all__ = ["build", "main"]
@@ -113,17 +114,17 @@ def build(name: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     save_file(weights, folder / "model.safetensors")
     save_file(expected, folder / "expected.safetensors")
-    _write_json(folder / "config.json", config)
+    write_json(folder / "config.json", config)
     card = _card(name, program, compiled, weights, tokens, outputs)
     card["derivation"] = {
         kind: {"least_kept": truth.least_kept, "most_dropped": truth.most_dropped}
         for kind, truth in truths.items()
     }
-    _write_json(folder / "card.json", card)
+    write_json(folder / "card.json", card)
     lines = [json.dumps(row) + "\n" for row in rows]
     (folder / "pairs.jsonl").write_text("".join(lines), encoding="utf-8")
     for kind, truth in truths.items():
-        _write_json(
+        write_json(
             folder / f"reference-{kind}.json", _reference(name, program, config, kind, truth)
         )
     print(
@@ -339,10 +340,6 @@ def _card(
         "outputs": list(outputs) or None,
         "directions": list(compiled.residual_labels),
     }
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ from benchmarks.planted.model import WRITE_STD, Config, PatchableTransformer
 from benchmarks.planted.prompts import DRAWS, draw_pairs
 from benchmarks.planted.siit import Alignment, Losses, Probes, circuit_losses, draw_plan, losses
 from benchmarks.train_bundled import versions
+from graphs.files import write_json
 from graphs.graph import shape_to_config
 
 __all__ = ["FOLDER", "RECIPES", "Phase", "Recipe", "build_model", "train_phase"]
@@ -346,7 +347,7 @@ def write_folder(
     """Write the model folder; ``texts`` are further JSON files."""
     folder.mkdir(parents=True, exist_ok=True)
     for filename, content in texts.items():
-        (folder / filename).write_text(json.dumps(content, indent=1) + "\n")
+        write_json(folder / filename, content)
     save_file(_weights(model), folder / "model.safetensors")
     (folder / "model.safetensors").chmod(0o644)
     for filename in ("tokenizer.json", "tokenizer_config.json"):
