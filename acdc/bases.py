@@ -56,7 +56,9 @@ class SizeAt:
     n_nodes_total: int
 
 
-def sizes_at(folders: Sequence[str | Path], level: float) -> list[SizeAt]:
+def sizes_at(
+    folders: Sequence[str | Path], level: float, *, trust_remote_code: bool = False
+) -> list[SizeAt]:
     """Measure how large the circuits of runs have to be to reach a faithfulness.
 
     All are measured on the prompts, metric and ablation of the first run.  Along each run's
@@ -69,6 +71,8 @@ def sizes_at(folders: Sequence[str | Path], level: float) -> list[SizeAt]:
         Of runs of one task.
     level
         Faithfulness, above 0 and at most 1.
+    trust_remote_code
+        Let the models' folders run their own code, whatever ``run.json`` says.
 
     Raises
     ------
@@ -80,6 +84,7 @@ def sizes_at(folders: Sequence[str | Path], level: float) -> list[SizeAt]:
     runs = [load_run(folder) for folder in folders]
     first = runs[0][0]
     same = {name: getattr(first, name) for name in _SAME}
+    same["trust_remote_code"] = trust_remote_code
     for (settings, _, _), folder in zip(runs, folders, strict=True):
         if settings.task != first.task:
             raise OptionError(

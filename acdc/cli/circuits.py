@@ -114,6 +114,7 @@ def latents(
     html: Annotated[
         Path | None, typer.Option("--html", help="Write a page (.html) that needs no network.")
     ] = None,
+    trust_remote_code: opt.Trust = False,
     overwrite: opt.Replace = False,
 ) -> None:
     """Show the latents of a circuit: what they fire on, what they write, and their edges.
@@ -130,7 +131,10 @@ def latents(
         check_page(html, overwrite)
     n_shown = top if top is not None else (_TOP_LATENTS if html is None else _TOP_ON_PAGE)
     with TerminalReporter().phase("look at latents", None):
-        gallery = look(run, top=n_shown, n_examples=prompts, clusters=clusters)
+        gallery = look(
+            run, top=n_shown, n_examples=prompts, clusters=clusters,
+            trust_remote_code=trust_remote_code,
+        )  # fmt: skip
     if html is None:
         show(*gallery_parts(gallery))
     else:

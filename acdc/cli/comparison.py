@@ -45,6 +45,7 @@ def compare(
     as_json: Annotated[
         bool, typer.Option("--json/--no-json", help="Print JSON instead of tables.")
     ] = False,
+    trust_remote_code: opt.Trust = False,
     overwrite: opt.Replace = False,
 ) -> None:
     """Compare two circuits, or one with a reference: overlap, differing edges, one diagram.
@@ -70,7 +71,8 @@ def compare(
     if out is not None:
         check_file(out, overwrite)
     if second is not None:
-        draw = _compare_circuits(first, second, list_edges, faithfulness, as_json, out)
+        sizes = {"level": faithfulness, "trust_remote_code": trust_remote_code}
+        draw = _compare_circuits(first, second, list_edges, sizes, as_json, out)
     else:
         assert reference is not None
         draw = _compare_reference(first, reference, role or [], list_edges, as_json)
@@ -83,11 +85,14 @@ def _compare_circuits(
     first: Path,
     second: Path,
     list_edges: bool,
-    faithfulness: float,
+    sizes: dict[str, Any],
     as_json: bool,
     out: Path | None,
 ) -> Callable[[], str]:
-    """Show how two circuits compare; return what draws both."""
+    """Show how two circuits compare; return what draws both.
+
+    ``sizes`` says how runs over different bases are measured.
+    """
     from acdc.terminal import comparison_table, show
     from graphs.compare import compare as overlap
     from graphs.compare import to_dot_comparison
@@ -95,7 +100,7 @@ def _compare_circuits(
     a, b = read_circuit(circuit_file(first)), read_circuit(circuit_file(second))
     labels = (str(first), str(second))
     if a.graph.shape.sites != b.graph.shape.sites:
-        return _compare_bases((a, b), (first, second), list_edges, faithfulness, as_json, out)
+        return _compare_bases((a, b), (first, second), list_edges, sizes, as_json, out)
     found = overlap(a, b)
     if as_json:
         _print_json(found)
@@ -111,7 +116,7 @@ def _compare_bases(
     circuits: tuple[Circuit, Circuit],
     paths: tuple[Path, Path],
     list_edges: bool,
-    faithfulness: float,
+    how: dict[str, Any],
     as_json: bool,
     out: Path | None,
 ) -> Callable[[], str]:
@@ -130,7 +135,7 @@ def _compare_bases(
     sizes = None
     if all(path.is_dir() for path in paths):
         with TerminalReporter().phase("size at equal faithfulness", None):
-            sizes = sizes_at(paths, faithfulness)
+            sizes = sizes_at(paths, **how)
     if as_json:
         _print_json({"comparison": found, "sizes": sizes})
     else:

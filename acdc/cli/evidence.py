@@ -43,6 +43,7 @@ def evaluate(
     optimal_steps: opt.RunOptimalSteps = None,
     memory: opt.Memory = 1.0,
     saes: opt.Saes = None,
+    trust_remote_code: opt.Trust = False,
     brief: Annotated[
         bool,
         typer.Option(
@@ -112,7 +113,7 @@ def evaluate(
         n_permutations=n_permutations, n_knockouts=n_knockouts, n_edges=test_edges, seed=test_seed,
     )  # fmt: skip
     found, settings, discovery = circuit_and_settings(
-        circuit,
+        circuit, trust_remote_code=trust_remote_code,
         task=task, model=model, metric=metric, n_prompts=n_prompts, seed=seed,
         batch_size=batch_size, device=device, dtype=dtype, prepend_bos=prepend_bos,
         corruption=corruption, intervention=intervention, direction=direction, saes=saes,
@@ -189,6 +190,7 @@ def self_repair(
         str | None, typer.Option("--intervention", help="What ablated edges carry.")
     ] = None,
     direction: opt.RunDirection = None,
+    trust_remote_code: opt.Trust = False,
     seen: Annotated[
         bool,
         typer.Option("--seen/--unseen", help="Measure on the prompts that discovery saw."),
@@ -216,7 +218,7 @@ def self_repair(
     known = None if reference is None else load_reference(reference)
     roles = parse_roles(role, known) if role else known
     found, settings, discovery = circuit_and_settings(
-        circuit,
+        circuit, trust_remote_code=trust_remote_code,
         task=task, model=model, metric=metric, n_prompts=n_prompts, batch_size=batch_size,
         device=device, intervention=intervention, direction=direction,
     )  # fmt: skip
@@ -262,6 +264,7 @@ def report(
     prompts: Annotated[
         int, typer.Option("--prompts", help="Prompt pairs to show attention patterns on.")
     ] = 3,
+    trust_remote_code: opt.Trust = False,
     overwrite: opt.Replace = False,
 ) -> None:
     """Write a run as one HTML page that needs no network: circuit, tests, curves, timings.
@@ -281,7 +284,7 @@ def report(
     check_page(page, overwrite)
     found = gather(
         run, evaluation=evaluation, stability=stability, reference=reference, tests=tests,
-        n_prompts=prompts, reporter=TerminalReporter(),
+        n_prompts=prompts, trust_remote_code=trust_remote_code, reporter=TerminalReporter(),
     )  # fmt: skip
     write_whole(page, to_html(found))
     typer.echo(f"written to {page}")

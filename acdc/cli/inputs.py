@@ -78,8 +78,15 @@ def read_circuit(path: Path) -> Circuit:
     return load_circuit(path)
 
 
-def circuit_and_settings(path: Path, **given: Any) -> tuple[Circuit, Settings, Settings | None]:
-    """A circuit, the settings of its run with those given on top, and its run's alone."""
+def circuit_and_settings(
+    path: Path, *, trust_remote_code: bool, **given: Any
+) -> tuple[Circuit, Settings, Settings | None]:
+    """A circuit, the settings of its run with those given on top, and its run's alone.
+
+    Whether a model's own code may run is said by the command, never by the run.
+    """
+    from dataclasses import replace
+
     from acdc.errors import OptionError
     from acdc.pipeline import check_settings
     from acdc.runs import load_run, read_settings
@@ -98,4 +105,5 @@ def circuit_and_settings(path: Path, **given: Any) -> tuple[Circuit, Settings, S
         summary["holdout"] = 0.0 if is_task_file(chosen["task"]) else None
         if "n_prompts" not in chosen:
             summary.pop("n_prompts", None)
-    return circuit, check_settings(read_settings({**summary, **chosen})), discovery
+    asked = replace(read_settings({**summary, **chosen}), trust_remote_code=trust_remote_code)
+    return circuit, check_settings(asked), discovery

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -219,7 +219,12 @@ class Gallery:
 
 
 def look(
-    folder: str | Path, *, top: int = 10, n_examples: int = 5, clusters: int | None = None
+    folder: str | Path,
+    *,
+    top: int = 10,
+    n_examples: int = 5,
+    clusters: int | None = None,
+    trust_remote_code: bool = False,
 ) -> Gallery:
     """Look at the latents of a run's circuit.
 
@@ -233,6 +238,8 @@ def look(
         Prompts to show of each.
     clusters
         Also put all latents of the circuit into so many clusters.
+    trust_remote_code
+        Let the model's folder run its own code, whatever ``run.json`` says.
 
     Raises
     ------
@@ -254,6 +261,7 @@ def look(
     if not Path(folder).is_dir():
         raise CircuitFileError(f"{folder}: no such folder; give the folder of a run")
     settings, circuit, summary = load_run(folder)
+    settings = replace(settings, trust_remote_code=trust_remote_code)
     nodes = [n for n in circuit.nodes() if parse_node(n)[0] == "latent"]
     _check_latents(folder, settings, circuit, nodes)
     experiment, tokenizer = reopen(folder, settings, circuit, summary)

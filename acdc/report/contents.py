@@ -124,6 +124,7 @@ def gather(
     reference: str | None = None,
     tests: bool = True,
     n_prompts: int = 3,
+    trust_remote_code: bool = False,
     trials: Trials | None = None,
     reporter: Reporter | None = None,
 ) -> Report:
@@ -144,6 +145,8 @@ def gather(
         Whether the tests of the circuit are shown (and run, if they were not).
     n_prompts
         Pairs of prompts to show attention patterns on.
+    trust_remote_code
+        Let the model's folder run its own code, whatever ``run.json`` says.
     trials
         Levels and sample sizes of tests that are run now.
     reporter
@@ -164,7 +167,7 @@ def gather(
         raise CircuitFileError(f"{folder}: no such folder; give the folder of a run")
     settings, circuit, summary = load_run(folder)
     _check_summary(folder, summary)
-    settings = check_settings(settings)
+    settings = check_settings(replace(settings, trust_remote_code=trust_remote_code))
     evidence = _given_evidence(folder, evaluation, circuit, tests)
     repeated = _given_repeated(folder, stability, settings, circuit)
     known = load_reference(reference) if reference else _own_reference(settings, circuit)
