@@ -51,11 +51,14 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "str": (str,), "int": (int,), "float": (int, float), "bool": (bool,), "None": (type(None),)
 }  # fmt: skip
 _BOUNDS = {
-    "batch_size": (1, 10**6), "n_prompts": (1, 10**6), "seed": (0, 2**63 - 1), "steps": (1, 10**4),
-    "n_edges": (1, 10**9), "max_latents": (1, 10**8), "candidates": (1, 10**9),
-    "mask_steps": (1, 10**6), "optimal_steps": (1, 10**6),
+    "n_prompts": (1, 10**6), "batch_size": (1, math.inf), "seed": (0, 2**63 - 1),
+    "steps": (-math.inf, 10**5), "max_latents": (1, 10**8), "candidates": (1, 10**9),
+    "mask_steps": (-math.inf, 10**7), "optimal_steps": (1, 10**7),
 }  # fmt: skip
-"""Least and largest values, so that what they size stays within memory."""
+"""Least and largest values: what sizes something, or counts how often it is done, has an end.
+
+What a method takes (:class:`acdc.methods.base.Search`) has its least values there.
+"""
 _MOST_TEXT = 10_000
 _MOST_SUMMARY = 64 * MIB
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -143,6 +146,8 @@ class Settings:
             value, kinds = getattr(self, f.name), str(f.type).split(" | ")
             if not any(_is(value, kind) for kind in kinds):
                 raise OptionError(f"{f.name} is {value!r}: expected {' or '.join(kinds)}")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise OptionError(f"{f.name} {value}: expected a finite number")
         for name, (low, high) in _BOUNDS.items():
             value = getattr(self, name)
             if value is not None and value < low:
@@ -163,15 +168,12 @@ class Settings:
 
 
 def _is(value: Any, kind: str) -> bool:
-    """Whether a value is of a kind: true is no number, NaN and infinity are none that is meant.
-
-    A text is one that can be the name of a file.
-    """
+    """Whether a value is of a kind: true is no number, and a text one that can name a file."""
     if not isinstance(value, _KINDS[kind]) or (isinstance(value, bool) and kind != "bool"):
         return False
     if isinstance(value, str):
         return len(value) <= _MOST_TEXT and "\0" not in value and not _SURROGATE.search(value)
-    return not isinstance(value, float) or math.isfinite(value)
+    return True
 
 
 class Timer:
