@@ -663,7 +663,7 @@ BAD_TASKS: dict[str, tuple[str, Callable[[Rows], str | bytes], list[str]]] = {
     "only a header": ("bad.csv", lambda rows: "clean,corrupted,correct_idx\n", ["no rows"]),
     "malformed row": ("bad.jsonl", lambda rows: jsonl(rows[:1]) + "{no", ["row 2", "JSON"]),
     "no object": ("bad.jsonl", lambda rows: "[1]", ["row 1", "expected an object"]),
-    "truncated json": ("bad.json", lambda rows: '{"prompts": [', ["malformed JSON"]),
+    "truncated json": ("bad.json", lambda rows: '{"prompts": [', ["no JSON that can be read"]),
     "binary": ("bad.jsonl", lambda rows: bytes(range(256)), ["UTF-8"]),
     "missing column": ("bad.csv", lambda rows: "clean\n1\n", ["row 1", "'corrupted' is missing"]),
     "lengths": (

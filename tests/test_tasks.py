@@ -376,7 +376,9 @@ def test_jsonl_of_text(tmp_path: Path, tokenizer: Loader) -> None:
 def test_jsonl_skips_blank_lines_but_counts_them(tmp_path: Path) -> None:
     path = tmp_path / "pairs.jsonl"
     path.write_text(json.dumps(ROW) + "\r\n\n" + "{oops\n")
-    with pytest.raises(TaskError, match=r"pairs.jsonl, row 3: malformed JSON \(.*column 2\)"):
+    with pytest.raises(
+        TaskError, match=r"pairs.jsonl, row 3: no JSON that can be read \(.*column 2\)"
+    ):
         load_task(str(path), None)
     path.write_text("\n" + json.dumps(ROW) + "\n\n")
     assert len(load_task(str(path), None)) == 1
@@ -444,6 +446,16 @@ MISTAKES: list[tuple[str, Any, str]] = [
     ("scored twice", {"scored": [1, 1]}, r"row 2: scored positions \[1, 1\]: give each once, in a"),
     ("scored backwards", {"scored": [2, 1]}, r"row 2: scored positions \[2, 1\]: give each once"),
     ("out of vocabulary", {"clean": [1, 2, 10]}, r"row 2: token id 10 .* ids are 0 to 9"),
+    (
+        "answer twice",
+        {"answers": [7, 7]},
+        r"row 2: token 7 is in 'answers' twice: give each answer",
+    ),
+    (
+        "wrong answer twice",
+        {"wrong_answers": [5, 6, 5]},
+        r"row 2: token 5 is in 'wrong_answers' twice: give each answer once",
+    ),
     ("negative id", {"answers": [-1]}, r"row 2: token id -1 is not in .* ids are 0 to 9"),
     ("both", {"wrong": [5]}, r"row 2: token 5 is an answer and a wrong answer"),
     ("text prompt", {"clean": "Mary"}, r"row 2: got the text 'Mary' but the model has no token"),
@@ -474,7 +486,11 @@ def test_mistakes_in_a_row_name_file_and_row(tmp_path: Path, change: Any, messag
         ("a.jsonl", '{"clean": [1]}\n', r"row 1: key 'corrupt' is missing, got the keys clean"),
         ("a.json", "", r"a\.json: no rows in the file"),
         ("a.json", '{"prompts": []}', r"a\.json: no rows in the file"),
-        ("a.json", '{"prompts": [', r"a\.json: malformed JSON \(Expecting value at line 1, col"),
+        (
+            "a.json",
+            '{"prompts": [',
+            r"a\.json: no JSON that can be read \(Expecting value at line 1, col",
+        ),
         ("a.json", "[]", r'expected an object \{"prompts": \[...\]\} .* got a list without'),
         ("a.json", '{"prompts": [{}]}', r"row 1: key 'clean' is missing, got the keys none"),
         ("a.csv", "", r"a\.csv: no rows in the file"),
@@ -497,11 +513,58 @@ def test_missing_file_folder_and_bytes(tmp_path: Path) -> None:
     with pytest.raises(TaskError, match=r"no-such\.jsonl: no such file: give the path"):
         load_task(str(tmp_path / "no-such.jsonl"), None)
     (tmp_path / "folder.json").mkdir()
-    with pytest.raises(TaskError, match=r"folder\.json: no such file"):
+    with pytest.raises(TaskError, match=r"folder\.json: it is a folder, expected a file"):
         load_task(str(tmp_path / "folder.json"), None)
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(TaskError, match=r"bytes\.json: not UTF-8 text"):
         load_task(str(tmp_path / "bytes.json"), None)
+
+
+def test_answers_are_listed_once(tmp_path: Path, tokenizer: Loader) -> None:
+    """Twice they would count twice: a negative log likelihood below 0."""
+    tok = tokenizer("gpt2")
+    (john,) = tok.encode(" John", add_special_tokens=False)
+    row = {"clean": "Mary said to", "corrupt": "Anna said to", "answers": [" John", john]}
+    with pytest.raises(TaskError, match=rf"row 1: token {john} is in 'answers' as ' John' and as"):
+        load_task(str(write_jsonl(tmp_path, [row])), tok)
+    with pytest.raises(TaskError, match="token 3 is an answer 2 times: give each answer once"):
+        Pair((1, 2), (1, 3), (3, 4, 3))
+
+
+@pytest.mark.parametrize("ids", [[-1, 5], [5, 50257], [5, 2**40], [5, -(2**70)]])
+def test_ids_beside_a_text_answer_are_checked_first(
+    tmp_path: Path, tokenizer: Loader, ids: list[int]
+) -> None:
+    """The tokenizer is asked for their text, and has none for them."""
+    row = {"clean": ids, "corrupt": [5, 6], "answers": [" John"]}
+    path = str(write_jsonl(tmp_path, [row]))
+    with pytest.raises(TaskError, match=r"row 1: token id -?\d+ is not in the model's vocabulary"):
+        load_task(path, tokenizer("gpt2"), d_vocab=50257)
+    if ids != [5, 50257]:  # a vocabulary that is not known may have it
+        with pytest.raises(TaskError, match=r"row 1: token id -?\d+ is not in the model's vocab"):
+            load_task(path, tokenizer("gpt2"))
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".json"])
+def test_half_a_character_is_no_text(tmp_path: Path, tokenizer: Loader, suffix: str) -> None:
+    rows = '{"clean": "Mary \\ud83d said", "corrupt": "Anna said", "answers": [5]}'
+    path = tmp_path / f"half{suffix}"
+    path.write_text(rows if suffix == ".jsonl" else f'{{"prompts": [{rows}]}}')
+    with pytest.raises(TaskError, match=r"a text with a lone surrogate, '\\ud83d'"):
+        load_task(str(path), tokenizer("gpt2"))
+
+
+def test_a_task_without_end_is_not_read(tmp_path: Path, tokenizer: Loader) -> None:
+    (tmp_path / "zero.jsonl").symlink_to("/dev/zero")
+    with pytest.raises(TaskError, match="it is a device, pipe or socket, expected a file"):
+        load_task(str(tmp_path / "zero.jsonl"), None)
+    with open(tmp_path / "large.json", "wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(TaskError, match=r"it has 1,048,576 MiB, expected at most 64"):
+        load_task(str(tmp_path / "large.json"), None)
+    row = {"clean": "a" * 2_000_000, "corrupt": [1], "answers": [5]}
+    with pytest.raises(TaskError, match=r"row 1: a prompt of 2,000,000 characters: expected at"):
+        load_task(str(write_jsonl(tmp_path, [row])), tokenizer("gpt2"))
 
 
 def test_text_rows_report_lengths_and_answers(tmp_path: Path, tokenizer: Loader) -> None:

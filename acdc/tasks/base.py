@@ -6,6 +6,7 @@ of different length live side by side in one task; the engine groups them by len
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -77,6 +78,10 @@ class Pair:
             raise TaskError(
                 f"scored positions {list(self.scored)}: give each once, in ascending order"
             )
+        for what, tokens in (("an answer", self.answers), ("a wrong answer", self.wrong_answers)):
+            if len(set(tokens)) < len(tokens):
+                twice, n = Counter(tokens).most_common(1)[0]
+                raise TaskError(f"token {twice} is {what} {n} times: give each answer once")
         self._check_spans()
 
     def _check_spans(self) -> None:

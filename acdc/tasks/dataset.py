@@ -13,7 +13,6 @@ Of pairs both prompts count.  Lengths may differ; a prompt that comes twice coun
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,8 @@ from typing import Any
 from acdc.errors import TaskError
 from acdc.tasks import is_task_file, load_task
 from acdc.tasks.base import Tokenizer
+from acdc.tasks.files import MOST_BYTES, MOST_TOKENS, encode
+from graphs.files import parse_json, read_text
 
 __all__ = ["load_dataset"]
 
@@ -75,10 +76,8 @@ def load_dataset(
 
 def _rows(path: Path) -> list[Any] | None:
     """Prompts of a file of prompts alone; None for a task file."""
-    try:
-        lines = [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise TaskError(f"{path}: cannot be read ({error}): give UTF-8 text") from None
+    text = read_text(path, MOST_BYTES, TaskError)
+    lines = [line for line in text.split("\n") if line.strip()]
     if path.suffix == ".txt":
         return list(lines)
     if path.suffix != ".jsonl":
@@ -94,10 +93,7 @@ def _rows(path: Path) -> list[Any] | None:
 
 def _parsed(path: Path, lines: list[str]) -> Iterator[Any]:
     for number, line in enumerate(lines, 1):
-        try:
-            yield json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise TaskError(f"{path}, row {number}: malformed JSON ({error}): correct it") from None
+        yield parse_json(line, f"{path}, row {number}", TaskError)
 
 
 def _checked(
@@ -126,7 +122,7 @@ def _checked(
                 f"{where}: the prompt has {len(ids)} tokens but the model's context is {n_ctx}: "
                 "shorten it"
             )
-        if min(ids) < 0 or (d_vocab is not None and max(ids) >= d_vocab):
+        if not 0 <= min(ids) <= max(ids) < (MOST_TOKENS if d_vocab is None else d_vocab):
             raise TaskError(
                 f"{where}: token ids {min(ids)} to {max(ids)}, but the model has {d_vocab} "
                 "tokens: use the ids of this model's tokenizer"
@@ -140,6 +136,7 @@ def _ids(where: str, row: Any, tokenizer: Tokenizer | None) -> list[int]:
         return row
     if not isinstance(row, str):
         raise TaskError(f"{where}: a prompt is a text or a list of token ids, got {row!r}")
-    if tokenizer is None:
-        raise TaskError(f"{where}: a text, but the model has no tokenizer: give token ids")
-    return tokenizer.encode(row, add_special_tokens=False)
+    try:
+        return encode(row, tokenizer)
+    except TaskError as error:
+        raise TaskError(f"{where}: {error}") from None

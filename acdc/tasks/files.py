@@ -22,6 +22,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +30,9 @@ from typing import Any
 
 from acdc.errors import TaskError
 from acdc.tasks.base import Pair, Tokenizer, single_token_continuation
+from graphs.files import MIB, parse_json, read_text
 
-__all__ = ["SUFFIXES", "Prompt", "Row", "read_pairs"]
+__all__ = ["MOST_BYTES", "MOST_TOKENS", "SUFFIXES", "Prompt", "Row", "encode", "read_pairs"]
 
 KEYS: dict[str, tuple[str, ...]] = {
     "clean": ("clean",),
@@ -49,6 +51,13 @@ CSV_KEYS: dict[str, tuple[str, ...]] = {
     "spans": ("spans",),
 }
 OPTIONAL = ("answers", "wrong_answers", "scored", "spans")
+MOST_BYTES = 64 * MIB
+"""Of a file of prompts: some hundred thousand rows."""
+
+MOST_TOKENS = 2**31
+"""Of a vocabulary whose size is not known."""
+
+_MOST_CHARACTERS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -116,7 +125,9 @@ def read_pairs(
             f"{path}: a task file ends in {', '.join(SUFFIXES)}, got {path.suffix!r}: "
             "rename or convert it"
         )
-    rows = list(reader(path, _read_text(path)))
+    if not os.path.exists(path):
+        raise TaskError(f"{path}: no such file: give the path of a task file")
+    rows = list(reader(path, read_text(path, MOST_BYTES, TaskError)))
     if not rows:
         raise TaskError(f"{path}: no rows in the file: give at least one prompt pair")
     return [
@@ -125,28 +136,17 @@ def read_pairs(
     ]
 
 
-def _read_text(path: Path) -> str:
-    if not path.is_file():
-        raise TaskError(f"{path}: no such file: give the path of a task file")
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise TaskError(f"{path}: not UTF-8 text ({error.reason}): save it as UTF-8") from None
-    except OSError as error:
-        raise TaskError(f"{path}: cannot be read ({error.strerror})") from None
-
-
 def _jsonl_rows(path: Path, text: str) -> Iterator[Row]:
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             where = f"{path}, row {number}"
-            yield _row(where, _parse_json(where, line), KEYS)
+            yield _row(where, parse_json(line, where, TaskError), KEYS)
 
 
 def _json_rows(path: Path, text: str) -> Iterator[Row]:
     if not text.strip():
         return
-    content = _parse_json(str(path), text)
+    content = parse_json(text, path, TaskError)
     prompts = content.get("prompts") if isinstance(content, dict) else None
     if not isinstance(prompts, list):
         raise TaskError(
@@ -182,22 +182,12 @@ def _cell(where: str, key: str, value: str) -> Any:
     A cell of spans is an object; a prompt that looks like one is a text.
     """
     if key in CSV_KEYS["spans"]:
-        return _parse_json(where, value)
+        return parse_json(value, where, TaskError)
     try:
         parsed = json.loads(value)
     except (ValueError, RecursionError):
         return value
     return parsed if _is_id(parsed) or _is_id_list(parsed) else value
-
-
-def _parse_json(where: str, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}"
-        raise TaskError(f"{where}: malformed JSON ({error.msg} at {place}): correct it") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, deep nesting
-        raise TaskError(f"{where}: JSON that cannot be read ({error}): correct it") from None
 
 
 def _row(where: str, content: Any, keys: Mapping[str, tuple[str, ...]]) -> Row:
@@ -250,12 +240,10 @@ def _pair(
     try:
         clean = _prompt("clean", row.clean, tokenizer)
         corrupt = _prompt("corrupt", row.corrupt, tokenizer)
-        answers = tuple(_answer(value, clean, tokenizer) for value in row.answers)
-        wrong = tuple(_answer(value, clean, tokenizer) for value in row.wrong_answers)
-        for ids in (clean.ids, corrupt.ids):
+        for ids in (clean.ids, corrupt.ids):  # before a tokenizer is asked for their text
             _check_vocabulary(ids, d_vocab)
-        for ids in (answers, wrong):
-            _check_vocabulary(ids, d_vocab_out)
+        answers = _answers("answers", row.answers, clean, tokenizer, d_vocab_out)
+        wrong = _answers("wrong_answers", row.wrong_answers, clean, tokenizer, d_vocab_out)
         if both := set(answers) & set(wrong):
             raise TaskError(
                 f"token {min(both)} is an answer and a wrong answer: keep it in one of them"
@@ -285,8 +273,35 @@ def _prompt(key: str, value: Any, tokenizer: Tokenizer | None) -> Prompt:
         return Prompt(tuple(value), None)
     if not isinstance(value, str):
         raise TaskError(f"{key!r} is {_kind(value)}: give a text or a list of token ids")
-    ids = _need_tokenizer(tokenizer, value).encode(value, add_special_tokens=False)
-    return Prompt(tuple(ids), value)
+    return Prompt(tuple(encode(value, tokenizer)), value)
+
+
+def encode(text: str, tokenizer: Tokenizer | None) -> list[int]:
+    """Return the token ids of a prompt's text; TaskError if there are too many or no tokenizer."""
+    if len(text) > _MOST_CHARACTERS:
+        raise TaskError(
+            f"a prompt of {len(text):,} characters: expected at most {_MOST_CHARACTERS:,}"
+        )
+    return _need_tokenizer(tokenizer, text).encode(text, add_special_tokens=False)
+
+
+def _answers(
+    key: str,
+    values: list[Any],
+    prompt: Prompt,
+    tokenizer: Tokenizer | None,
+    d_vocab: int | None,
+) -> tuple[int, ...]:
+    """Return the tokens of answers, each once: twice it would count twice."""
+    found: dict[int, Any] = {}
+    for value in values:
+        token = _answer(value, prompt, tokenizer)
+        _check_vocabulary((token,), d_vocab)
+        if token in found:
+            same = "twice" if found[token] == value else f"as {found[token]!r} and as {value!r}"
+            raise TaskError(f"token {token} is in {key!r} {same}: give each answer once")
+        found[token] = value
+    return tuple(found)
 
 
 def _answer(value: Any, prompt: Prompt, tokenizer: Tokenizer | None) -> int:
@@ -310,9 +325,9 @@ def _need_tokenizer(tokenizer: Tokenizer | None, text: str) -> Tokenizer:
 
 def _check_vocabulary(ids: tuple[int, ...], d_vocab: int | None) -> None:
     for token in ids:
-        if token < 0 or (d_vocab is not None and token >= d_vocab):
-            known = "0 or more" if d_vocab is None else f"0 to {d_vocab - 1}"
+        n_tokens = MOST_TOKENS if d_vocab is None else d_vocab
+        if not 0 <= token < n_tokens:
             raise TaskError(
-                f"token id {token} is not in the model's vocabulary: ids are {known}; "
+                f"token id {token} is not in the model's vocabulary: ids are 0 to {n_tokens - 1}; "
                 "use the ids of this model's tokenizer"
             )
