@@ -304,6 +304,19 @@ def test_training_repeats_and_touches_no_random_state() -> None:
     assert "mean loss" in notes[0]
 
 
+@pytest.mark.parametrize("batch_size", [1, 3, 12, 100])
+def test_what_a_step_sees_does_not_depend_on_what_fits(batch_size: int) -> None:
+    experiment, _ = build("LN", 4, "mean")
+    experiment = replace(experiment, task=oracle.small_task(4, 20))
+    whole = optimal_constants(experiment, 10)
+    parts = optimal_constants(replace(experiment, batch_size=batch_size), 10)
+    for a, b in zip(whole.values[None], parts.values[None], strict=True):
+        torch.testing.assert_close(a, b)
+    losses = [constants.report["losses"] for constants in (whole, parts)]
+    for sender, row in losses[0].items():
+        assert losses[1][sender] == pytest.approx(row, rel=1e-5), sender
+
+
 def test_a_longer_training_gains_little() -> None:
     experiment, _ = build("no norm", 4, "mean", metric="mse")
     short = optimal_constants(experiment).report["losses"]

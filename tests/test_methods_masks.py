@@ -201,6 +201,21 @@ def test_found_circuits(name: str) -> None:
         np.testing.assert_array_equal(scores, edge_scores(case, nodes))
 
 
+@pytest.mark.parametrize("method", TRAINED, ids=lambda m: m.__name__)
+def test_what_a_step_sees_does_not_depend_on_what_fits(method: Callable[..., Any]) -> None:
+    """45 prompts of two lengths, the longer one 34 times: steps of 11, 32 and 2 prompts."""
+    long, short = (oracle.small_task(1, n, (length,)).pairs for n, length in ((34, 5), (11, 4)))
+    experiment, _ = build("LN", 0, task=Task("random", long + short))
+    training = Training(0.9, steps=6)
+    whole = method(experiment, training)
+    n_kept = len(whole) // 10
+    for batch_size in (7, 50):
+        found = method(replace(experiment, batch_size=batch_size), training)
+        np.testing.assert_allclose(found, whole, atol=1e-9)
+        kept = [set(np.argsort(-scores)[:n_kept]) for scores in (found, whole)]
+        assert kept[0] == kept[1]
+
+
 # --- bad input ----------------------------------------------------------------------------
 
 

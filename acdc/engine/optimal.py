@@ -119,7 +119,8 @@ def optimal_constants(
     metric = experiment.metric if experiment.metric.compares else get_metric("kl")
     trainer = replace(experiment, metric=metric, intervention="mean", constants=None)
     groups = _groups(trainer)
-    cases = [_Case.of(trainer, b) for batch in trainer.batches for b in batch.split(_PROMPTS)]
+    steps_of = replace(trainer, batch_size=_PROMPTS)  # a property of the task: not of what fits
+    cases = [_Case.of(trainer, batch) for batch in steps_of.batches]
     before = _losses_of_all(trainer, cases, groups, memory)
     largest = torch.cat(before).max()
     trained = [(loss > _NOTHING * largest).nonzero()[:, 0] for loss in before]

@@ -158,6 +158,22 @@ class SoftPatchedModel(PatchedModel):
         matrix = matrix.unflatten(1, shape)
         return _SoftPatchedRun(self.experiment, batch, plain, matrix).rows()
 
+    def bytes_per_prompt(self, n_pos: int) -> int:
+        """Memory that a prompt takes until its gradient is taken, roughly.
+
+        Each read keeps the change of every sender that it sees, and each write a copy of the
+        senders up to its own; of a receiver's input about three tensors are kept.
+        """
+        model, shape = self.experiment.model, self.experiment.model.shape
+        n_vectors, seen = 0, 2 if shape.split_embed else 1
+        for _ in range(shape.n_layers):
+            n_vectors += 3 * (seen + 3 * shape.n_heads)  # q, k, v
+            n_vectors += (seen := seen + shape.n_heads)
+            if shape.has_mlp:
+                n_vectors += seen + 3
+                n_vectors += (seen := seen + 1)
+        return (n_vectors + seen) * n_pos * model.d_model * model.W_U.element_size()
+
 
 def metric_of_circuit(experiment: Experiment, mask: NDArray[np.bool_]) -> float:
     """Mean metric with every edge outside ``mask`` ablated; see :class:`PatchedModel`."""

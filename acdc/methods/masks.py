@@ -42,14 +42,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from acdc.engine.experiment import Experiment
+from acdc.engine.experiment import Batch, Experiment
 from acdc.engine.patched import SoftPatchedModel
 from acdc.errors import OptionError
 
@@ -62,6 +62,12 @@ __all__ = [
 ]
 
 Scores = NDArray[np.float64]
+
+_PROMPTS = 32
+"""Prompts that a step sees, a power of two."""
+
+_ROOM = 2 << 30
+"""Bytes that prompts take which are run together; more are run in parts."""
 
 _WARM = 2 / 3
 _EPSILON = 1e-3
@@ -79,7 +85,7 @@ class Training:
     sparsity
         Target: share of the edges that are out, in (0, 1).
     steps
-        Of Adam; each sees one batch of the experiment, in turn.
+        Of Adam; each sees 32 prompts of the task, in turn, whatever the batch size.
     learning_rate
         Of the masks' parameters.
     seed
@@ -248,14 +254,9 @@ def _train(
     ``weights`` turns masks into what edges carry, ``[..., mask] -> [..., edge]``, and ``edges``
     probabilities of masks into those of edges, ``[mask] -> [edge]``.
     """
-    model = SoftPatchedModel(experiment, memory)
+    loss = _Loss(experiment, weights, n_masks, memory)
     device, generator = experiment.model.device, torch.Generator().manual_seed(training.seed)
     every, total = torch.ones(n_masks, device=device), torch.zeros(n_masks, dtype=torch.double)
-    with torch.no_grad():
-        base = [model.rows(i, weights(every)) for i in range(len(experiment.batches))]
-        empty = [model.rows(i, weights(0 * every)) for i in range(len(experiment.batches))]
-    gap = torch.cat([abs(a - b) for a, b in zip(base, empty, strict=True)]).mean()
-    scale = 1 / gap if gap > 0 else torch.ones_like(gap)
 
     def sparsity(log_alpha: Tensor) -> float:
         return 1 - float(edges(HardConcrete(log_alpha).probability()).mean())
@@ -267,16 +268,88 @@ def _train(
         for step in range(training.steps):
             target = _between(start, training.sparsity, (step + 1) / (_WARM * training.steps))
             log_alpha = free + _shift(free.detach(), target, sparsity)
-            masks, i = HardConcrete(log_alpha), step % len(base)
-            z = masks.sample(experiment.batches[i].n_prompts, generator)
-            loss = (model.rows(i, weights(z)) - base[i]).abs().mean() * scale
+            masks = HardConcrete(log_alpha)
+            z = masks.sample(loss.n_prompts(step), generator)
             total += masks.probability().detach().double().cpu()
             optimizer.zero_grad()
-            loss.backward()
+            found, gradient = loss.of(step, z.detach())
+            z.backward(gradient)
             optimizer.step()
-            note(f"loss {loss.item():.3f}, sparsity {sparsity(log_alpha.detach()):.3f}")
+            note(f"loss {found:.3f}, sparsity {sparsity(log_alpha.detach()):.3f}")
             progress(1)
     return (total / training.steps).numpy()
+
+
+class _Loss:
+    """What masks cost at each step of a training.
+
+    What a step sees, and in which parts, follows from model and prompts alone: 500 steps make
+    more than rounding of rounding, and a circuit is not to depend on what fits into the memory.
+
+    Parameters
+    ----------
+    experiment, weights, n_masks, memory
+        As of :func:`_train`.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        weights: Callable[[Tensor], Tensor],
+        n_masks: int,
+        memory: int,
+    ) -> None:
+        self._weights = weights
+        longest = max(len(pair.clean) for pair in experiment.task.pairs)
+        each = SoftPatchedModel(experiment).bytes_per_prompt(longest)
+        together = 1 << min(_PROMPTS, max(1, _ROOM // each)).bit_length() - 1
+        parts = replace(experiment, batch_size=together)
+        self._batches, self._model = parts.batches, SoftPatchedModel(parts, memory)
+        self._steps = _steps(self._batches)
+        every = torch.ones(n_masks, device=experiment.model.device)
+        with torch.no_grad():
+            self._base = [self._rows(i, every) for i in range(len(self._batches))]
+            empty = [self._rows(i, 0 * every) for i in range(len(self._batches))]
+        gap = torch.cat([abs(a - b) for a, b in zip(self._base, empty, strict=True)]).mean()
+        self._scale = 1 / gap if gap > 0 else torch.ones_like(gap)
+
+    def _rows(self, i: int, masks: Tensor) -> Tensor:
+        return self._model.rows(i, self._weights(masks))
+
+    def _parts(self, step: int) -> list[int]:
+        return self._steps[step % len(self._steps)]
+
+    def n_prompts(self, step: int) -> int:
+        """How many prompts a step sees."""
+        return sum(self._batches[i].n_prompts for i in self._parts(step))
+
+    def of(self, step: int, z: Tensor) -> tuple[float, Tensor]:
+        """Loss of masks ``[prompt, mask]``, mean over the rows of a step, and its gradient."""
+        parts = self._parts(step)
+        n_rows = sum(self._batches[i].n_rows for i in parts)
+        loss, gradients = 0.0, []
+        masks = z.split([self._batches[i].n_prompts for i in parts])
+        for i, some in zip(parts, masks, strict=True):
+            some = some.clone().requires_grad_()
+            share = self._scale * (self._batches[i].n_rows / n_rows)
+            part = (self._rows(i, some) - self._base[i]).abs().mean() * share
+            gradients += torch.autograd.grad(part, some)
+            loss += float(part.detach())
+        return loss, torch.cat(gradients)
+
+
+def _steps(batches: tuple[Batch, ...]) -> list[list[int]]:
+    """Indices of the batches of one kind that a step sees: 32 prompts, or what there is."""
+    steps: list[list[int]] = []
+    kind, n = None, 0
+    for i, batch in enumerate(batches):
+        known, kind = kind, (batch.clean.shape[1], batch.scored.tolist(), batch.spans)
+        if kind != known or n >= _PROMPTS:
+            steps.append([])
+            n = 0
+        steps[-1].append(i)
+        n += batch.n_prompts
+    return steps
 
 
 def _between(start: float, end: float, part: float) -> float:
