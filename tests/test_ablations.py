@@ -175,7 +175,7 @@ def test_means_over_other_prompts(intervention: str) -> None:
 def test_means_do_not_depend_on_batches(batch_size: int) -> None:
     whole, _ = build("LN", 3, "mean", mean_over=OTHERS)
     parts = replace(whole, batch_size=batch_size)
-    torch.testing.assert_close(vectors(parts), vectors(whole))
+    torch.testing.assert_close(vectors(parts), vectors(whole), rtol=0, atol=0)
 
 
 def test_a_mean_keeps_every_node_and_every_token_apart() -> None:
@@ -304,17 +304,19 @@ def test_training_repeats_and_touches_no_random_state() -> None:
     assert "mean loss" in notes[0]
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 12, 100])
-def test_what_a_step_sees_does_not_depend_on_what_fits(batch_size: int) -> None:
+def test_what_a_step_sees_does_not_depend_on_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     experiment, _ = build("LN", 4, "mean")
     experiment = replace(experiment, task=oracle.small_task(4, 20))
     whole = optimal_constants(experiment, 10)
-    parts = optimal_constants(replace(experiment, batch_size=batch_size), 10)
-    for a, b in zip(whole.values[None], parts.values[None], strict=True):
+    for batch_size in (3, 12):
+        found = optimal_constants(replace(experiment, batch_size=batch_size), 10)
+        assert found.as_bytes() == whole.as_bytes()
+    monkeypatch.setattr("acdc.engine.steps._ROOM", 1)  # prompt by prompt
+    found = optimal_constants(experiment, 10)
+    for a, b in zip(found.at(4), whole.at(4), strict=True):
         torch.testing.assert_close(a, b)
-    losses = [constants.report["losses"] for constants in (whole, parts)]
-    for sender, row in losses[0].items():
-        assert losses[1][sender] == pytest.approx(row, rel=1e-5), sender
+    for sender, row in whole.report["losses"].items():
+        assert found.report["losses"][sender] == pytest.approx(row, rel=1e-5), sender
 
 
 def test_a_longer_training_gains_little() -> None:

@@ -20,6 +20,7 @@ from test_parity import experiment as parity_experiment
 from acdc.cli import main
 from acdc.engine.experiment import Experiment
 from acdc.engine.patched import PatchedModel, SoftPatchedModel
+from acdc.engine.steps import in_steps
 from acdc.errors import OptionError
 from acdc.methods import METHODS, Search
 from acdc.methods.masks import HardConcrete, Training, edge_pruning, subnetwork_probing
@@ -202,18 +203,21 @@ def test_found_circuits(name: str) -> None:
 
 
 @pytest.mark.parametrize("method", TRAINED, ids=lambda m: m.__name__)
-def test_what_a_step_sees_does_not_depend_on_what_fits(method: Callable[..., Any]) -> None:
+def test_what_a_step_sees_does_not_depend_on_what_fits(
+    method: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """45 prompts of two lengths, the longer one 34 times: steps of 11, 32 and 2 prompts."""
     long, short = (oracle.small_task(1, n, (length,)).pairs for n, length in ((34, 5), (11, 4)))
     experiment, _ = build("LN", 0, task=Task("random", long + short))
     training = Training(0.9, steps=6)
+    parts, steps = in_steps(experiment, 32, 1 << 28)
+    sizes = [[parts.batches[i].n_prompts for i in step] for step in steps]
+    assert sizes == [[8, 3], [8, 8, 8, 8], [2]]
     whole = method(experiment, training)
-    n_kept = len(whole) // 10
-    for batch_size in (7, 50):
-        found = method(replace(experiment, batch_size=batch_size), training)
-        np.testing.assert_allclose(found, whole, atol=1e-9)
-        kept = [set(np.argsort(-scores)[:n_kept]) for scores in (found, whole)]
-        assert kept[0] == kept[1]
+    found = method(replace(experiment, batch_size=7), training, memory=1)
+    np.testing.assert_array_equal(found, whole)
+    monkeypatch.setattr("acdc.engine.steps._ROOM", 1)  # prompt by prompt
+    np.testing.assert_allclose(method(experiment, training), whole, atol=1e-9)
 
 
 # --- bad input ----------------------------------------------------------------------------

@@ -54,6 +54,9 @@ FILE_NAME = "constants.safetensors"
 """Constants in the folder of a run."""
 
 _FORMAT = "acdc-constants-1"
+
+_TOKENS = 512
+"""Tokens that are run together for a mean, if a prompt has no more."""
 _MOST_BYTES = 4096 * MIB
 _TENSOR = re.compile(r"(all|[1-9][0-9]{0,8})\.([0-9]{1,6})")
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -123,7 +126,7 @@ class Constants:
                 )
 
     def as_bytes(self) -> bytes:
-        """Return the content of a safetensors file."""
+        """Return the content of a safetensors file: the same bytes for the same constants."""
         tensors = {
             f"{'all' if length is None else length}.{i}": x.detach().cpu().contiguous()
             for length, some in self.values.items()
@@ -135,7 +138,15 @@ class Constants:
             "direction": self.direction,
             "report": json.dumps(self.report),
         }
-        return save(tensors, about)
+        return _sorted(save(tensors, about))
+
+
+def _sorted(content: bytes) -> bytes:
+    """Bring the header of a safetensors file, which is written in any order, into one."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:start]), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)  # data is aligned
+    return len(header).to_bytes(8, "little") + header + content[start:]
 
 
 def _shape(x: Tensor) -> tuple[int, ...]:
@@ -230,7 +241,6 @@ def mean_values(
     values: Callable[[Tensor], Values],
     *,
     positional: bool,
-    batch_size: int,
 ) -> dict[int | None, Values]:
     """Average over prompts.
 
@@ -244,8 +254,6 @@ def mean_values(
         Tokens ``[batch, pos]`` -> tensors ``[..., batch, pos, d]``.
     positional
         By position and length, or over all tokens.
-    batch_size
-        Prompts of one length that are run together.
 
     Returns
     -------
@@ -261,7 +269,7 @@ def mean_values(
         raise TaskError("mean over an empty dataset: no prompts were given, give at least one")
     totals: dict[int | None, Values] = {}
     counts: dict[int | None, int] = defaultdict(int)
-    for tokens in _batches(prompts, batch_size, model.device):
+    for tokens in _batches(prompts, model.device):
         key = tokens.shape[1] if positional else None
         axes = (-3,) if positional else (-3, -2)
         sums = [_sum(x, axes) for x in values(tokens)]
@@ -280,9 +288,10 @@ def _sum(x: Tensor, axes: tuple[int, ...]) -> Tensor:
     return x.sum(axes, keepdim=True, dtype=precise).cpu().double()
 
 
-def _batches(prompts: Prompts, batch_size: int, device: torch.device) -> Iterator[Tensor]:
+def _batches(prompts: Prompts, device: torch.device) -> Iterator[Tensor]:
+    """Prompts of one length, few enough for any memory: not what fits, so that means are equal."""
     by_length: dict[int, list[tuple[int, ...]]] = defaultdict(list)
     for prompt in prompts:
         by_length[len(prompt)].append(prompt)
-    for some in by_length.values():
-        yield from torch.tensor(some, device=device).split(batch_size)
+    for length, some in by_length.items():
+        yield from torch.tensor(some, device=device).split(max(1, _TOKENS // length))

@@ -432,7 +432,6 @@ class Experiment:
             prompts,
             self._written,
             positional=positional,
-            batch_size=self.batch_size,
         )
         report = {"n_prompts": len(prompts)}
         return Constants(self.intervention, self.direction, values, report)

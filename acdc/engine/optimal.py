@@ -32,6 +32,7 @@ from torch import Tensor
 from acdc.engine.attribution import bytes_per_prompt
 from acdc.engine.constants import Constants, Values, written
 from acdc.engine.experiment import Batch, Experiment
+from acdc.engine.steps import in_steps
 from acdc.lowering.model import LoweredModel, Trace
 from acdc.metrics import at_least_float32, get_metric
 
@@ -44,7 +45,7 @@ _RATE = 0.2
 """Learning rate at the start, in standard deviations of what the sender writes."""
 
 _PROMPTS = 8
-"""Prompts that a step sees."""
+"""Prompts that a step sees, a power of two."""
 
 _NOTHING = 1e-5
 """Share of the largest loss of a mean below which a sender keeps its mean."""
@@ -118,18 +119,19 @@ def optimal_constants(
     """
     metric = experiment.metric if experiment.metric.compares else get_metric("kl")
     trainer = replace(experiment, metric=metric, intervention="mean", constants=None)
+    longest = max(len(pair.clean) for pair in trainer.task.pairs)
+    trainer, seen = in_steps(trainer, _PROMPTS, bytes_per_prompt(trainer, longest))
     groups = _groups(trainer)
-    steps_of = replace(trainer, batch_size=_PROMPTS)  # a property of the task: not of what fits
-    cases = [_Case.of(trainer, batch) for batch in steps_of.batches]
+    cases = [_Case.of(trainer, batch) for batch in trainer.batches]
     before = _losses_of_all(trainer, cases, groups, memory)
     largest = torch.cat(before).max()
     trained = [(loss > _NOTHING * largest).nonzero()[:, 0] for loss in before]
     optimizer = torch.optim.Adam([group.moved for group in groups], lr=_RATE)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = _RATE * (1 + math.cos(math.pi * step / steps)) / 2
-        case, total = cases[step % len(cases)], 0.0
+        of_step, total = [cases[i] for i in seen[step % len(seen)]], 0.0
         for group, which in zip(groups, trained, strict=True):
-            loss, group.moved.grad = _gradient(trainer, case, group, which, memory)
+            loss, group.moved.grad = _gradient(trainer, of_step, group, which, memory)
             total += loss
         optimizer.step()
         note(f"mean loss {total / max(1, sum(map(len, trained))):.4g}")
@@ -187,14 +189,19 @@ def _losses_of_all(
 
 
 def _gradient(
-    trainer: Experiment, case: _Case, group: _Group, which: Tensor, memory: int
+    trainer: Experiment, cases: list[_Case], group: _Group, which: Tensor, memory: int
 ) -> tuple[float, Tensor]:
-    """Summed loss of some senders of a group on one case, and its gradient ``[sender, d]``."""
+    """Summed loss of some senders of a group on a step's cases, and its gradient ``[sender, d]``.
+
+    Losses are means over the rows of all cases.
+    """
     total, gradient = 0.0, torch.zeros_like(group.moved)
-    for part in _parts(trainer, case, which, memory):
-        loss = _loss(trainer, case, group, part).sum() / case.batch.n_rows
-        gradient += torch.autograd.grad(loss, group.moved)[0]
-        total += float(loss.detach())
+    n_rows = sum(case.batch.n_rows for case in cases)
+    for case in cases:
+        for part in _parts(trainer, case, which, memory):
+            loss = _loss(trainer, case, group, part).sum() / n_rows
+            gradient += torch.autograd.grad(loss, group.moved)[0]
+            total += float(loss.detach())
     return total, gradient
 
 

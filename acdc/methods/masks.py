@@ -42,15 +42,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from acdc.engine.experiment import Batch, Experiment
+from acdc.engine.experiment import Experiment
 from acdc.engine.patched import SoftPatchedModel
+from acdc.engine.steps import in_steps
 from acdc.errors import OptionError
 
 __all__ = [
@@ -65,9 +66,6 @@ Scores = NDArray[np.float64]
 
 _PROMPTS = 32
 """Prompts that a step sees, a power of two."""
-
-_ROOM = 2 << 30
-"""Bytes that prompts take which are run together; more are run in parts."""
 
 _WARM = 2 / 3
 _EPSILON = 1e-3
@@ -283,9 +281,6 @@ def _train(
 class _Loss:
     """What masks cost at each step of a training.
 
-    What a step sees, and in which parts, follows from model and prompts alone: 500 steps make
-    more than rounding of rounding, and a circuit is not to depend on what fits into the memory.
-
     Parameters
     ----------
     experiment, weights, n_masks, memory
@@ -302,10 +297,8 @@ class _Loss:
         self._weights = weights
         longest = max(len(pair.clean) for pair in experiment.task.pairs)
         each = SoftPatchedModel(experiment).bytes_per_prompt(longest)
-        together = 1 << min(_PROMPTS, max(1, _ROOM // each)).bit_length() - 1
-        parts = replace(experiment, batch_size=together)
+        parts, self._steps = in_steps(experiment, _PROMPTS, each)
         self._batches, self._model = parts.batches, SoftPatchedModel(parts, memory)
-        self._steps = _steps(self._batches)
         every = torch.ones(n_masks, device=experiment.model.device)
         with torch.no_grad():
             self._base = [self._rows(i, every) for i in range(len(self._batches))]
@@ -316,7 +309,7 @@ class _Loss:
     def _rows(self, i: int, masks: Tensor) -> Tensor:
         return self._model.rows(i, self._weights(masks))
 
-    def _parts(self, step: int) -> list[int]:
+    def _parts(self, step: int) -> tuple[int, ...]:
         return self._steps[step % len(self._steps)]
 
     def n_prompts(self, step: int) -> int:
@@ -336,20 +329,6 @@ class _Loss:
             gradients += torch.autograd.grad(part, some)
             loss += float(part.detach())
         return loss, torch.cat(gradients)
-
-
-def _steps(batches: tuple[Batch, ...]) -> list[list[int]]:
-    """Indices of the batches of one kind that a step sees: 32 prompts, or what there is."""
-    steps: list[list[int]] = []
-    kind, n = None, 0
-    for i, batch in enumerate(batches):
-        known, kind = kind, (batch.clean.shape[1], batch.scored.tolist(), batch.spans)
-        if kind != known or n >= _PROMPTS:
-            steps.append([])
-            n = 0
-        steps[-1].append(i)
-        n += batch.n_prompts
-    return steps
 
 
 def _between(start: float, end: float, part: float) -> float:
