@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from acdc.engine.experiment import Experiment
     from acdc.models import load_model
     from acdc.pipeline import discover, evaluate
-    from acdc.runs import Run, Settings, load_run
+    from acdc.runs import Run, load_run
+    from acdc.settings import Settings
     from acdc.tasks import load_task
 
 _HOMES = {
     "Experiment": "acdc.engine.experiment",
     "Run": "acdc.runs",
-    "Settings": "acdc.runs",
+    "Settings": "acdc.settings",
     "assess": "acdc.assessment",
     "discover": "acdc.pipeline",
     "discover_both": "acdc.directions",

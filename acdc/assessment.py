@@ -11,13 +11,14 @@ import numpy as np
 
 from acdc.curves import Area, score_curve
 from acdc.engine.constants import Constants
-from acdc.engine.experiment import Direction, Experiment, Intervention
+from acdc.engine.experiment import Experiment
 from acdc.errors import OptionError
 from acdc.evaluation import Evaluation, Evaluator, interval, resampled_faithfulness
-from acdc.methods import METHODS
+from acdc.methods import Score, meaning
 from acdc.metrics import METRICS
 from acdc.pipeline import Reporter, Silent, fit, with_constants, with_means
-from acdc.runs import Settings, Timer, versions
+from acdc.runs import Timer, versions
+from acdc.settings import Direction, Intervention, Settings
 from acdc.unseen import PromptChoice
 from acdc.verdicts import Judgement, Trials, judge, n_evaluations
 from graphs import Circuit
@@ -292,8 +293,7 @@ def importance(experiment: Experiment, circuit: Circuit) -> np.ndarray:
     for, in its own direction (as are those of methods that are not ours).
     """
     info = circuit.info
-    method = METHODS.get(str(info.get("method")))
-    if method is not None and (method.minimised or not method.signed):
+    if meaning(circuit) is not Score.CHANGE:
         return circuit.scores
     metric = METRICS.get(str(info.get("metric")), experiment.metric)
     direction = info.get("direction", experiment.direction)

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from acdc.curves import RANKINGS, ranked_scores, smallest_faithful
+from acdc.curves import ranked_scores, smallest_faithful
 from acdc.engine.experiment import Experiment
 from acdc.errors import OptionError
 from acdc.evaluation import Evaluator
-from acdc.methods import get_method
+from acdc.methods import Score, meaning
 from acdc.pipeline import fit
-from acdc.runs import Settings, load_run
+from acdc.runs import load_run
+from acdc.settings import RANKINGS, Settings
 from graphs import Circuit, basis_name
 
 __all__ = ["SizeAt", "sizes_at"]
@@ -127,9 +128,8 @@ def _rankings(
     circuit: Circuit, experiment: Experiment, settings: Settings
 ) -> dict[str, NDArray[np.float64]]:
     """Scores by ranking, the edges to keep highest."""
-    method = get_method(settings.method)
-    if method.minimised:
+    if meaning(circuit) is Score.COST:
         return {"signed": circuit.scores}
-    if not method.signed:
+    if meaning(circuit) is Score.MAGNITUDE:
         return {"absolute": circuit.scores}
     return {name: ranked_scores(experiment, circuit.scores, name) for name in RANKINGS}

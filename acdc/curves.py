@@ -37,13 +37,13 @@ from numpy.typing import NDArray
 from acdc.engine.experiment import Experiment
 from acdc.errors import OptionError
 from acdc.evaluation import Evaluator, interval, resampled_faithfulness
+from acdc.settings import RANKINGS
 from graphs.roc import MIB_FRACTIONS
 from graphs.select import prune, select_top, top_edges
 
 __all__ = [
     "AXES",
     "MEASURES",
-    "RANKINGS",
     "SIZES",
     "Area",
     "Curve",
@@ -58,7 +58,6 @@ __all__ = [
 Mask = NDArray[np.bool_]
 Scores = NDArray[np.float64]
 
-RANKINGS = ("absolute", "signed")
 MEASURES = ("CPR", "CMD")
 AXES = ("linear", "log")
 SIZES = ("nominal", "actual")

@@ -24,7 +24,7 @@ from acdc.checkpoint import Checkpoint
 from acdc.errors import OptionError
 from acdc.pipeline import Reporter, Silent, discover
 from acdc.runs import Run, check_output, versions
-from graphs.compare import Comparison, compare, to_dot_comparison
+from graphs.comparison import Comparison, compare, to_dot_comparison
 from graphs.draw import render
 from graphs.files import write_json
 

@@ -13,6 +13,7 @@
     ├── DictionaryError         an SAE or transcoder that cannot be read or does not fit the model
     ├── DeviceError             a device or dtype that is not there
     ├── OptionError             an option whose value makes no sense
+    ├── PluginError             what another package offers and cannot be used
     └── OutputError             an output folder that must not be overwritten
 
 Every message says what was got, what was expected and what to do.
@@ -33,6 +34,7 @@ __all__ = [
     "ModelError",
     "OptionError",
     "OutputError",
+    "PluginError",
     "ReferenceFileError",
     "TaskError",
     "UnknownNameError",
@@ -74,3 +76,7 @@ class OptionError(InputError):
 
 class OutputError(InputError):
     """An output folder that exists and is not empty, or cannot be written."""
+
+
+class PluginError(InputError):
+    """What an installed package offers under an entry point, and cannot be used."""

@@ -18,7 +18,8 @@ import numpy as np
 
 from acdc.errors import OptionError
 from acdc.evaluation import Evaluation, Evaluator
-from acdc.methods import Search, expected_changes
+from acdc.methods import METHODS
+from acdc.methods.acdc import expected_changes
 from acdc.methods.sweep import sweep as sweep_thresholds
 from acdc.pipeline import (
     Reporter,
@@ -29,7 +30,8 @@ from acdc.pipeline import (
     with_constants,
     with_means,
 )
-from acdc.runs import Settings, Timer, versions, write_folder
+from acdc.runs import Timer, versions, write_folder
+from acdc.settings import Settings
 from graphs import Circuit
 from graphs.files import write_json, write_whole
 from graphs.formats import save_circuit
@@ -134,7 +136,6 @@ def sweep(
     *,
     reporter: Reporter | None = None,
     memory: int = 1 << 30,
-    guess: str = "removed",
     **settings: Any,
 ) -> Frontier:
     """Run ACDC over thresholds and measure every circuit.
@@ -145,15 +146,15 @@ def sweep(
         Built-in task or file.
     thresholds
         Taus above 0; None: ten from 10 % to 0.1 % of the metric's gap between full and empty.
-    reporter, memory, guess
+    reporter, memory
         As in :func:`acdc.pipeline.discover`.
     **settings
-        Fields of :class:`acdc.runs.Settings`.
+        Fields of :class:`acdc.settings.Settings`, and options of ``acdc``.
     """
     reporter = reporter or Silent()
-    asked = check_discovery(Settings(task, **settings))
+    asked = check_discovery(Settings.of(task, method="acdc", **settings))
+    options = METHODS["acdc"].configured(asked)
     taus = None if thresholds is None else check_thresholds(thresholds)
-    search = Search(steps=asked.steps, memory=memory, guess=guess)
     timer = Timer()
     with timer.phase("load"), reporter.phase("load model and task", None):
         experiment = with_means(build_experiment(asked))
@@ -170,7 +171,7 @@ def sweep(
             taus = tuple(sorted(fraction * gap for fraction in _DEFAULT_FRACTIONS))
     total = len(taus) * experiment.graph.n_edges
     with timer.phase("discover"), reporter.phase("discover (acdc)", total):
-        expected = expected_changes(experiment, search)
+        expected = expected_changes(experiment, options, memory)
         circuits, work = sweep_thresholds(
             experiment, taus, expected=expected, memory=memory, progress=reporter.advance
         )
@@ -181,7 +182,7 @@ def sweep(
             info = circuit_info(experiment, asked, evaluation)
             points.append(Point(tau, replace(circuit, info={**circuit.info, **info}), evaluation))
             reporter.advance(1)
-    details = {"n_prompts": len(experiment.task), "guess": guess, "work": asdict(work)}
+    details = {"n_prompts": len(experiment.task), "guess": options.guess, "work": asdict(work)}
     return Frontier(asked, tuple(points), timer.seconds, details)
 
 

@@ -22,10 +22,10 @@ def _table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) ->
 
 def _models() -> Table:
     from acdc.lowering.families import SUPPORTED_ARCHITECTURES
-    from acdc.models import model_folders
+    from acdc.models import MODELS
 
     rows = []
-    for name, folder in model_folders().items():
+    for name, folder in MODELS.items():
         card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
         rows.append((name, str(card["description"])))
     rows.append(("any Hugging Face", ", ".join(SUPPORTED_ARCHITECTURES[1:]) + ": name or folder"))
@@ -62,11 +62,11 @@ def _metrics() -> Table:
 
 
 def _references() -> Table:
-    from acdc.references import references
+    from acdc.references import REFERENCES
     from graphs.reference import read_reference
 
     rows = []
-    for name, path in references().items():
+    for name, path in REFERENCES.items():
         reference = read_reference(path)
         size = f"{len(reference.edges):,} {reference.granularity}"
         if reference.granularity == "nodes":

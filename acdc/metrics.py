@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from acdc.errors import UnknownNameError
+from acdc.registry import Registry
 
 __all__ = ["METRICS", "Metric", "Targets", "at_least_float32", "get_metric"]
 
@@ -132,40 +132,40 @@ def _nll(logits: Tensor, targets: Targets) -> Tensor:
     return -torch.logsumexp(logprobs.masked_fill(targets.answer_weight == 0, -torch.inf), -1)
 
 
-METRICS: dict[str, Metric] = {
-    metric.name: metric
-    for metric in (
-        Metric(
-            "kl", sign=1, whole_vocab=True, needs_answers=False, needs_wrong=False,
-            compares=_log_softmax, function=_kl,
-            description="KL(clean || patched) at the scored positions, nats",
-        ),
-        Metric(
-            "mse", sign=1, whole_vocab=True, needs_answers=False, needs_wrong=False,
-            compares=_as_they_are, function=_mse,
-            description="mean over the vocabulary of the squared change of the logits",
-        ),
-        Metric(
-            "logit_diff", sign=-1, whole_vocab=False, needs_answers=True, needs_wrong=True,
-            compares=None, function=_logit_diff,
-            description="mean logit of the answers minus mean logit of the wrong answers",
-        ),
-        Metric(
-            "prob_diff", sign=-1, whole_vocab=True, needs_answers=True, needs_wrong=True,
-            compares=None, function=_prob_diff,
-            description="summed probability of the answers minus that of the wrong answers",
-        ),
-        Metric(
-            "nll", sign=1, whole_vocab=True, needs_answers=True, needs_wrong=False,
-            compares=None, function=_nll,
-            description="negative log of the answers' probability, nats",
-        ),
-    )
-}  # fmt: skip
+_OURS = (
+    Metric(
+        "kl", sign=1, whole_vocab=True, needs_answers=False, needs_wrong=False,
+        compares=_log_softmax, function=_kl,
+        description="KL(clean || patched) at the scored positions, nats",
+    ),
+    Metric(
+        "mse", sign=1, whole_vocab=True, needs_answers=False, needs_wrong=False,
+        compares=_as_they_are, function=_mse,
+        description="mean over the vocabulary of the squared change of the logits",
+    ),
+    Metric(
+        "logit_diff", sign=-1, whole_vocab=False, needs_answers=True, needs_wrong=True,
+        compares=None, function=_logit_diff,
+        description="mean logit of the answers minus mean logit of the wrong answers",
+    ),
+    Metric(
+        "prob_diff", sign=-1, whole_vocab=True, needs_answers=True, needs_wrong=True,
+        compares=None, function=_prob_diff,
+        description="summed probability of the answers minus that of the wrong answers",
+    ),
+    Metric(
+        "nll", sign=1, whole_vocab=True, needs_answers=True, needs_wrong=False,
+        compares=None, function=_nll,
+        description="negative log of the answers' probability, nats",
+    ),
+)  # fmt: skip
+
+METRICS: Registry[Metric] = Registry(
+    "metric", Metric, "acdc.metrics", known={metric.name: metric for metric in _OURS}
+)
+"""Every metric by name."""
 
 
 def get_metric(name: str) -> Metric:
     """Return a metric by name; UnknownNameError lists the nearest."""
-    if name not in METRICS:
-        raise UnknownNameError("metric", name, METRICS)
     return METRICS[name]

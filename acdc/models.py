@@ -13,25 +13,28 @@ import re
 import struct
 import warnings
 from collections.abc import Iterator
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from acdc.errors import DeviceError, ModelError, UnknownNameError, UnsupportedModelError
+from acdc.registry import Registry
 from acdc.tasks.base import Tokenizer
 
 if TYPE_CHECKING:
     from acdc.lowering import LoweredModel
 
-__all__ = ["BUNDLED", "load_model", "model_folders", "resolve_device", "resolve_dtype"]
+__all__ = ["BUNDLED", "MODELS", "load_model", "resolve_device", "resolve_dtype"]
 
 BUNDLED: dict[str, Path] = {
     path.parent.name: path.parent
     for path in sorted((Path(__file__).parent / "bundled").glob("*/config.json"))
 }
 """Folder of each model that comes with the package, by name."""
+
+MODELS: Registry[Path] = Registry("model", Path, "acdc.models", known=BUNDLED)
+"""Folder of every model known by name: the bundled ones, then those of installed packages."""
 
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _LEGACY_OWNERS = ("NeelNanda/", "ArthurConmy/", "Baidicoot/")  # as TransformerLens' loader has it
@@ -78,7 +81,7 @@ def load_model(
     Parameters
     ----------
     name_or_path
-        A known name (see :func:`model_folders`); a local Hugging Face folder; a local folder with
+        A known name (see :data:`MODELS`); a local Hugging Face folder; a local folder with
         ``config.json`` (TransformerBridgeConfig fields) and ``model.safetensors`` or
         ``model.pt`` in HookedTransformer layout; or a Hugging Face name (``owner/name``), that
         of a repository in TransformerLens' own old layout (``NeelNanda/...``) included.
@@ -126,18 +129,6 @@ def load_model(
     return model, tokenizer
 
 
-def model_folders() -> dict[str, Path]:
-    """Return the folder of every model known by name.
-
-    The bundled ones first, then those that installed packages offer: an entry point in the group
-    ``acdc.models`` names a dict of name -> folder.
-    """
-    folders = dict(BUNDLED)
-    for point in entry_points(group="acdc.models"):
-        folders |= {name: path for name, path in point.load().items() if name not in folders}
-    return folders
-
-
 def resolve_device(device: str) -> torch.device:
     """Return the torch device of a name; DeviceError if this machine does not have it."""
     there = _available()
@@ -170,9 +161,8 @@ def resolve_dtype(dtype: str) -> torch.dtype:
 
 def _find(name: str) -> Path | None:
     """Return the local folder that a name means; None if it is a name on the hub."""
-    known = model_folders()
-    if name in known:
-        return known[name]
+    if name in MODELS:
+        return MODELS[name]
     path = Path(name).expanduser()
     if path.is_dir():
         return path.resolve()
@@ -182,7 +172,7 @@ def _find(name: str) -> Path | None:
         return None
     if "/" in name or "\\" in name:
         raise ModelError(f"model {name!r}: there is no such folder")
-    raise UnknownNameError("model", name, known)
+    raise UnknownNameError("model", name, MODELS)
 
 
 @contextlib.contextmanager

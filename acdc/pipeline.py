@@ -15,7 +15,8 @@ from acdc.checkpoint import Checkpoint
 from acdc.dictionaries.quality import quality_on_task
 from acdc.engine.constants import FILE_NAME, Constants, load_constants
 from acdc.engine.experiment import Experiment
-from acdc.engine.optimal import STEPS, optimal_constants
+from acdc.engine.optimal import optimal_constants
+from acdc.engine.work import Work
 from acdc.errors import DictionaryError, OptionError, TaskError, UnknownNameError
 from acdc.evaluation import Evaluation, Evaluator
 from acdc.latents.attach import Attached, attach, attach_neurons
@@ -24,16 +25,17 @@ from acdc.latents.experiment import LatentExperiment
 from acdc.latents.faithfulness import default_thresholds, errors_in_and_out, sweep_nodes
 from acdc.latents.sources import load_dictionaries
 from acdc.lowering import LoweredModel
-from acdc.methods import Search, get_method
+from acdc.methods import METHODS, Method
 from acdc.methods.eap import between_inputs
 from acdc.metrics import get_metric
 from acdc.mib import group_heads
 from acdc.models import load_model
 from acdc.positions import Positions, find_positions
-from acdc.runs import Run, Settings, Timer, versions
+from acdc.runs import Run, Timer, versions
+from acdc.settings import DEFAULT_HOLDOUT, Settings, options_of
 from acdc.tasks import DEFAULT_METRIC, TASKS, Task, Tokenizer, is_task_file, load_task
 from acdc.tasks.dataset import load_dataset
-from acdc.tasks.split import DEFAULT_HOLDOUT, held_out, select_pairs
+from acdc.tasks.split import held_out, select_pairs
 from graphs import Circuit
 from graphs.latents import Site
 
@@ -94,9 +96,8 @@ def discover(
     *,
     reporter: Reporter | None = None,
     memory: int = 1 << 30,
-    guess: str = "removed",
     checkpoint: str | Path | None = None,
-    **settings: Any,
+    **asked: Any,
 ) -> Run:
     """Find the circuit of a task in a model.
 
@@ -108,15 +109,13 @@ def discover(
         Told of progress.
     memory
         Bytes that the method's largest working set may take.
-    guess
-        Which edges ``acdc`` expects to be removed: ``removed`` (all), or those with low ``eap``
-        or ``eap-ig`` scores.  Changes how long it takes, never the circuit.
     checkpoint
         Folder of the run, if what ``acdc`` has decided is to be kept there while it works: a
         killed search then goes on where it was.  :meth:`Run.save` to it removes that again.
-    **settings
-        Fields of :class:`acdc.runs.Settings`: ``model``, ``method``, ``metric``,
-        ``threshold``, ``n_edges``, ``steps``, ``n_prompts``, ``seed``, ...
+    **asked
+        Fields of :class:`acdc.settings.Settings` (``model``, ``method``, ``metric``,
+        ``threshold``, ``n_edges``, ``n_prompts``, ``seed``, ...) and options of the method
+        (``steps`` of eap-ig, ``guess`` of acdc, ...).
 
     Returns
     -------
@@ -130,41 +129,26 @@ def discover(
     >>> run.save("runs/my-ioi")  # doctest: +SKIP
     """
     reporter = reporter or Silent()
-    asked = check_discovery(Settings(task, **settings))
-    method = get_method(asked.method)
-    search = Search(
-        threshold=asked.threshold,
-        n_edges=asked.n_edges,
-        ranking=asked.ranking,
-        steps=asked.steps,
-        memory=memory,
-        guess=guess,
-        n_candidates=asked.candidates,
-        floor=asked.floor,
-        seed=asked.seed,
-        sparsity=asked.sparsity,
-        mask_steps=asked.mask_steps,
-        learning_rate=asked.learning_rate,
-        note=reporter.note,
-    )
-    method.check(search)
+    settings = check_discovery(Settings.of(task, **asked))
+    method = METHODS[settings.method]
+    work = Work(memory, reporter.advance, reporter.note)
     timer = Timer()
     with timer.phase("load"), reporter.phase("load model and task", None):
-        experiment = build_experiment(asked)
-        attached = _attached(experiment, asked, memory)
+        experiment = build_experiment(settings)
+        attached = _attached(experiment, settings, memory)
         experiment = experiment if attached is None else attached.experiment
         experiment = with_means(experiment)
     if checkpoint is not None:
-        identity = {**vars(asked), **_fingerprint(experiment), "versions": versions()}
-        search = replace(search, checkpoint=Checkpoint(checkpoint, identity))
-    if asked.intervention == "optimal":
+        identity = {**vars(settings), **_fingerprint(experiment), "versions": versions()}
+        work = replace(work, checkpoint=Checkpoint(checkpoint, identity))
+    if settings.intervention == "optimal":
         with timer.phase("constants"):
             experiment = with_constants(
-                experiment, asked.optimal_steps, memory, reporter, search.checkpoint
+                experiment, settings.optimal_steps, memory, reporter, work.checkpoint
             )
-    total = method.n_units(experiment, search)
-    with timer.phase("discover"), reporter.phase(f"discover ({asked.method})", total):
-        found = method.find(experiment, search, reporter.advance)
+    total = method.passes(experiment, method.configured(settings))
+    with timer.phase("discover"), reporter.phase(f"discover ({method.name})", total):
+        found = method.search(experiment, settings, work)
     with timer.phase("evaluate"), reporter.phase("evaluate", None):
         evaluator = Evaluator(experiment)
         evaluation = evaluator.evaluate(found.circuit.in_circuit)
@@ -178,8 +162,8 @@ def discover(
     constants = experiment.carried
     if constants is not None:
         details["constants"] = constants.report
-    circuit = replace(found.circuit, info=circuit_info(experiment, asked, evaluation))
-    return Run(asked, circuit, evaluation, timer.seconds, details, constants)
+    circuit = replace(found.circuit, info=circuit_info(experiment, settings, evaluation))
+    return Run(settings, circuit, evaluation, timer.seconds, details, constants)
 
 
 def with_means(experiment: Experiment) -> Experiment:
@@ -189,7 +173,7 @@ def with_means(experiment: Experiment) -> Experiment:
 
 def with_constants(
     experiment: Experiment,
-    steps: int = STEPS,
+    steps: int = Settings.optimal_steps,
     memory: int = 1 << 30,
     reporter: Reporter | None = None,
     checkpoint: Checkpoint | None = None,
@@ -352,6 +336,7 @@ def circuit_info(
         "task": experiment.task.name,
         "model": experiment.model.name,
         "method": settings.method,
+        "score": METHODS[settings.method].score.value,
         "metric": settings.metric,
         "intervention": settings.intervention,
         "direction": settings.direction,
@@ -361,27 +346,51 @@ def circuit_info(
 
 
 def check_discovery(settings: Settings) -> Settings:
-    """As :func:`check_settings`; refuses means over prompts where no mean is asked for."""
+    """As :func:`check_settings`, for a search: every option of the method gets its value.
+
+    Raises
+    ------
+    OptionError
+        Also if something is asked for that would do nothing, as means over prompts where no mean
+        is asked for.
+    """
     if settings.mean_over is not None and not settings.intervention.startswith("mean"):
         raise OptionError(
             f"mean_over {settings.mean_over!r} with intervention {settings.intervention!r}: "
             "choose the intervention mean or mean-positional, or leave it out"
         )
-    return check_settings(settings)
+    if settings.threshold is not None and settings.n_edges is not None:
+        raise OptionError("both a threshold and a number of edges were given: give one of them")
+    method = METHODS[settings.method]
+    options = method.configured(settings)
+    _check_use(settings, method, options)
+    own = {name: getattr(options, name) for name in method.option_names}
+    return check_settings(settings.replace(options=own))
+
+
+def _check_use(settings: Settings, method: Method, options: Any) -> None:
+    """Refuse what differs from its default and needs something that is not asked for."""
+    there = {
+        "latents": settings.saes is not None or settings.neurons,
+        "intervention optimal": settings.intervention == "optimal",
+    }
+    for values in (settings, options):
+        for name, _, says in options_of(type(values)):
+            value = getattr(values, name)
+            if says.only and not there[says.only] and value != getattr(type(values), name):
+                raise OptionError(
+                    f"{name} {value!r} does nothing without {says.only}: leave it out"
+                )
 
 
 def check_settings(settings: Settings) -> Settings:
     """Check names before anything is loaded, and fill in the task's model and metric."""
     splits = settings.saes is not None or settings.neurons
-    get_method(settings.method).check_nodes(latents=splits)
+    METHODS[settings.method].check_nodes(latents=splits)
     if settings.metric is not None:
         get_metric(settings.metric)
     if settings.saes is not None and settings.neurons:
         raise OptionError(f"saes {settings.saes!r} and neurons: give one of them")
-    if not splits and settings.max_latents is not None:
-        raise OptionError(
-            f"max_latents {settings.max_latents}: give it together with saes or neurons"
-        )
     if splits and settings.positions != "none":
         raise OptionError(
             f"positions {settings.positions!r} with {'neurons' if settings.neurons else 'saes'}: "

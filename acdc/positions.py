@@ -15,14 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acdc.errors import OptionError, TaskError
+from acdc.settings import POSITIONS
 from acdc.tasks.base import REST, Pair, Task
 from graphs import GraphShape
 from graphs.spans import Reaches
 
-__all__ = ["POSITIONS", "Positions", "find_positions"]
-
-POSITIONS = ("token", "span")
-"""Ways to split."""
+__all__ = ["Positions", "find_positions"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class Positions:
     Parameters
     ----------
     kind
-        One of :data:`POSITIONS`.
+        One of :data:`acdc.settings.POSITIONS`.
     spans
         Names, in order.
     scored

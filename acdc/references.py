@@ -1,27 +1,23 @@
 """Reference circuits by name or file, and whether a run was made under their conditions.
 
-Packages offer their files under the entry point ``acdc.references``: a dict from name to path.
+Packages offer their files under the entry point ``acdc.references``, see :mod:`acdc.registry`.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from importlib.metadata import entry_points
 from pathlib import Path
 
 from acdc.errors import OptionError, UnknownNameError
+from acdc.registry import Registry
 from graphs.reference import Ablation, Reference, read_reference
 
-__all__ = ["ablation_warning", "check_roles", "load_reference", "references"]
+__all__ = ["REFERENCES", "ablation_warning", "check_roles", "load_reference"]
 
 
-def references() -> dict[str, Path]:
-    """Return the file of every reference that an installed package offers, by name."""
-    found: dict[str, Path] = {}
-    for point in entry_points(group="acdc.references"):
-        found |= point.load()
-    return found
+REFERENCES: Registry[Path] = Registry("reference", Path, "acdc.references")
+"""File of every reference that an installed package offers, by name."""
 
 
 def load_reference(name_or_path: str) -> Reference:
@@ -37,14 +33,13 @@ def load_reference(name_or_path: str) -> Reference:
     ReferenceFileError
         If the file cannot be used; the message names it and the item.
     """
-    known = references()
-    if name_or_path in known:
-        return read_reference(known[name_or_path])
+    if name_or_path in REFERENCES:
+        return read_reference(REFERENCES[name_or_path])
     path = Path(name_or_path)
     separators = {"/", os.sep}
     if path.suffix == ".json" or separators & set(name_or_path) or path.exists():
         return read_reference(path)
-    raise UnknownNameError("reference", name_or_path, known)
+    raise UnknownNameError("reference", name_or_path, REFERENCES)
 
 
 def check_roles(reference: Reference, roles: Iterable[str]) -> None:

@@ -11,7 +11,8 @@ from acdc.engine.experiment import Experiment
 from acdc.errors import CircuitFileError, DictionaryError, OptionError
 from acdc.latents.experiment import LatentExperiment
 from acdc.pipeline import check_settings, load_experiment, reattach
-from acdc.runs import Settings, run_constants
+from acdc.runs import run_constants
+from acdc.settings import Settings
 from acdc.tasks import Tokenizer
 from graphs import Circuit
 

@@ -8,27 +8,22 @@ hold more), ``circuit.json`` (every edge with score and in_graph), ``circuit.dot
 
 from __future__ import annotations
 
-import math
 import os
 import platform
-import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, get_args
+from typing import Any
 
 from acdc.checkpoint import Checkpoint
 from acdc.engine.constants import FILE_NAME, Constants, load_constants
-from acdc.engine.experiment import Direction, Intervention
-from acdc.engine.optimal import STEPS
-from acdc.errors import CircuitFileError, OptionError, OutputError
+from acdc.errors import CircuitFileError, OutputError
 from acdc.evaluation import Evaluation
-from acdc.positions import POSITIONS
-from acdc.tasks.split import check_holdout
+from acdc.settings import Settings
 from graphs import Circuit
 from graphs.draw import render, to_dot
 from graphs.files import MIB, read_json, write_json, write_whole
@@ -36,144 +31,20 @@ from graphs.formats import load_circuit, save_circuit
 
 __all__ = [
     "Run",
-    "Settings",
     "Timer",
     "check_output",
     "check_single",
     "load_run",
-    "read_settings",
     "run_constants",
     "versions",
     "write_folder",
 ]
 
-_KINDS: dict[str, tuple[type, ...]] = {
-    "str": (str,), "int": (int,), "float": (int, float), "bool": (bool,), "None": (type(None),)
-}  # fmt: skip
-_BOUNDS = {
-    "n_prompts": (1, 10**6), "batch_size": (1, math.inf), "seed": (0, 2**63 - 1),
-    "steps": (-math.inf, 10**5), "max_latents": (1, 10**8), "candidates": (1, 10**9),
-    "mask_steps": (-math.inf, 10**7), "optimal_steps": (1, 10**7),
-}  # fmt: skip
-"""Least and largest values: what sizes something, or counts how often it is done, has an end.
-
-What a method takes (:class:`acdc.methods.base.Search`) has its least values there.
-"""
-_MOST_TEXT = 10_000
 _MOST_SUMMARY = 64 * MIB
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _SAME_CONSTANTS = ("model", "saes", "mean_over")
 _PACKAGES = ("acdc-circuits", "torch", "transformer_lens", "transformers", "numba", "numpy")
 
 
-@dataclass(frozen=True)
-class Settings:
-    """Everything that decides a run's result.
-
-    Parameters
-    ----------
-    task
-        Built-in task or file.
-    model
-        Bundled model, folder or Hugging Face name; None: the task's bundled model.
-    method, metric
-        Names, see ``acdc list``; no metric: the task's.
-    threshold, n_edges, ranking, steps, floor, sparsity, mask_steps, learning_rate
-        What the method is asked for, see :class:`acdc.methods.base.Search`.
-    n_prompts, batch_size, seed, corruption, prepend_bos
-        The prompts.
-    holdout
-        Share of a file's rows that discovery leaves to evaluation, see
-        :mod:`acdc.tasks.split`; None for a built-in task, which draws others.
-    device, dtype
-        Where and in which precision.
-    intervention, direction
-        What ablated edges carry, and from which run the search starts.
-    mean_over
-        Built-in task or file of prompts that means are taken over (see
-        :func:`acdc.tasks.dataset.load_dataset`); None: the prompts of the run that ablated edges
-        come from.
-    optimal_steps
-        Training steps of optimal constants.
-    split_qkv, split_embed
-        Granularity of the graph.
-    positions
-        By what nodes and edges are split, see :mod:`acdc.positions`: ``none``, ``token`` or
-        ``span``.
-    trust_remote_code
-        Whether the model's folder may run its own code.
-    saes, neurons, max_latents, candidates
-        Dictionaries whose latents are nodes (separated by commas, see
-        :func:`acdc.latents.sources.load_dictionaries`), or whether the neurons of MLPs are, how
-        many latents or neurons at most, and how many edges methods that try them one by one try.
-    """
-
-    task: str
-    model: str | None = None
-    method: str = "acdc"
-    metric: str | None = None
-    threshold: float | None = None
-    n_edges: int | None = None
-    ranking: str | None = None
-    steps: int = 5
-    floor: float | None = None
-    sparsity: float | None = None
-    mask_steps: int | None = None
-    learning_rate: float | None = None
-    n_prompts: int | None = None
-    holdout: float | None = None
-    batch_size: int = 32
-    seed: int = 0
-    corruption: str | None = None
-    prepend_bos: bool = False
-    device: str = "cpu"
-    dtype: str = "float32"
-    intervention: str = "resample"
-    direction: str = "noising"
-    split_qkv: bool = True
-    split_embed: bool = False
-    positions: str = "none"
-    trust_remote_code: bool = False
-    saes: str | None = None
-    neurons: bool = False
-    max_latents: int | None = None
-    candidates: int = 3000
-    mean_over: str | None = None
-    optimal_steps: int = STEPS
-
-    def __post_init__(self) -> None:
-        for f in fields(self):
-            value, kinds = getattr(self, f.name), str(f.type).split(" | ")
-            if not any(_is(value, kind) for kind in kinds):
-                raise OptionError(f"{f.name} is {value!r}: expected {' or '.join(kinds)}")
-            if isinstance(value, float) and not math.isfinite(value):
-                raise OptionError(f"{f.name} {value}: expected a finite number")
-        for name, (low, high) in _BOUNDS.items():
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise OptionError(f"{name} {value}: expected at least {low}")
-            if value is not None and value > high:
-                raise OptionError(f"{name} {value}: expected at most {high:,}")
-        if self.holdout is not None:
-            check_holdout(self.holdout)
-        for name, known in (
-            ("intervention", get_args(Intervention)),
-            ("direction", get_args(Direction)),
-            ("positions", ("none", *POSITIONS)),
-        ):
-            if getattr(self, name) not in known:
-                raise OptionError(
-                    f"{name} {getattr(self, name)!r}: expected one of {', '.join(known)}"
-                )
-
-
-def _is(value: Any, kind: str) -> bool:
-    """Whether a value is of a kind: true is no number, and a text one that can name a file."""
-    if not isinstance(value, _KINDS[kind]) or (isinstance(value, bool) and kind != "bool"):
-        return False
-    if isinstance(value, str):
-        return len(value) <= _MOST_TEXT and "\0" not in value and not _SURROGATE.search(value)
-    return True
 
 
 class Timer:
@@ -328,7 +199,7 @@ def load_run(folder: str | Path) -> tuple[Settings, Circuit, dict[str, Any]]:
     """
     path = Path(folder)
     summary = _read_summary(path / "run.json")
-    return read_settings(summary), load_circuit(path / "circuit.json"), summary
+    return Settings.read(summary), load_circuit(path / "circuit.json"), summary
 
 
 def run_constants(folder: str | Path, settings: Settings) -> Constants | None:
@@ -345,19 +216,9 @@ def run_constants(folder: str | Path, settings: Settings) -> Constants | None:
     path = Path(folder)
     if not (path / FILE_NAME).is_file():
         return None
-    own = read_settings(_read_summary(path / "run.json"))
+    own = Settings.read(_read_summary(path / "run.json"))
     same = all(getattr(own, name) == getattr(settings, name) for name in _SAME_CONSTANTS)
     return load_constants(path / FILE_NAME) if same else None
-
-
-def read_settings(summary: dict[str, Any]) -> Settings:
-    """Return the settings in the content of a ``run.json``.
-
-    Whether a model's own code may run is not among them: who reads a folder says so, not the
-    folder.
-    """
-    names = {f.name for f in fields(Settings)} - {"trust_remote_code"}
-    return Settings(**{name: value for name, value in summary.items() if name in names})
 
 
 def check_single(folder: Path) -> None:

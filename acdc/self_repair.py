@@ -55,7 +55,8 @@ from acdc.engine.patched import PatchedModel
 from acdc.errors import OptionError, UnknownNameError
 from acdc.evaluation import interval
 from acdc.pipeline import Reporter, Silent, fit, with_constants
-from acdc.runs import Settings, Timer, versions
+from acdc.runs import Timer, versions
+from acdc.settings import Settings
 from acdc.unseen import PromptChoice
 from graphs import Circuit, Graph
 from graphs.coarse import coarsen

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from acdc.errors import OptionError
 from acdc.pipeline import Reporter, Silent, check_discovery, discover
-from acdc.runs import Run, Settings, versions, write_folder
+from acdc.runs import Run, versions, write_folder
+from acdc.settings import Settings
 from graphs import Circuit, Graph, component_graph, save_circuit, write_whole
 from graphs.draw import render, to_dot
 from graphs.files import write_json
@@ -152,9 +153,8 @@ def stability(
     reporter = reporter or Silent()
     if n_seeds < 2:
         raise OptionError(f"{n_seeds} seeds: expected at least 2, what one run finds is no share")
-    names = ("memory", "guess")
-    settings = {name: value for name, value in options.items() if name not in names}
-    asked = check_discovery(Settings(task, **settings))
+    settings = {name: value for name, value in options.items() if name != "memory"}
+    asked = check_discovery(Settings.of(task, **settings))
     if asked.holdout == 0:
         raise OptionError(
             f"task file {task!r} has the same prompts for every seed with holdout 0: leave it out"

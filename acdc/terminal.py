@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from acdc.verdicts import Judgement
     from graphs import Circuit
     from graphs.bases import BasesComparison
-    from graphs.compare import Comparison, Overlap, ReferenceComparison
+    from graphs.comparison import Comparison, Overlap, ReferenceComparison
     from graphs.reference import Reference
 
 __all__ = [

@@ -13,7 +13,7 @@ from itertools import count
 from acdc.errors import TaskError
 from acdc.lowering import LoweredModel
 from acdc.pipeline import load_prompts
-from acdc.runs import Settings
+from acdc.settings import Settings
 from acdc.tasks import TASKS, Pair, Task, Tokenizer
 from acdc.tasks.split import select_pairs
 

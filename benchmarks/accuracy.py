@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -32,24 +32,15 @@ from acdc.curves import Curve, ranked_scores, score_curve, smallest_faithful, sw
 from acdc.engine.experiment import Experiment
 from acdc.errors import OutputError, UnknownNameError
 from acdc.evaluation import Evaluator
-from acdc.methods.acdc import acdc
-from acdc.methods.eap import clean_corrupted, eap, eap_ig, eap_ig_activations
-from acdc.methods.eap_acdc import FLOOR
-from acdc.methods.exact import exact
-from acdc.methods.gim import gim
-from acdc.methods.hisp import hisp
-from acdc.methods.ifr import ifr
-from acdc.methods.masks import Training, edge_pruning, subnetwork_probing
-from acdc.methods.nap import nap, nap_ig
-from acdc.methods.nodes import edge_scores
+from acdc.methods import METHODS
 from acdc.methods.sweep import sweep
 from acdc.metrics import get_metric
 from acdc.models import BUNDLED, load_model, resolve_device
+from acdc.references import REFERENCES
 from acdc.runs import versions
-from acdc.tasks import load_task
+from acdc.tasks import DEFAULT_METRIC, load_task
 from benchmarks.measure import conditions, timed
-from benchmarks.references import REFERENCES
-from graphs import Circuit, Reference, prune, read_reference
+from graphs import Reference, prune, read_reference
 from graphs.files import json_text, write_whole
 from graphs.roc import (
     MIB_FRACTIONS,
@@ -67,37 +58,16 @@ from graphs.roc import (
     sweep_scores,
 )
 
-__all__ = ["METHODS", "Plan", "Subject", "Table", "measure", "subjects"]
+__all__ = ["Plan", "Subject", "Table", "measure", "subjects"]
 
 FORMAT = "acdc-bench-accuracy"
 VERSION = 1
-STEPS = 5
 SEED = 0
-TRAINING = Training(seed=SEED)
-_TRAINED = ("subnetwork-probing", "edge-pruning")
 LEVELS = (0.9, 0.95)
 
 Mask = NDArray[np.bool_]
 Scores = NDArray[np.float64]
 
-_SCORED: dict[str, Callable[[Experiment], Scores]] = {
-    "eap": eap,
-    "eap-ig": partial(eap_ig, steps=STEPS),
-    "eap-ig-activations": partial(eap_ig_activations, steps=STEPS),
-    "clean-corrupted": clean_corrupted,
-    "gim": gim,
-    "ifr": ifr,
-    "exact": exact,
-    "nap": lambda experiment: edge_scores(experiment, nap(experiment)),
-    "nap-ig": lambda experiment: edge_scores(experiment, nap_ig(experiment, STEPS)),
-    "hisp": lambda experiment: edge_scores(experiment, hisp(experiment)),
-    "subnetwork-probing": lambda experiment: edge_scores(
-        experiment, subnetwork_probing(experiment, TRAINING)
-    ),
-    "edge-pruning": lambda experiment: edge_pruning(experiment, TRAINING),
-}
-_SWEPT = ("acdc", "eap-acdc")
-METHODS = (*_SWEPT, *_SCORED)
 _BUNDLED_TASKS = {"ioi-small": "ioi", "docstring-small": "docstring"}
 _METRICS = {"compiled": "mse", "planted": "logit_diff"}
 """By where a model was made: benchmarks/<where>/models/<name>."""
@@ -162,7 +132,7 @@ def _known_subject(name: str, path: Path) -> Subject:
         name,
         path.parent,
         str(pairs),
-        _METRICS[path.parents[2].name],
+        _METRICS.get(path.parents[2].name, DEFAULT_METRIC),
         reference.ablation.intervention or "resample",
         reference.ablation.direction or "noising",
         reference,
@@ -186,7 +156,7 @@ class Plan:
     """
 
     subjects: dict[str, Subject]
-    methods: tuple[str, ...] = METHODS
+    methods: tuple[str, ...] = field(default_factory=lambda: tuple(METHODS))
     thresholds: tuple[float, ...] = tuple(float(f"{x:.3g}") for x in np.geomspace(1, 1e-4, 17))
     n_prompts: int = 64
     n_resamples: int = 1000
@@ -235,13 +205,9 @@ class Plan:
 
     def request(self, subject: Subject, method: str, device: str) -> dict[str, Any]:
         """Return everything that a cell's result depends on, as plain JSON values."""
-        own: dict[str, Any] = {}
-        if method in _SWEPT:
+        own: dict[str, Any] = {"options": asdict(METHODS[method].options())}
+        if METHODS[method].over == "circuit":
             own["thresholds"] = list(self.thresholds)
-        if method.startswith(("eap-ig", "nap-ig", "eap-acdc")):
-            own["steps"] = STEPS
-        if method in _TRAINED:
-            own["training"] = asdict(TRAINING)
         reference = subject.reference
         return {
             "version": VERSION,
@@ -418,27 +384,17 @@ def _experiment(subject: Subject, n_prompts: int, device: str) -> Experiment:
 
 
 def _find(evaluator: Evaluator, method: str, plan: Plan) -> _Found:
-    experiment = evaluator.experiment
-    if method in _SCORED:
-        return _Found(_SCORED[method](experiment))
+    experiment, how = evaluator.experiment, METHODS[method]
+    if how.over != "circuit":
+        return _Found(how.scores(experiment))
     gap = abs(evaluator.full - evaluator.empty)
     taus = [fraction * gap for fraction in plan.thresholds]
     if method == "acdc":
         circuits, _ = sweep(experiment, taus)
     else:
-        circuits = _proposed(experiment, taus)
+        circuits = {tau: how.find(experiment, threshold=tau).circuit for tau in taus}
     masks = tuple(circuits[tau].in_circuit for tau in taus)
     return _Found(sweep_scores(taus, masks), masks)
-
-
-def _proposed(experiment: Experiment, taus: Sequence[float]) -> dict[float, Circuit]:
-    """Circuits of eap-acdc: ACDC on the edges whose score is above its floor."""
-    scores = eap_ig(experiment, STEPS)
-    expected = experiment.minimised_sign * scores
-    return {
-        tau: acdc(experiment, tau, expected=expected, candidates=np.abs(scores) >= FLOOR * tau)[0]
-        for tau in taus
-    }
 
 
 def _cell(

@@ -35,7 +35,7 @@ from acdc.engine.experiment import Experiment
 from acdc.engine.patched import PatchedModel
 from acdc.lowering.model import LoweredModel
 from acdc.methods.acdc import acdc
-from acdc.methods.eap import eap, eap_ig
+from acdc.methods.eap import Integration, eap, eap_ig
 from acdc.methods.sweep import sweep
 from acdc.metrics import get_metric
 from acdc.models import resolve_device
@@ -363,7 +363,7 @@ def attribution_rows(group: str, name: str, experiment: Experiment, repeats: int
     """Time EAP and EAP-IG, each between the passes that it is compared with."""
     methods: dict[str, tuple[Callable[..., NDArray[np.float64]], int]] = {
         "eap": (eap, 1),
-        "eap-ig": (partial(eap_ig, steps=STEPS), STEPS),
+        "eap-ig": (partial(eap_ig, options=Integration(STEPS)), STEPS),
     }
     for method, (function, steps) in methods.items():
         passes = Passes(experiment, 1)

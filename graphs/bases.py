@@ -23,7 +23,7 @@ import numpy as np
 
 from graphs.circuit import Circuit
 from graphs.coarse import coarsen, joined_shape
-from graphs.compare import Overlap, differing_shapes
+from graphs.comparison import Overlap, differing_shapes
 from graphs.errors import GraphError
 from graphs.graph import GraphShape, parse_node
 from graphs.select import prune

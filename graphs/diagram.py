@@ -1,6 +1,6 @@
 """Diagrams in DOT: nodes on one rank per layer, lines that end in q, k and v ports.
 
-:mod:`graphs.draw` and :mod:`graphs.compare` decide which lines there are and how they look;
+:mod:`graphs.draw` and :mod:`graphs.comparison` decide which lines there are and how they look;
 this module places them.  All colours are from Okabe and Ito's colour-blind-safe palette.
 """
 

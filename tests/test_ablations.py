@@ -31,13 +31,14 @@ from acdc.errors import CircuitFileError, OptionError, TaskError
 from acdc.evaluation import Evaluator
 from acdc.latents.attach import attach
 from acdc.lowering import LoweredModel
-from acdc.methods import METHODS, Search
+from acdc.methods import METHODS
 from acdc.methods.acdc import acdc as run_acdc
-from acdc.methods.eap import eap, eap_ig
+from acdc.methods.eap import Integration, eap, eap_ig
 from acdc.methods.exact import exact
 from acdc.metrics import get_metric
 from acdc.pipeline import build_experiment, check_settings, discover, evaluate
-from acdc.runs import Settings, load_run, run_constants
+from acdc.runs import load_run, run_constants
+from acdc.settings import Settings
 from acdc.tasks.base import Task
 from acdc.tasks.dataset import load_dataset
 
@@ -140,7 +141,7 @@ def test_integrated_gradients_start_at_the_constant(intervention: str, direction
     full = metric_of_circuit(experiment, np.ones(graph.n_edges, dtype=bool))
     effect = metric_of_circuit(experiment, ~out) - full
     assert abs(effect) > 0.05
-    scores = eap_ig(experiment, 200)
+    scores = eap_ig(experiment, Integration(200))
     assert scores[out].sum() == pytest.approx(effect, rel=0.03, abs=0.025)
 
 
@@ -150,10 +151,11 @@ def test_every_method_runs(intervention: str, direction: str) -> None:
     experiment, _ = build("LN", 7, intervention, direction)
     experiment = experiment.pinned()
     for name, method in METHODS.items():
-        search = Search(threshold=0.05, steps=2)
-        if name in ("edge-pruning", "subnetwork-probing"):
-            search = Search(sparsity=0.5, mask_steps=2)
-        found = method.find(experiment, search, lambda n: None)
+        quick = {"steps": 2, "mask_steps": 2, "sparsity": 0.5}
+        asked = {name: value for name, value in quick.items() if name in method.option_names}
+        found = method.find(
+            experiment, **asked, **({} if "sparsity" in asked else {"threshold": 0.05})
+        )
         assert np.isfinite(found.circuit.scores).all(), name
         assert found.circuit.scores.any(), name
 

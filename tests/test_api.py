@@ -152,7 +152,7 @@ def test_wrong_settings_are_errors_of_python_too(ln2: str, pairs: str) -> None:
     ):
         with pytest.raises(ValueError, match=words):
             acdc.discover(pairs, **{"model": ln2, **options})
-    with pytest.raises(TypeError, match="edges"):
+    with pytest.raises(ValueError, match="takes no edges"):
         acdc.discover(pairs, model=ln2, edges=3)
 
 

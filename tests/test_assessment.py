@@ -16,7 +16,7 @@ from acdc.assessment import importance
 from acdc.errors import OptionError, TaskError
 from acdc.evaluation import Evaluator, interval, resampled_faithfulness
 from acdc.pipeline import build_experiment, check_settings, load_prompts
-from acdc.runs import Settings
+from acdc.settings import Settings
 from acdc.stability import Stability, stability
 from acdc.unseen import PromptChoice
 from graphs import Circuit, GraphShape, component_graph, load_circuit

@@ -15,11 +15,12 @@ from test_parity import experiment as parity_experiment
 
 from acdc.engine import attribution
 from acdc.engine.experiment import Experiment
+from acdc.engine.work import Work
 from acdc.errors import OptionError
 from acdc.lowering import LoweredModel
 from acdc.lowering.norm import Norm
-from acdc.methods.base import Search, from_scores
-from acdc.methods.eap import clean_corrupted, eap, eap_ig
+from acdc.methods.eap import Integration, clean_corrupted, eap, eap_ig
+from acdc.methods.select import Selection, select
 from acdc.metrics import get_metric
 from acdc.tasks.base import Task
 
@@ -153,7 +154,9 @@ def test_edges_out_of_the_input_add_up_to_the_metrics_gap(family: str, metric: s
         experiment, slow = build(family, 1, metric, direction=direction)
         wanted = gap(slow, experiment)
         error = {
-            steps: abs(total_from(experiment, eap_ig(experiment, steps), "input") - wanted)
+            steps: abs(
+                total_from(experiment, eap_ig(experiment, Integration(steps)), "input") - wanted
+            )
             for steps in (16, 64)
         }
         assert error[64] < 0.1 * max(abs(wanted), 0.3)
@@ -185,7 +188,9 @@ def test_edges_into_the_logits_add_up_where_the_final_stream_is_linear(metric: s
     experiment = Experiment(linear_until_the_logits(0), task, get_metric(metric))
     wanted = experiment.plain("corrupt") - experiment.plain("clean")
     error = {
-        steps: abs(total_into(experiment, eap_ig(experiment, steps), "logits") - wanted)
+        steps: abs(
+            total_into(experiment, eap_ig(experiment, Integration(steps)), "logits") - wanted
+        )
         for steps in (50, 200)
     }
     assert error[200] < 0.02 * max(abs(wanted), 0.3)
@@ -197,13 +202,17 @@ def test_edges_into_the_logits_add_up_at_once_where_the_metric_is_linear() -> No
     model = dataclasses.replace(model, ln_final=Norm(torch.nn.Identity(), "none", None, 0.0))
     experiment = Experiment(model, small_task(5, 3, (4, 5)), get_metric("logit_diff"))
     wanted = experiment.plain("corrupt") - experiment.plain("clean")
-    for scores in (eap(experiment), eap_ig(experiment, 3), clean_corrupted(experiment)):
+    for scores in (
+        eap(experiment),
+        eap_ig(experiment, Integration(3)),
+        clean_corrupted(experiment),
+    ):
         assert total_into(experiment, scores, "logits") == pytest.approx(wanted, abs=1e-6)
 
 
 def test_edges_into_the_logits_do_not_add_up_in_other_models() -> None:
     experiment, slow = build("LN", 1)
-    into = total_into(experiment, eap_ig(experiment, 100), "logits")
+    into = total_into(experiment, eap_ig(experiment, Integration(100)), "logits")
     assert abs(into - gap(slow, experiment)) > 0.01 * abs(gap(slow, experiment))
 
 
@@ -211,7 +220,7 @@ def test_first_integration_step_is_the_other_run() -> None:
     """With one step the gradient is taken at alpha = 0: EAP with the gradient at corrupt."""
     experiment, _ = build("LN", 1)
     both = clean_corrupted(experiment)
-    at_other = eap_ig(experiment, 1)
+    at_other = eap_ig(experiment, Integration(1))
     np.testing.assert_allclose((eap(experiment) + at_other) / 2, both, atol=1e-6)
     reverse = eap(dataclasses.replace(experiment, direction="denoising"))
     np.testing.assert_allclose(at_other, -reverse, atol=1e-6)
@@ -227,7 +236,7 @@ def test_memory_bound_gives_the_same_scores(family: str, method: Any) -> None:
     whole = method(experiment)
     for memory in (1, 5_000, 20_000):
         np.testing.assert_allclose(
-            method(experiment, memory=memory), whole, atol=2e-6 * np.abs(whole).max()
+            method(experiment, work=Work(memory)), whole, atol=2e-6 * np.abs(whole).max()
         )
 
 
@@ -298,12 +307,12 @@ def test_scores_do_not_depend_on_the_callers_gradient_mode() -> None:
 
 @pytest.mark.parametrize(
     ("method", "passes"),
-    [(eap, 1), (functools.partial(eap_ig, steps=4), 4), (clean_corrupted, 2)],
+    [(eap, 1), (functools.partial(eap_ig, options=Integration(4)), 4), (clean_corrupted, 2)],
 )
 def test_progress_counts_the_passes(method: Any, passes: int) -> None:
     experiment, _ = build("LN", 1)
     seen: list[int] = []
-    method(experiment, progress=seen.append)
+    method(experiment, work=Work(progress=seen.append))
     assert sum(seen) == passes * len(experiment.task)
 
 
@@ -311,4 +320,4 @@ def test_a_method_that_sees_nothing_says_so() -> None:
     experiment = parity_experiment("ln2", "kl")
     nothing = np.zeros(experiment.graph.n_edges)
     with pytest.raises(OptionError, match=r"score 0 under metric 'kl'.*choose eap-ig"):
-        from_scores(experiment, nothing, Search(n_edges=5))
+        select(experiment, nothing, Selection(n_edges=5))

@@ -18,7 +18,7 @@ from acdc.engine.incremental import IncrementalRun
 from acdc.errors import OutputError
 from acdc.methods.acdc import acdc
 from acdc.pipeline import build_experiment, check_settings, discover
-from acdc.runs import Settings
+from acdc.settings import Settings
 from graphs import Circuit
 
 SETTINGS = {"task": "t", "threshold": 0.01}

@@ -25,7 +25,8 @@ from acdc.methods import METHODS
 from acdc.metrics import METRICS
 from acdc.models import BUNDLED
 from acdc.pipeline import build_experiment
-from acdc.runs import load_run, read_settings
+from acdc.runs import load_run
+from acdc.settings import Settings
 from acdc.tasks import TASKS
 from graphs import load_circuit
 from graphs.order import edge_order, receiver_order
@@ -153,7 +154,13 @@ def test_run_json(shared: Path, method: str) -> None:
     run, circuit = (read(shared / method / name) for name in ("run.json", "circuit.json"))
     asked = {
         "acdc": {"metric": "kl", "threshold": 0.1, "n_edges": None, "seed": 0, "batch_size": 32},
-        "eap-ig": {"metric": "logit_diff", "n_edges": 30, "seed": 7, "steps": 3, "batch_size": 5},
+        "eap-ig": {
+            "metric": "logit_diff",
+            "n_edges": 30,
+            "seed": 7,
+            "batch_size": 5,
+            "options": {"steps": 3},
+        },
     }[method]
     assert run.items() >= asked.items()
     assert run["method"] == method
@@ -272,6 +279,7 @@ def test_equal_seeds_give_equal_circuits(gpt2: Path, tmp_path: Path) -> None:
         (["--metric", "prob_diff"], "metric", "prob_diff"),
         (["--method", "exact"], "method", "exact"),
         (["--method", "acdc", "--edges", 9], "n_edges", 9),
+        (["--method", "acdc", "--threshold", 0.1, "--guess", "eap"], "guess", "eap"),
         (["--method", "clean-corrupted"], "method", "clean-corrupted"),
     ],
 )
@@ -503,7 +511,7 @@ def test_help_has_an_example(call: Call, command: str) -> None:
 def test_help_says_what_happens_by_default(call: Call) -> None:
     words = {name: " ".join(re.findall(r"[^\s│]+", call(name, "-h").out)) for name in COMMANDS}
     assert "Hugging Face name (default: the task's)." in words["discover"]
-    assert "Metric (default: the run's)." in words["evaluate"]
+    assert "See acdc list metrics (default: the run's)." in words["evaluate"]
     assert "File to write (default: beside the circuit)." in words["export"]
 
 
@@ -585,14 +593,15 @@ BAD_LINES = {
     f"{DISCOVER} --threshold nan": ["threshold nan", "finite"],
     f"{DISCOVER} --threshold inf": ["threshold inf", "finite"],
     f"{DISCOVER} --threshold 1 --edges 2": ["threshold", "number of edges", "one of them"],
-    f"{DISCOVER} --edges 0": ["0 edges", "at least 1"],
-    f"{DISCOVER} --edges -5": ["-5 edges", "at least 1"],
+    f"{DISCOVER} --edges 0": ["n_edges 0", "at least 1"],
+    f"{DISCOVER} --edges -5": ["n_edges -5", "at least 1"],
     f"{DISCOVER} --edges 1.5": ["--edges", "integer"],
     f"{DISCOVER} --n-prompts 0": ["n_prompts 0", "at least 1"],
     f"{DISCOVER} --n-prompts 1000": ["1000", f"{N_ROWS} rows"],
     f"{DISCOVER} --batch-size 0": ["batch_size 0", "at least 1"],
-    f"{DISCOVER} --steps 0": ["0 integration steps", "at least 1"],
-    f"{DISCOVER} --guess magic": ["guess 'magic'", "removed, eap, eap-ig"],
+    f"{DISCOVER} --method eap-ig --steps 0": ["steps 0", "at least 1"],
+    f"{DISCOVER} --steps 3": ["'eap' takes no steps"],
+    f"{DISCOVER} --method acdc --guess magic": ["guess 'magic'", "removed, eap, eap-ig"],
     f"{DISCOVER} --memory 0": ["memory 0", "above 0"],
     f"{DISCOVER} --memory nan": ["memory nan", "above 0"],
     f"{DISCOVER} --memory inf": ["memory inf", "above 0"],
@@ -855,8 +864,8 @@ def test_stopped_by_hand(place: Path, call: Call, monkeypatch: pytest.MonkeyPatc
 
 def test_run_settings_survive_the_file(shared: Path) -> None:
     summary = read(shared / "eap-ig" / "run.json")
-    settings = read_settings(summary)
-    assert (settings.steps, settings.seed, settings.batch_size) == (3, 7, 5)
+    settings = Settings.read(summary)
+    assert (settings.options, settings.seed, settings.batch_size) == ({"steps": 3}, 7, 5)
     assert cli.__all__ == ["app", "main"]
 
 

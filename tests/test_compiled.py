@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from acdc import models
+from acdc import models, registry
 from acdc.engine.experiment import Experiment
 from acdc.engine.patched import metric_of_circuit
 from acdc.errors import InputError, TaskError, UnknownNameError
@@ -22,7 +22,7 @@ from acdc.lowering import LoweredModel
 from acdc.methods.exact import exact
 from acdc.methods.sweep import sweep
 from acdc.metrics import get_metric
-from acdc.models import load_model, model_folders
+from acdc.models import load_model
 from acdc.pipeline import discover
 from acdc.tasks import Task, load_task
 from benchmarks.compiled import MODELS
@@ -253,12 +253,14 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The entry point of pyproject.toml, whatever is installed."""
     point = EntryPoint("compiled", "benchmarks.compiled:MODELS", "acdc.models")
     found = EntryPoints([point])
-    monkeypatch.setattr(models, "entry_points", lambda group: found.select(group=group))
+    monkeypatch.setattr(registry, "entry_points", lambda group: found.select(group=group))
+    known = registry.Registry("model", Path, "acdc.models", known=models.BUNDLED)
+    monkeypatch.setattr(models, "MODELS", known)
 
 
 @pytest.mark.usefixtures("installed")
 def test_models_of_other_packages_go_by_name() -> None:
-    assert list(model_folders()) == [*models.BUNDLED, *MODELS]
+    assert list(models.MODELS) == [*models.BUNDLED, *MODELS]
     assert load_model("tracr-count")[0].name == "tracr-count"
     with pytest.raises(UnknownNameError, match="did you mean tracr-sort"):
         load_model("tracr-sotr")

@@ -24,7 +24,7 @@ from oracle import Oracle
 
 from acdc.engine.experiment import Experiment
 from acdc.engine.patched import metric_of_circuit
-from acdc.methods.eap import eap_ig, eap_ig_activations
+from acdc.methods.eap import Integration, eap_ig, eap_ig_activations
 from acdc.methods.hisp import hisp
 from acdc.methods.nap import nap, nap_ig
 from acdc.metrics import get_metric
@@ -55,7 +55,7 @@ def test_node_attribution_of_the_embeddings_is_complete(
     model: str, metric: str, direction: str
 ) -> None:
     experiment = bundled(model, metric, 16, direction=direction)
-    found = nap_ig(experiment, STEPS)[experiment.graph.sender_index["input"]]
+    found = nap_ig(experiment, Integration(STEPS))[experiment.graph.sender_index["input"]]
     assert abs(gap(experiment)) > 1
     assert found == pytest.approx(gap(experiment), rel=0.02)
 
@@ -64,7 +64,7 @@ def test_node_attribution_of_the_embeddings_is_complete(
 def test_edges_out_of_the_embeddings_are_complete(model: str) -> None:
     experiment = bundled(model, "logit_diff", 8)
     graph = experiment.graph
-    scores = eap_ig(experiment, STEPS)
+    scores = eap_ig(experiment, Integration(STEPS))
     from_input = graph.source[graph.edge_sender]
     assert scores[from_input].sum() == pytest.approx(gap(experiment), rel=0.02)
     assert abs(scores.sum() / gap(experiment)) > 1.5, "all edges are no such sum"
@@ -75,7 +75,7 @@ def test_edges_out_of_the_embeddings_are_complete(model: str) -> None:
 def test_edges_out_of_each_group_are_complete(model: str) -> None:
     experiment = bundled(model, "logit_diff", 16)
     graph = experiment.graph
-    scores = eap_ig_activations(experiment, STEPS)
+    scores = eap_ig_activations(experiment, Integration(STEPS))
     full = metric_of_circuit(experiment, np.ones(graph.n_edges, dtype=bool))
     group = [parse_node(graph.senders[u])[:2] for u in graph.edge_sender]
     for name in dict.fromkeys(group):

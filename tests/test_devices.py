@@ -16,7 +16,7 @@ from acdc.methods.eap import eap, eap_ig
 from acdc.methods.sweep import sweep
 from acdc.models import load_model
 from acdc.pipeline import build_experiment, check_settings, discover
-from acdc.runs import Settings
+from acdc.settings import Settings
 from graphs import Circuit
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA device")

@@ -11,7 +11,7 @@ from test_parity import experiment as parity_experiment
 
 from acdc.engine.experiment import Experiment
 from acdc.engine.patched import metric_of_circuit
-from acdc.methods.eap import eap, eap_ig, eap_ig_activations
+from acdc.methods.eap import Integration, eap, eap_ig, eap_ig_activations
 from acdc.metrics import get_metric
 from graphs.graph import parse_node
 
@@ -25,7 +25,7 @@ def group_of(sender: str) -> tuple[str, int]:
 def test_edges_out_of_a_group_add_up_to_its_effect(name: str, intervention: str) -> None:
     experiment = replace(parity_experiment(name, "logit_diff"), intervention=intervention)
     graph = experiment.graph
-    scores = eap_ig_activations(experiment, 100)
+    scores = eap_ig_activations(experiment, Integration(100))
     full = metric_of_circuit(experiment, np.ones(graph.n_edges, dtype=bool))
     groups = np.array([hash(group_of(graph.senders[u])) for u in graph.edge_sender])
     for group in {group_of(s) for s in graph.senders}:
@@ -42,8 +42,8 @@ def test_memory_bound_gives_the_same_scores(memory: int) -> None:
     experiment = parity_experiment("attn3", "kl")
     for method in (
         eap,
-        lambda e, **k: eap_ig(e, 3, **k),
-        lambda e, **k: eap_ig_activations(e, 2, **k),
+        lambda e, **k: eap_ig(e, Integration(3), **k),
+        lambda e, **k: eap_ig_activations(e, Integration(2), **k),
     ):
         whole = method(experiment)
         parts = method(experiment, memory=memory)
@@ -58,7 +58,7 @@ def test_families_add_up(family: str) -> None:
     graph = experiment.graph
     last = f"a{model.shape.n_layers - 1}."
     out = np.array([graph.senders[u].startswith(last) for u in graph.edge_sender])
-    scores = eap_ig_activations(experiment, 100)
+    scores = eap_ig_activations(experiment, Integration(100))
     full = metric_of_circuit(experiment, np.ones(graph.n_edges, dtype=bool))
     effect = metric_of_circuit(experiment, ~out) - full
     assert scores[out].sum() == pytest.approx(effect, abs=0.02 * abs(effect) + 0.02)

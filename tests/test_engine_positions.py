@@ -26,7 +26,7 @@ from acdc.engine.incremental import IncrementalRun
 from acdc.engine.inputs import Sums
 from acdc.engine.node_attribution import integrate_nodes
 from acdc.engine.patched import PatchedModel, SoftPatchedModel
-from acdc.methods import METHODS, Search
+from acdc.methods import METHODS
 from acdc.methods.acdc import acdc
 from acdc.methods.eap import at_base, clean_corrupted, eap, eap_ig, eap_ig_activations
 from acdc.methods.exact import exact
@@ -301,10 +301,10 @@ def ioi_toy(model: str = "ln2", metric: str = "logit_diff", **fields: Any) -> Ex
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_finds_a_split_circuit(name: str) -> None:
     experiment, method = ioi_toy(), METHODS[name]
-    search = Search(threshold=0.1) if "acdc" in name else Search(n_edges=60)
-    if "mask_steps" in method.options:
-        search = dataclasses.replace(search, mask_steps=30)
-    circuit = method.find(experiment, search, lambda n: None).circuit
+    asked = {"threshold": 0.1} if "acdc" in name else {"n_edges": 60}
+    if "mask_steps" in method.option_names:
+        asked["mask_steps"] = 30
+    circuit = method.find(experiment, **asked).circuit
     assert circuit.graph is experiment.graph
     assert 0 < circuit.n_edges < 0.2 * circuit.graph.n_edges
     assert "logits" in circuit.nodes()

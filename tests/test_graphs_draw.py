@@ -27,7 +27,7 @@ from graphs import (
     to_dot,
     to_dot_comparison,
 )
-from graphs.compare import Overlap
+from graphs.comparison import Overlap
 from graphs.layout import place
 from graphs.rendering import _FONTCONFIG, _font, draw_dot
 

@@ -15,15 +15,16 @@ from oracle import sequential_acdc, small_model, small_task
 
 from acdc.dictionaries import Dictionary, write_dictionary
 from acdc.engine.experiment import Experiment
+from acdc.engine.work import Work
 from acdc.errors import DictionaryError, OptionError
 from acdc.evaluation import Evaluator
 from acdc.latents.attach import attach
 from acdc.latents.experiment import LatentExperiment
 from acdc.latents.faithfulness import error_edges, errors_in_and_out, node_mask, sweep_nodes
 from acdc.lowering import LoweredModel
-from acdc.methods import METHODS, Search, get_method
+from acdc.methods import METHODS
 from acdc.methods.acdc import acdc
-from acdc.methods.eap import between_inputs, clean_corrupted, eap, eap_ig
+from acdc.methods.eap import Integration, between_inputs, clean_corrupted, eap, eap_ig
 from acdc.methods.exact import exact
 from acdc.methods.sweep import sweep
 from acdc.metrics import get_metric
@@ -164,7 +165,7 @@ def test_eap_is_the_derivative_of_ablating_an_edge(family: str, which: str) -> N
     part = 1e-6 if experiment.model.dtype == torch.float64 else 1e-3
     names = experiment.graph.edge_names()
     for memory in (1 << 30, 1 << 12):  # one chunk of tokens, and tokens one by one
-        for edge, score in zip(names, eap(experiment, memory=memory), strict=True):
+        for edge, score in zip(names, eap(experiment, work=Work(memory=memory)), strict=True):
             assert abs(score - wanted[edge]) < part * largest, edge
 
 
@@ -187,7 +188,7 @@ def test_eap_of_other_interventions(options: dict[str, str]) -> None:
 @pytest.mark.parametrize("which", SETS)
 def test_a_nodes_score_is_the_sum_of_its_edges(which: str) -> None:
     experiment, _ = build("Gemma2", which)
-    edges = eap_ig(experiment, 3)
+    edges = eap_ig(experiment, Integration(3))
     total = np.bincount(experiment.graph.edge_sender, edges, experiment.graph.n_senders)
     nodes = experiment.attribute_nodes(between_inputs(experiment, 3), 3)
     np.testing.assert_allclose(nodes, total, atol=2e-5 * np.abs(nodes).max())
@@ -200,7 +201,7 @@ def test_integrated_gradients_and_clean_corrupted_are_means_of_gradients() -> No
         eap(dataclasses.replace(experiment, direction="denoising")),
     )
     np.testing.assert_allclose(clean_corrupted(experiment), (noising - denoising) / 2, atol=1e-12)
-    np.testing.assert_allclose(eap_ig(experiment, 1), -denoising, atol=1e-12)
+    np.testing.assert_allclose(eap_ig(experiment, Integration(1)), -denoising, atol=1e-12)
 
 
 # --- exact, ACDC --------------------------------------------------------------------------
@@ -252,9 +253,7 @@ def test_acdc_on_candidates_ablates_the_other_edges() -> None:
     outside = graph.edge_names(np.flatnonzero(~candidates))
     assert value == pytest.approx(slow.without(outside), abs=1e-7)
     assert few.patched().full_values().mean() == pytest.approx(slow.without(()), abs=1e-7)
-    found = get_method("acdc").find(
-        experiment, Search(threshold=0.02, n_candidates=n), lambda n: None
-    )
+    found = METHODS["acdc"].find(experiment, threshold=0.02, candidates=n)
     assert found.circuit.graph is graph
     assert not found.circuit.in_circuit[~candidates].any()
     order = [e for e in slow.edges if e not in set(outside)]
@@ -338,20 +337,20 @@ def test_dictionaries_that_do_not_fit() -> None:
 def test_methods_that_know_no_latents(name: str) -> None:
     experiment, _ = build("LN", "outputs")
     with pytest.raises(OptionError, match="works on heads and MLPs only"):
-        get_method(name).find(experiment, Search(n_edges=5), lambda n: None)
+        METHODS[name].find(experiment, n_edges=5)
 
 
 @pytest.mark.parametrize("name", [m.name for m in METHODS.values() if m.latents])
 def test_methods_that_know_latents(name: str) -> None:
     experiment, _ = build("LN", "outputs")
-    found = get_method(name).find(experiment, Search(n_edges=30), lambda n: None)
+    found = METHODS[name].find(experiment, n_edges=30)
     assert len(found.circuit.scores) == experiment.graph.n_edges
     assert any(parse_node(u)[0] == "latent" for u in found.circuit.nodes())
 
 
 def test_node_attribution_is_that_of_the_latents() -> None:
     experiment, _ = build("LN", "outputs")
-    found = get_method("nap-ig").find(experiment, Search(n_edges=30, steps=3), lambda n: None)
+    found = METHODS["nap-ig"].find(experiment, n_edges=30, steps=3)
     scores = experiment.attribute_nodes(between_inputs(experiment, 3), 3)
     assert list(found.details["node_scores"].values()) == pytest.approx(scores.tolist())
 

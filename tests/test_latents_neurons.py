@@ -27,8 +27,8 @@ from acdc.latents.experiment import LatentExperiment
 from acdc.latents.neurons import Neurons, neurons_of
 from acdc.lowering import lower
 from acdc.lowering.model import FeedForward
-from acdc.methods import METHODS, Search
-from acdc.methods.eap import eap, eap_ig
+from acdc.methods import METHODS
+from acdc.methods.eap import Integration, eap, eap_ig
 from acdc.methods.nap import nap
 from acdc.metrics import get_metric
 from acdc.models import load_model
@@ -69,7 +69,9 @@ def test_all_neurons_are_the_model(family: str, options: dict[str, str]) -> None
     assert ours == pytest.approx(theirs, abs=1e-5)
 
 
-@pytest.mark.parametrize("method", [eap, lambda e: eap_ig(e, 3)], ids=["eap", "eap-ig"])
+@pytest.mark.parametrize(
+    "method", [eap, lambda e: eap_ig(e, Integration(3))], ids=["eap", "eap-ig"]
+)
 @pytest.mark.parametrize("most", [None, 5])
 @pytest.mark.parametrize("family", WITH_MLPS)
 def test_neurons_and_the_rest_score_what_the_mlp_does(
@@ -198,8 +200,8 @@ def test_neurons_of_the_bundled_model() -> None:
 def test_methods(name: str) -> None:
     case = parity_experiment("ln2", "logit_diff")
     neurons = split(replace(case, task=Task("few", case.task.pairs[:4])), 12)
-    search = Search(threshold=0.1) if name == "acdc" else Search(n_edges=80)
-    found = METHODS[name].find(neurons, search, lambda n: None)
+    asked = {"threshold": 0.1} if name == "acdc" else {"n_edges": 80}
+    found = METHODS[name].find(neurons, **asked)
     assert 0 < found.circuit.n_edges < neurons.graph.n_edges
 
 

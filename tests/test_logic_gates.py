@@ -22,13 +22,14 @@ from torch import Tensor
 import acdc as acdc_package
 from acdc.checkpoint import Checkpoint
 from acdc.cli import main
-from acdc.engine.experiment import Direction, Experiment, Intervention
+from acdc.engine.experiment import Experiment
 from acdc.methods.acdc import acdc
 from acdc.methods.exact import exact
 from acdc.metrics import get_metric
 from acdc.models import load_model
 from acdc.pipeline import _fingerprint, build_experiment, check_settings
-from acdc.runs import Settings, load_run, versions
+from acdc.runs import load_run, versions
+from acdc.settings import Direction, Intervention, Settings
 from acdc.tasks.base import Pair, Task
 
 ZERO, ONE, EQUALS, YES, NO = range(5)

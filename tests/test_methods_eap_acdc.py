@@ -14,8 +14,9 @@ from test_parity import DATA
 from test_parity import experiment as parity_experiment
 
 from acdc.engine.patched import PatchedModel
+from acdc.engine.work import Work
 from acdc.errors import OptionError
-from acdc.methods import METHODS, Search
+from acdc.methods import METHODS
 from acdc.methods.acdc import acdc
 from acdc.methods.eap import eap_ig
 from acdc.methods.eap_acdc import SAMPLE, audit, most_in_all
@@ -66,7 +67,7 @@ def test_decisions_are_those_of_whole_runs(model: str, metric: str) -> None:
 
 def test_a_floor_of_zero_is_acdc() -> None:
     case = parity_experiment("ln2", "kl")
-    found = METHOD.find(case, Search(threshold=0.01, floor=0.0), ignore)
+    found = METHOD.find(case, threshold=0.01, floor=0.0)
     circuit, _ = acdc(case, 0.01)
     np.testing.assert_array_equal(found.circuit.in_circuit, circuit.in_circuit)
     assert found.details["n_skipped"] == 0
@@ -76,9 +77,9 @@ def test_a_floor_of_zero_is_acdc() -> None:
 def test_the_default_floor_is_a_tenth_of_tau() -> None:
     case = parity_experiment("ln2", "logit_diff")
     counted: list[int] = []
-    search = Search(threshold=0.3, seed=3)
-    found = METHOD.find(case, search, counted.append)
-    assert sum(counted) == METHOD.n_units(case, search)
+    asked = {"threshold": 0.3, "seed": 3}
+    found = METHOD.find(case, Work(progress=counted.append), **asked)
+    assert sum(counted) == METHOD.n_units(case, **asked)
     skipped = np.abs(eap_ig(case)) < 0.03
     assert found.details["floor"] == pytest.approx(0.03)
     assert found.details["n_skipped"] == skipped.sum() > SAMPLE
@@ -93,7 +94,7 @@ def test_the_default_floor_is_a_tenth_of_tau() -> None:
 
 def test_sizes_and_defaults_as_for_acdc() -> None:
     case = parity_experiment("ln2", "logit_diff")
-    found = METHOD.find(case, Search(n_edges=40), ignore)
+    found = METHOD.find(case, n_edges=40)
     assert 0 < found.circuit.n_edges <= 40
     assert found.details["floor"] == pytest.approx(found.details["threshold"] / 10)
 
@@ -197,7 +198,7 @@ def test_run_json_says_what_was_skipped(pairs: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "eap-acdc", "floor": -1.0}, r"floor -1\.0: expected a finite number"),
+        ({"method": "eap-acdc", "floor": -1.0}, r"floor -1\.0: expected at least 0"),
         ({"method": "eap-acdc", "floor": float("nan")}, "floor nan"),
         ({"method": "eap", "floor": 0.1}, "method 'eap' takes no floor"),
     ],

@@ -11,9 +11,10 @@ from oracle import FAMILIES
 from test_attribution import FLOAT32_INSIDE, build
 
 from acdc.engine.patched import SoftPatchedModel
+from acdc.engine.work import Work
 from acdc.lowering.gim import GimRules, with_gim_gradients
 from acdc.lowering.norm import Norm
-from acdc.methods import METHODS, Search
+from acdc.methods import METHODS
 from acdc.methods.eap import eap
 from acdc.methods.gim import gim
 
@@ -32,7 +33,9 @@ def test_values_stay_and_no_rules_are_eap(family: str) -> None:
     assert torch.equal(model.unembed(a), changed.unembed(a))
     plain = eap(experiment)
     tolerance = 1e-4 if family in FLOAT32_INSIDE else 1e-8
-    np.testing.assert_allclose(gim(experiment, OFF), plain, atol=tolerance * np.abs(plain).max())
+    np.testing.assert_allclose(
+        gim(experiment, rules=OFF), plain, atol=tolerance * np.abs(plain).max()
+    )
     assert np.abs(gim(experiment) - plain).max() > 0.05 * np.abs(plain).max()
 
 
@@ -122,7 +125,7 @@ def test_gated_mlps_share_the_credit(family: str) -> None:
 def test_a_circuit() -> None:
     experiment, _ = build("LN", 1)
     counted: list[int] = []
-    found = METHODS["gim"].find(experiment, Search(n_edges=20), counted.append)
-    assert sum(counted) == METHODS["gim"].n_units(experiment, Search())
+    found = METHODS["gim"].find(experiment, Work(progress=counted.append), n_edges=20)
+    assert sum(counted) == METHODS["gim"].n_units(experiment)
     np.testing.assert_allclose(found.circuit.scores, gim(experiment))
     assert 0 < found.circuit.n_edges <= 20

@@ -8,10 +8,12 @@ import torch
 from oracle import Pass, small_task
 from test_attribution import build
 
+from acdc.engine.work import Work
 from acdc.errors import OptionError
 from acdc.lowering import LoweredModel
-from acdc.methods import METHODS, Search
+from acdc.methods import METHODS
 from acdc.methods.ifr import ifr
+from acdc.settings import Settings
 
 
 class Recording(Pass):
@@ -62,19 +64,19 @@ def test_edges_into_a_receiver_add_up_to_at_most_one(family: str) -> None:
     assert (scores >= 0).all()
     assert sums.max() == pytest.approx(1, abs=1e-5)
     assert sums.min() > 0.5
-    np.testing.assert_allclose(ifr(experiment, memory=1), scores, atol=1e-6)
+    np.testing.assert_allclose(ifr(experiment, work=Work(memory=1)), scores, atol=1e-6)
 
 
 def test_a_circuit() -> None:
     experiment, _ = build("LN", 1)
     method, counted = METHODS["ifr"], []  # type: ignore[var-annotated]
-    found = method.find(experiment, Search(n_edges=20), counted.append)
-    assert sum(counted) == method.n_units(experiment, Search())
+    found = method.find(experiment, Work(progress=counted.append), n_edges=20)
+    assert sum(counted) == method.n_units(experiment)
     assert 0 < found.circuit.n_edges <= 20
 
 
 @pytest.mark.parametrize("name", ["ifr", "hisp", "edge-pruning", "subnetwork-probing"])
 def test_scores_without_a_sign_have_no_signed_ranking(name: str) -> None:
-    METHODS[name].check(Search(ranking="absolute"))
+    METHODS[name].configured(Settings("t", ranking="absolute"))
     with pytest.raises(OptionError, match=f"method '{name}' gives scores without a sign"):
-        METHODS[name].check(Search(ranking="signed"))
+        METHODS[name].configured(Settings("t", ranking="signed"))

@@ -21,10 +21,11 @@ from acdc.cli import main
 from acdc.engine.experiment import Experiment
 from acdc.engine.patched import PatchedModel, SoftPatchedModel
 from acdc.engine.steps import in_steps
+from acdc.engine.work import Work
 from acdc.errors import OptionError
-from acdc.methods import METHODS, Search
+from acdc.methods import METHODS
 from acdc.methods.masks import HardConcrete, Training, edge_pruning, subnetwork_probing
-from acdc.methods.nodes import edge_scores
+from acdc.methods.select import edge_scores
 from acdc.metrics import get_metric
 from acdc.models import load_model
 from acdc.pipeline import discover
@@ -123,8 +124,8 @@ def test_edge_pruning_reaches_the_circuit_of_acdc(model: str, metric: str, tau: 
     true = case.graph.edge_mask(expected(model)["acdc"][f"{metric}|{tau}"]["kept"])
     notes: list[str] = []
     sparsity = 1 - true.mean()
-    training = Training(sparsity, steps=200, learning_rate=0.2)
-    assert auroc(true, edge_pruning(case, training, note=notes.append)) >= 0.9
+    training = Training(sparsity, mask_steps=200, learning_rate=0.2)
+    assert auroc(true, edge_pruning(case, training, Work(note=notes.append))) >= 0.9
     assert len(notes) == 200
     reached = float(notes[-1].split()[-1])
     assert reached == pytest.approx(sparsity, abs=1e-3)
@@ -137,7 +138,7 @@ def test_edge_pruning_reaches_the_circuit_of_acdc(model: str, metric: str, tau: 
 def test_known_circuits_of_compiled_models(method: Callable[..., Any]) -> None:
     case = compiled("tracr-reverse", "resample")
     true = case.graph.edge_mask(read("tracr-reverse", "reference-resample.json")["edges"])
-    scores = method(case, Training(0.9, steps=150, learning_rate=0.2))
+    scores = method(case, Training(0.9, mask_steps=150, learning_rate=0.2))
     if method is subnetwork_probing:
         assert scores[case.graph.sender_index["input"]] == 1
         scores = edge_scores(case, scores)
@@ -150,7 +151,7 @@ def test_a_target_above_the_true_sparsity_ranks_as_well(sparsity: float) -> None
     case = compiled("tracr-xproportion", "zero")
     true = case.graph.edge_mask(read("tracr-xproportion", "reference-zero.json")["edges"])
     assert true.mean() > 1 - 0.9
-    assert auroc(true, edge_pruning(case, Training(sparsity, steps=200))) >= 0.9
+    assert auroc(true, edge_pruning(case, Training(sparsity, mask_steps=200))) >= 0.9
 
 
 @pytest.mark.slow
@@ -188,12 +189,10 @@ def test_found_circuits(name: str) -> None:
     case = parity_experiment("ln2", "kl")
     case = replace(case, task=Task("few", case.task.pairs[:3]))
     method, counted, notes = METHODS[name], [], []  # type: ignore[var-annotated]
-    search = Search(sparsity=0.7, mask_steps=6, learning_rate=0.3, seed=4, note=notes.append)
-    found = method.find(case, search, counted.append)
-    assert sum(counted) == method.n_units(case, search) == 6
+    asked = {"sparsity": 0.7, "mask_steps": 6, "learning_rate": 0.3, "seed": 4}
+    found = method.find(case, Work(progress=counted.append, note=notes.append), **asked)
+    assert sum(counted) == method.n_units(case, **asked) == 6
     assert 0 < found.circuit.n_edges <= round(0.3 * case.graph.n_edges)
-    asked = {"sparsity": 0.7, "steps": 6, "learning_rate": 0.3, "seed": 4}
-    assert found.details["training"] == asked
     assert notes[0].startswith("loss ")
     scores = found.circuit.scores
     assert ((scores > 0) & (scores <= 1)).all()
@@ -209,7 +208,7 @@ def test_what_a_step_sees_does_not_depend_on_what_fits(
     """45 prompts of two lengths, the longer one 34 times: steps of 11, 32 and 2 prompts."""
     long, short = (oracle.small_task(1, n, (length,)).pairs for n, length in ((34, 5), (11, 4)))
     experiment, _ = build("LN", 0, task=Task("random", long + short))
-    training = Training(0.9, steps=6)
+    training = Training(0.9, mask_steps=6)
     parts, steps = in_steps(experiment, 32, 1 << 28)
     sizes = [[parts.batches[i].n_prompts for i in step] for step in steps]
     assert sizes == [[8, 3], [8, 8, 8, 8], [2]]
@@ -233,7 +232,10 @@ def test_what_a_step_sees_does_not_depend_on_what_fits(
         ({"mask_steps": 0}, "mask_steps 0: expected at least 1"),
         ({"learning_rate": 0.0}, r"learning_rate 0\.0: expected a number above 0"),
         ({"learning_rate": math.inf}, "learning_rate inf"),
-        ({"sparsity": 0.5, "n_edges": 3}, "a sparsity was given, and a threshold"),
+        (
+            {"sparsity": 0.5, "n_edges": 3},
+            "sparsity of method .* asks for a size, and so does a threshold",
+        ),
         ({"sparsity": 0.5, "method": "eap"}, "method 'eap' takes no sparsity"),
         ({"mask_steps": 9, "method": "acdc"}, "method 'acdc' takes no mask_steps"),
     ],
@@ -253,6 +255,6 @@ def test_one_line_and_status_2(capsys: pytest.CaptureFixture[str], tmp_path: Any
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.splitlines() == [
-        "acdc: sparsity 1.5: expected the share to drop, above 0 and below 1, as 0.95"
+        "acdc: sparsity 1.5: expected a number above 0 and below 1, as 0.95"
     ]
     assert not out.exists()

@@ -14,12 +14,13 @@ from test_attribution import build
 from test_parity import experiment as parity_experiment
 
 from acdc.engine.experiment import Experiment
+from acdc.engine.work import Work
 from acdc.errors import OptionError
-from acdc.methods import METHODS, Search
-from acdc.methods.eap import eap, eap_ig
+from acdc.methods import METHODS, Score
+from acdc.methods.eap import Integration, eap, eap_ig
 from acdc.methods.hisp import hisp
 from acdc.methods.nap import nap, nap_ig
-from acdc.methods.nodes import edge_scores
+from acdc.methods.select import edge_scores
 from acdc.tasks.base import Task
 from graphs import prune
 
@@ -78,7 +79,7 @@ def test_hisp_is_the_mean_absolute_derivative_of_the_prompts(intervention: str) 
 
 @pytest.mark.parametrize(
     ("nodes", "edges"),
-    [(nap, eap), (lambda e: nap_ig(e, 3), lambda e: eap_ig(e, 3))],
+    [(nap, eap), (lambda e: nap_ig(e, Integration(3)), lambda e: eap_ig(e, Integration(3)))],
     ids=["nap", "nap-ig"],
 )
 @pytest.mark.parametrize("options", [{}, {"split_embed": True}])
@@ -96,7 +97,7 @@ def test_a_node_scores_what_the_edges_out_of_it_do(
 def test_memory_bound_gives_the_same_scores(method: Callable[..., Any]) -> None:
     experiment = parity_experiment("ln2", "logit_diff")
     whole = method(experiment)
-    np.testing.assert_allclose(method(experiment, memory=1), whole, atol=1e-5)
+    np.testing.assert_allclose(method(experiment, work=Work(1)), whole, atol=1e-5)
 
 
 # --- edges of nodes -----------------------------------------------------------------------
@@ -142,21 +143,21 @@ def test_circuits(name: str) -> None:
     experiment = parity_experiment("ln2", "logit_diff")
     method = METHODS[name]
     counted: list[int] = []
-    found = method.find(experiment, Search(n_edges=60), counted.append)
-    assert sum(counted) == method.n_units(experiment, Search()) == 24 * STEPS[name]
+    found = method.find(experiment, Work(progress=counted.append), n_edges=60)
+    assert sum(counted) == method.n_units(experiment) == 24 * STEPS[name]
     assert 0 < found.circuit.n_edges <= 60
     np.testing.assert_array_equal(
         prune(experiment.graph, found.circuit.in_circuit), found.circuit.in_circuit
     )
     assert list(found.details["node_scores"]) == list(experiment.graph.senders)
     assert found.details["ranking"] == "absolute"
-    by_sign = Search(n_edges=60, ranking="signed")
-    if method.signed:
-        found = method.find(experiment, by_sign, counted.append)
+    by_sign = {"n_edges": 60, "ranking": "signed"}
+    if method.score is not Score.MAGNITUDE:
+        found = method.find(experiment, **by_sign)
         assert found.details["ranking"] == "signed"
     else:
         with pytest.raises(OptionError, match="scores without a sign"):
-            method.find(experiment, by_sign, counted.append)
+            method.find(experiment, **by_sign)
 
 
 def test_same_prompts_have_no_scores() -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from acdc import models
 from acdc.errors import DeviceError, ModelError, UnknownNameError, UnsupportedModelError
 from acdc.models import BUNDLED, load_model, resolve_device, resolve_dtype
+from acdc.registry import Registry
 
 PARITY = ["ln2", "attn3"]
 Change = Callable[[dict[str, Any]], Any]
@@ -232,7 +233,8 @@ def test_hub_model() -> None:
 
 def test_unknown_names(monkeypatch: pytest.MonkeyPatch, data: Path) -> None:
     folders = {"ioi-small": data, "docstring-small": data}
-    monkeypatch.setattr(models, "model_folders", lambda: folders)
+    known = Registry("model", Path, "none.such", known=folders)
+    monkeypatch.setattr(models, "MODELS", known)
     message = refusal("ioi-smal", UnknownNameError)
     assert message == "unknown model 'ioi-smal': did you mean ioi-small, docstring-small?"
     message = refusal("xyz", UnknownNameError)
@@ -240,7 +242,8 @@ def test_unknown_names(monkeypatch: pytest.MonkeyPatch, data: Path) -> None:
 
 
 def test_bundled_names_win(monkeypatch: pytest.MonkeyPatch, data: Path) -> None:
-    monkeypatch.setattr(models, "BUNDLED", {"small": data / "parity" / "ln2"})
+    known = Registry("model", Path, "none.such", known={"small": data / "parity" / "ln2"})
+    monkeypatch.setattr(models, "MODELS", known)
     assert load_model("small")[0].name == "ln2"
 
 

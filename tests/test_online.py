@@ -25,11 +25,11 @@ from test_cli import save_gpt2
 
 from acdc.evaluation import Evaluator
 from acdc.lowering.weights import expected_shapes
-from acdc.methods.eap import eap_ig
+from acdc.methods.eap import Integration, eap_ig
 from acdc.methods.sweep import sweep
 from acdc.pipeline import build_experiment
 from acdc.references import load_reference
-from acdc.runs import Settings
+from acdc.settings import Settings
 from graphs.roc import auroc, average_precision, sweep_roc
 
 N_PROMPTS = 50
@@ -96,7 +96,7 @@ def measure(case: Case, folder: str, n_prompts: int, fractions: tuple[float, ...
     gap = abs(evaluator.full - evaluator.empty)
     circuits, _ = sweep(experiment, [fraction * gap for fraction in fractions])
     masks = [circuit.in_circuit for circuit in circuits.values()]
-    scores = np.abs(eap_ig(experiment, steps=5))
+    scores = np.abs(eap_ig(experiment, Integration(5)))
     return Measured(
         acdc=sweep_roc(truth, masks).area,
         eap_ig=auroc(truth, scores),

@@ -19,7 +19,7 @@ from acdc.runs import Run, load_run
 from acdc.stability import _common_graph
 from graphs import GraphShape, component_graph, load_circuit
 from graphs.coarse import coarsen
-from graphs.compare import compare_reference
+from graphs.comparison import compare_reference
 
 PLANTED = Path(__file__).resolve().parents[1] / "benchmarks" / "planted" / "models"
 SPANS = ("rest", "S1", "S1+1", "IO", "S2", "END")

@@ -15,7 +15,7 @@ from test_cli import Answer, jsonl, parity_rows, snapshot
 
 from acdc.cli import main
 from acdc.errors import OptionError, UnknownNameError
-from acdc.references import ablation_warning, check_roles, load_reference, references
+from acdc.references import REFERENCES, ablation_warning, check_roles, load_reference
 from benchmarks.references import reference_files
 from benchmarks.references.build import IOI_ROLES, build, write
 from graphs import (
@@ -118,7 +118,7 @@ def test_induction_names_nodes_alone_and_says_why() -> None:
 
 
 def test_every_reference_says_where_it_is_from() -> None:
-    for name, path in references().items():
+    for name, path in REFERENCES.items():
         reference = read_reference(path)
         assert reference.citation, name
         assert reference.open, name

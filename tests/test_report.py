@@ -36,7 +36,8 @@ from acdc.report.contents import command_line
 from acdc.report.evidence import read_evidence, read_repeated
 from acdc.report.patterns import MOST_TOKENS, attention_patterns, encode_patterns
 from acdc.report.plots import Axis, ablations_plot, frontier_plot
-from acdc.runs import Settings, run_constants
+from acdc.runs import run_constants
+from acdc.settings import Settings
 from acdc.tasks import Pair, Task
 from acdc.texts import Texts
 from acdc.verdicts import Trials

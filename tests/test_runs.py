@@ -19,15 +19,8 @@ from acdc.engine.constants import Constants
 from acdc.errors import CircuitFileError, InputError, OptionError, OutputError
 from acdc.evaluation import Evaluation
 from acdc.pipeline import check_settings
-from acdc.runs import (
-    Run,
-    Settings,
-    Timer,
-    check_output,
-    load_run,
-    read_settings,
-    run_constants,
-)
+from acdc.runs import Run, Timer, check_output, load_run, run_constants
+from acdc.settings import Settings
 from graphs import Circuit, GraphShape, component_graph
 
 FILES = {"circuit.dot", "circuit.json", "circuit.png", "circuit.svg", "run.json"}
@@ -93,9 +86,11 @@ def test_settings_accept() -> None:
 
 
 def test_settings_from_a_summary_with_more_in_it() -> None:
-    settings = Settings("ioi", "m", method="exact", metric="kl", steps=9, corruption="abc")
-    assert read_settings({**asdict(settings), "faithfulness": 1.0, "versions": {}}) == settings
-    assert read_settings({"task": "ioi"}) == Settings("ioi")
+    settings = Settings(
+        "ioi", "m", method="exact", metric="kl", corruption="abc", options={"steps": 9}
+    )
+    assert Settings.read({**asdict(settings), "faithfulness": 1.0, "versions": {}}) == settings
+    assert Settings.read({"task": "ioi"}) == Settings("ioi")
 
 
 # --- run folders --------------------------------------------------------------------------

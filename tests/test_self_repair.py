@@ -23,7 +23,6 @@ from acdc.metrics import get_metric
 from acdc.models import load_model
 from acdc.pipeline import fit
 from acdc.references import load_reference
-from acdc.runs import Settings
 from acdc.self_repair import (
     WRITERS,
     RoleRepair,
@@ -33,6 +32,7 @@ from acdc.self_repair import (
     self_repair,
     writers,
 )
+from acdc.settings import Settings
 from acdc.tasks import load_task
 from benchmarks.planted import MODELS
 from graphs import Circuit, component_graph, save_circuit

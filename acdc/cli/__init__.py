@@ -13,6 +13,7 @@ from typing import Any
 
 import typer
 
+from acdc.cli.asked import MethodCommand
 from acdc.cli.circuits import export, latents
 from acdc.cli.comparison import compare
 from acdc.cli.discovery import discover, stability, sweep
@@ -43,8 +44,9 @@ _COMMANDS: dict[str, Callable[..., None]] = {  # in the order of acdc --help
     "compare": compare,
     "list": list_,
 }
+_WITH_METHODS = ("discover", "stability")
 for _name, _command in _COMMANDS.items():
-    app.command(_name)(_command)
+    app.command(_name, cls=MethodCommand if _name in _WITH_METHODS else None)(_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -94,8 +94,8 @@ def _compare_circuits(
     ``sizes`` says how runs over different bases are measured.
     """
     from acdc.terminal import comparison_table, show
-    from graphs.compare import compare as overlap
-    from graphs.compare import to_dot_comparison
+    from graphs.comparison import compare as overlap
+    from graphs.comparison import to_dot_comparison
 
     a, b = read_circuit(circuit_file(first)), read_circuit(circuit_file(second))
     labels = (str(first), str(second))
@@ -149,7 +149,7 @@ def _compare_reference(
     """Show how a circuit compares with a reference; return what draws both."""
     from acdc.references import ablation_warning, check_roles, load_reference
     from acdc.terminal import reference_table, roles_table, show
-    from graphs.compare import compare_reference, to_dot_reference
+    from graphs.comparison import compare_reference, to_dot_reference
 
     reference = load_reference(name)
     check_roles(reference, roles)

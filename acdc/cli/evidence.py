@@ -8,42 +8,28 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from acdc.cli import options as opt
+from acdc.cli.asked import takes
 from acdc.cli.inputs import check_file, check_page, circuit_and_settings, to_bytes
 
 if TYPE_CHECKING:
     from acdc.engine.constants import Constants
-    from acdc.runs import Settings
+    from acdc.settings import Settings
     from graphs import Circuit
 
 __all__ = ["evaluate", "report", "self_repair"]
 
 
+@takes("model", "method", "prompts", "computing", "ablation", "nodes",
+       leave=("method", "holdout", "split_qkv", "split_embed", "positions",
+              "neurons", "max_latents"), of_run=True)  # fmt: skip
 def evaluate(
     circuit: opt.CircuitPath,
     task: opt.RunTask = None,
-    model: opt.Model = None,
-    metric: opt.RunMetric = None,
-    n_prompts: opt.NPrompts = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Seed (default: the run's).")] = None,
-    batch_size: opt.RunBatchSize = None,
-    device: opt.RunDevice = None,
-    dtype: opt.RunDtype = None,
-    prepend_bos: opt.RunBos = None,
-    corruption: opt.Corruption = None,
-    intervention: Annotated[
-        str | None,
-        typer.Option("--intervention", help="resample, zero, mean, mean-positional or optimal."),
-    ] = None,
-    direction: opt.RunDirection = None,
-    mean_over: opt.MeanOver = None,
     optimal: Annotated[
         bool,
         typer.Option("--optimal", help="Train optimal constants and measure under them too."),
     ] = False,
-    optimal_steps: opt.RunOptimalSteps = None,
     memory: opt.Memory = 1.0,
-    saes: opt.Saes = None,
-    trust_remote_code: opt.Trust = False,
     brief: Annotated[
         bool,
         typer.Option(
@@ -84,6 +70,7 @@ def evaluate(
     ] = 0,
     out: opt.JsonFile = None,
     overwrite: opt.Replace = False,
+    **asked: Any,
 ) -> None:
     """Measure and test a circuit, on prompts that discovery has not seen.
 
@@ -112,13 +99,8 @@ def evaluate(
         alpha=alpha, epsilon=epsilon, quantile=quantile, tolerance=tolerance, n_random=n_random,
         n_permutations=n_permutations, n_knockouts=n_knockouts, n_edges=test_edges, seed=test_seed,
     )  # fmt: skip
-    found, settings, discovery = circuit_and_settings(
-        circuit, trust_remote_code=trust_remote_code,
-        task=task, model=model, metric=metric, n_prompts=n_prompts, seed=seed,
-        batch_size=batch_size, device=device, dtype=dtype, prepend_bos=prepend_bos,
-        corruption=corruption, intervention=intervention, direction=direction, saes=saes,
-        mean_over=mean_over, optimal_steps=optimal_steps,
-    )  # fmt: skip
+    seed = asked.get("seed")
+    found, settings, discovery = circuit_and_settings(circuit, task=task, **asked)
     constants = run_constants(circuit, settings)
     n_bytes = to_bytes(memory)
     title = f"evaluation of {circuit}"
@@ -166,6 +148,9 @@ def _brief(circuit: Circuit, settings: Settings, constants: Constants | None) ->
     }
 
 
+@takes("model", "method", "prompts", "computing", "ablation",
+       leave=("method", "holdout", "seed", "corruption", "prepend_bos",
+              "dtype", "mean_over", "optimal_steps"), of_run=True)  # fmt: skip
 def self_repair(
     circuit: opt.CircuitPath,
     role: Annotated[
@@ -181,16 +166,6 @@ def self_repair(
         typer.Option("--reference", help="Take roles of this reference (acdc list references)."),
     ] = None,
     task: opt.RunTask = None,
-    model: opt.Model = None,
-    metric: opt.RunMetric = None,
-    n_prompts: opt.NPrompts = None,
-    batch_size: opt.RunBatchSize = None,
-    device: opt.RunDevice = None,
-    intervention: Annotated[
-        str | None, typer.Option("--intervention", help="What ablated edges carry.")
-    ] = None,
-    direction: opt.RunDirection = None,
-    trust_remote_code: opt.Trust = False,
     seen: Annotated[
         bool,
         typer.Option("--seen/--unseen", help="Measure on the prompts that discovery saw."),
@@ -202,6 +177,7 @@ def self_repair(
     n_resamples: opt.NResamples = 1000,
     out: opt.JsonFile = None,
     overwrite: opt.Replace = False,
+    **asked: Any,
 ) -> None:
     """Find backup heads: each head's direct effect before and after others are ablated.
 
@@ -217,11 +193,7 @@ def self_repair(
 
     known = None if reference is None else load_reference(reference)
     roles = parse_roles(role, known) if role else known
-    found, settings, discovery = circuit_and_settings(
-        circuit, trust_remote_code=trust_remote_code,
-        task=task, model=model, metric=metric, n_prompts=n_prompts, batch_size=batch_size,
-        device=device, intervention=intervention, direction=direction,
-    )  # fmt: skip
+    found, settings, discovery = circuit_and_settings(circuit, task=task, **asked)
     if out is not None:
         check_file(out, overwrite)
     repair = measure(

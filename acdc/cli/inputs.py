@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from acdc.runs import Settings
+    from acdc.settings import Settings
     from graphs import Circuit
 
 __all__ = [
@@ -78,32 +78,29 @@ def read_circuit(path: Path) -> Circuit:
     return load_circuit(path)
 
 
-def circuit_and_settings(
-    path: Path, *, trust_remote_code: bool, **given: Any
-) -> tuple[Circuit, Settings, Settings | None]:
-    """A circuit, the settings of its run with those given on top, and its run's alone.
+def circuit_and_settings(path: Path, **asked: Any) -> tuple[Circuit, Settings, Settings | None]:
+    """A circuit, the settings of its run with those asked for on top, and its run's alone.
 
     Whether a model's own code may run is said by the command, never by the run.
     """
-    from dataclasses import replace
-
     from acdc.errors import OptionError
     from acdc.pipeline import check_settings
-    from acdc.runs import load_run, read_settings
+    from acdc.runs import load_run
+    from acdc.settings import Settings
     from acdc.tasks import is_task_file
 
-    discovery = None
+    discovery, trusted = None, asked.pop("trust_remote_code", False)
     if circuit_file(path) != path:
         discovery, circuit, summary = load_run(path)
     else:
         circuit, summary = read_circuit(path), {}
-        if given["task"] is None:
+        if asked["task"] is None:
             raise OptionError(f"{path} is a circuit file: say with --task what to measure it on")
-    chosen = {name: value for name, value in given.items() if value is not None}
+    chosen = {name: value for name, value in asked.items() if value is not None}
     if "task" in chosen and chosen["task"] != summary.get("task"):
         summary.pop("corruption", None)
         summary["holdout"] = 0.0 if is_task_file(chosen["task"]) else None
         if "n_prompts" not in chosen:
             summary.pop("n_prompts", None)
-    asked = replace(read_settings({**summary, **chosen}), trust_remote_code=trust_remote_code)
-    return circuit, check_settings(asked), discovery
+    settings = Settings.read({**summary, **chosen}).replace(trust_remote_code=trusted)
+    return circuit, check_settings(settings), discovery

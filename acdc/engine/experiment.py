@@ -32,6 +32,7 @@ from acdc.latents.attachment import Attachment
 from acdc.lowering.model import LoweredModel, Trace
 from acdc.metrics import Metric, Targets, at_least_float32
 from acdc.positions import Positions
+from acdc.settings import Direction, Intervention
 from acdc.tasks.base import Pair, Task
 from graphs import Graph, component_graph
 
@@ -39,14 +40,11 @@ if TYPE_CHECKING:
     from acdc.engine.incremental import IncrementalRun
     from acdc.engine.patched import PatchedModel
 
-__all__ = ["Batch", "Direction", "Experiment", "Intervention", "iter_layers"]
+__all__ = ["Batch", "Experiment", "iter_layers"]
 
 _LOGITS_BYTES = 24 << 20
 """Logits of the whole vocabulary are computed in parts of this size: small enough that the
 allocator keeps the memory instead of asking the system for fresh pages each time."""
-
-Intervention = Literal["resample", "zero", "mean", "mean-positional", "optimal"]
-Direction = Literal["noising", "denoising"]
 
 
 @dataclass(frozen=True, eq=False)

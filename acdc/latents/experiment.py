@@ -12,6 +12,7 @@ from torch import Tensor
 
 from acdc.engine.constants import Constants, Values
 from acdc.engine.experiment import Experiment
+from acdc.engine.work import Work
 from acdc.errors import OptionError
 from acdc.latents.attribution import Points, edge_scores, node_scores
 from acdc.latents.patched import LatentPatchedModel
@@ -40,7 +41,7 @@ class LatentExperiment(Experiment):
         """
         if self.graph.n_edges <= n_edges:
             return None
-        scores = eap_ig(self, memory=memory)
+        scores = eap_ig(self, work=Work(memory))
         candidates = select_top(self.graph, scores, n_edges)
         return replace(self, candidates=candidates), candidates
 

@@ -20,7 +20,8 @@ from acdc.looking.clusters import cluster_latents
 from acdc.looking.effects import Effect, direct_effects
 from acdc.methods.eap import between_inputs
 from acdc.reopen import reopen
-from acdc.runs import Settings, load_run
+from acdc.runs import load_run
+from acdc.settings import Settings
 from acdc.texts import Texts
 from graphs import Circuit
 from graphs.graph import parse_node

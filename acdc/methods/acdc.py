@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +12,19 @@ from acdc.checkpoint import Checkpoint, Decided
 from acdc.engine.experiment import Experiment
 from acdc.engine.incremental import Work
 from acdc.engine.speculation import Speculation
-from graphs import Circuit
+from acdc.engine.work import Work as Means
+from acdc.methods import tau
+from acdc.methods.base import Found, Score, method
+from acdc.methods.eap import Integration, eap, eap_ig
+from acdc.methods.exact import Candidates
+from acdc.settings import option
+from graphs import Circuit, Graph
 from graphs.order import edge_order, receiver_order
 
-__all__ = ["acdc"]
+__all__ = ["GUESSES", "Options", "acdc", "expected_changes", "find"]
+
+GUESSES = ("removed", "eap", "eap-ig")
+"""What the search can expect of edges."""
 
 
 def acdc(
@@ -92,3 +101,95 @@ def acdc(
         if checkpoint:
             checkpoint.save(threshold, decided)
     return Circuit(graph, scores, in_circuit, {"method": "acdc", "threshold": threshold}), run.work
+
+
+@dataclass(frozen=True)
+class Options(Candidates):
+    """What ``acdc`` is asked for.
+
+    Parameters
+    ----------
+    threshold, n_edges
+        Tau, or the largest circuit of at most so many edges; with neither the smallest faithful
+        one, see :mod:`acdc.methods.tau`.
+    guess
+        Which edges are expected to be removed, one of :data:`GUESSES`: all, or those with low
+        attribution scores.  Changes how long the search takes, never what it finds.
+    steps
+        Integration steps of the guess ``eap-ig``.
+    candidates
+        On a graph with latents all other edges are ablated from the start.
+    """
+
+    guess: str = option(
+        "removed", "What acdc expects (speed only): removed, eap or eap-ig.", choices=GUESSES
+    )
+    steps: int = option(5, "Integration steps.", at_least=1, at_most=10**5)
+    threshold: float | None = option(None, shared=True)
+    n_edges: int | None = option(None, shared=True)
+
+
+def expected_changes(
+    experiment: Experiment, options: Options, memory: int = 1 << 30
+) -> NDArray[np.float64] | None:
+    """Return what a guess expects each edge's removal to change, ``[edge]``, minimised direction.
+
+    None: every edge is expected to be removed.
+    """
+    work = Means(memory)
+    if options.guess == "removed":
+        return None
+    if options.guess == "eap":
+        return experiment.minimised_sign * eap(experiment, work=work)
+    return experiment.minimised_sign * eap_ig(experiment, Integration(options.steps), work)
+
+
+def _n_decisions(experiment: Experiment, options: Options) -> int:
+    return options.n_tried(experiment) * tau.n_searches(options.threshold, options.n_edges)
+
+
+@method(
+    "acdc",
+    "remove edges one by one while the metric changes by less than tau "
+    f"(Conmy et al. 2023); {tau.DEFAULT}",
+    Options,
+    over="circuit",
+    score=Score.COST,
+    passes=_n_decisions,
+    latents=True,
+)
+def find(experiment: Experiment, options: Options, work: Means) -> Found:
+    """Run :func:`acdc` at the threshold that is asked for, or look for one."""
+    narrowed = experiment.narrowed(options.candidates, work.memory)
+    if narrowed is None:
+        return _search(experiment, options, work)
+    few, candidates = narrowed
+    found = _search(few, options, work)
+    return replace(found, circuit=_widened(found.circuit, experiment.graph, candidates))
+
+
+def _search(experiment: Experiment, options: Options, work: Means) -> Found:
+    expected = expected_changes(experiment, options, work.memory)
+
+    def run(threshold: float) -> Found:
+        nonlocal expected
+        circuit, counts = acdc(
+            experiment,
+            threshold,
+            expected=expected,
+            memory=work.memory,
+            progress=work.progress,
+            checkpoint=work.checkpoint,
+        )
+        expected = circuit.scores  # the next tau changes little
+        details = {"threshold": threshold, "guess": options.guess, "work": asdict(counts)}
+        return Found(circuit, details)
+
+    return tau.at_threshold(experiment, options.threshold, options.n_edges, run)
+
+
+def _widened(circuit: Circuit, graph: Graph, candidates: NDArray[np.bool_]) -> Circuit:
+    """Put a circuit on some edges of a graph back into it; the other edges are out."""
+    scores, mask = np.zeros(graph.n_edges), np.zeros(graph.n_edges, dtype=bool)
+    scores[candidates], mask[candidates] = circuit.scores, circuit.in_circuit
+    return Circuit(graph, scores, mask, circuit.info)

@@ -1,122 +1,68 @@
-"""The one interface of all methods, and how scores become a circuit."""
+"""What a method is, and the table of them: a method is a function in a file of its own.
+
+::
+
+    @dataclass(frozen=True)
+    class Options(Checked):
+        steps: int = option(5, "Integration steps.", at_least=1)
+
+    @method("eap-ig", "EAP with integrated gradients (Hanna et al. 2024)", Options)
+    def eap_ig(experiment, options, work):
+        return ...  # [edge]
+
+A function in another package does the same and is offered under the entry point ``acdc.methods``.
+What it may return:
+
+=============  ====================================================================  ==============
+``over``       the function returns                                                  the circuit is
+=============  ====================================================================  ==============
+``edges``      scores ``[edge]``                                                     selected by it
+``nodes``      scores ``[sender]``                                                   selected by it
+``circuit``    a :class:`Found`                                                      in that
+=============  ====================================================================  ==============
+
+See :mod:`acdc.methods.select`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from acdc.checkpoint import Checkpoint
-from acdc.curves import RANKINGS, ranked_scores, smallest_faithful
 from acdc.engine.experiment import Experiment
+from acdc.engine.work import Work
 from acdc.errors import OptionError
-from acdc.evaluation import Evaluator
-from acdc.methods.masks import check_training
-from graphs import Circuit, select_threshold, select_top
+from acdc.methods.select import DEFAULT_FAITHFULNESS, Selection, edge_scores, select
+from acdc.registry import Registry
+from acdc.settings import Checked, Settings, options_of
+from graphs import Circuit
 
-__all__ = [
-    "DEFAULT_FAITHFULNESS",
-    "GUESSES",
-    "SPECIAL",
-    "Found",
-    "Method",
-    "Search",
-    "from_scores",
-]
+__all__ = ["METHODS", "Found", "Method", "NoOptions", "Score", "meaning", "method"]
 
-Progress = Callable[[int], None]
 Scores = NDArray[np.float64]
-
-DEFAULT_FAITHFULNESS = 0.9
-GUESSES = ("removed", "eap", "eap-ig")
-SPECIAL = ("floor", "sparsity", "mask_steps", "learning_rate")
-"""Fields of a search that only some methods take."""
+Over = Literal["edges", "nodes", "circuit"]
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def _ignore(_: str) -> None:
-    """Do nothing."""
+class Score(StrEnum):
+    """What a score means."""
+
+    CHANGE = "change"
+    """Of the metric, in its own sign, when the edge is ablated."""
+    COST = "cost"
+    """How much worse the metric gets: positive where the edge helps, in every metric."""
+    MAGNITUDE = "magnitude"
+    """How much the method makes of the edge, at least 0."""
 
 
-@dataclass(frozen=True)
-class Search:
-    """What a method is asked for.
-
-    Parameters
-    ----------
-    threshold
-        ``acdc``: tau.  Score methods: smallest absolute score that is kept.
-    n_edges
-        At most this many edges.  With neither, the method's default (see :class:`Method`).
-    ranking
-        How score methods rank edges: ``absolute``, or ``signed`` (edges whose ablation makes
-        the metric worse come first).  None: by absolute value where a threshold or a number is
-        given, otherwise whichever gives the smaller circuit.
-    steps
-        Integration steps, for methods that integrate gradients.
-    memory
-        Bytes that a method's largest working set may take beside weights and plain runs.
-    guess
-        ``acdc``: which edges it expects to be removed, see :data:`GUESSES`.  Changes how long
-        the search takes, never what it finds.
-    n_candidates
-        ``acdc`` and ``exact`` on a graph with latents try at most so many edges, those with the
-        largest attribution scores; ``acdc`` ablates all others from the start.
-    checkpoint
-        ``acdc``: where a killed search left off.
-    floor
-        ``eap-acdc``: edges with an absolute score below it are not tested, in the metric's unit;
-        None: a tenth of tau.
-    seed
-        Of the methods that draw random numbers.
-    sparsity
-        Methods that train masks: share of the masks that end at 0, in (0, 1).  Given, the circuit
-        is the ``1 - sparsity`` highest of all edges; else it is chosen as for score methods.
-    mask_steps, learning_rate
-        Of that training.  None: the method's own.
-    note
-        Told in words how a training stands.
-    """
-
-    threshold: float | None = None
-    n_edges: int | None = None
-    ranking: str | None = None
-    steps: int = 5
-    memory: int = 1 << 30
-    guess: str = "removed"
-    n_candidates: int = 3000
-    checkpoint: Checkpoint | None = None
-    floor: float | None = None
-    seed: int = 0
-    sparsity: float | None = None
-    mask_steps: int | None = None
-    learning_rate: float | None = None
-    note: Callable[[str], None] = _ignore
-
-    def __post_init__(self) -> None:
-        if self.threshold is not None and self.n_edges is not None:
-            raise OptionError("both a threshold and a number of edges were given: give one of them")
-        if self.threshold is not None and not np.isfinite(self.threshold):
-            raise OptionError(f"threshold {self.threshold}: expected a finite number, as 0.01")
-        if self.n_edges is not None and self.n_edges < 1:
-            raise OptionError(f"{self.n_edges} edges asked for: expected at least 1")
-        if self.ranking not in (None, *RANKINGS):
-            raise OptionError(f"ranking {self.ranking!r}: expected {' or '.join(RANKINGS)}")
-        if self.guess not in GUESSES:
-            raise OptionError(f"guess {self.guess!r}: expected {', '.join(GUESSES)}")
-        if self.n_candidates < 1:
-            raise OptionError(f"{self.n_candidates} candidate edges: expected at least 1")
-        if self.steps < 1:
-            raise OptionError(f"{self.steps} integration steps: expected at least 1")
-        check_training(self.sparsity, self.mask_steps, self.learning_rate)
-        if self.sparsity is not None and (self.threshold is not None or self.n_edges is not None):
-            raise OptionError(
-                "a sparsity was given, and a threshold or a number of edges: give one of them"
-            )
-        if self.floor is not None and not 0 <= self.floor < np.inf:
-            raise OptionError(f"floor {self.floor}: expected a finite number of at least 0")
+def meaning(circuit: Circuit) -> Score:
+    """Return what a circuit's scores mean, as its ``info`` says; CHANGE where it does not."""
+    return Score(circuit.info.get("score", Score.CHANGE))
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,42 +82,90 @@ class Found:
 
 
 @dataclass(frozen=True)
+class NoOptions(Checked):
+    """Options of a method that has none."""
+
+
+def _prompts(experiment: Experiment, options: Any) -> int:
+    """One unit of progress a prompt."""
+    return len(experiment.task)
+
+
+def _unsized(options: Any, n_edges: int) -> None:
+    """No options that ask for a size."""
+    return None
+
+
+@dataclass(frozen=True, eq=False)
 class Method:
     """A way to find circuits.
 
     Parameters
     ----------
     name, description
-        As listed on the command line; the description says what the default selection is.
-    search
-        ``(experiment, search, progress) -> Found``, called by :meth:`find`.
-    n_units
-        ``(experiment, search) -> int``: how often ``progress`` counts.
+        As listed on the command line.
+    function
+        ``(experiment, options, work)`` -> see :mod:`acdc.methods.base`.
     options
-        Those of :data:`SPECIAL` that it takes.
-    signed
-        Whether its scores have a sign to rank by; without one they are at least 0.
-    minimised
-        Whether a score is the change of the minimised metric, positive where the edge helps,
-        rather than that of the metric in its own sign.
+        Dataclass of its options, :class:`acdc.settings.Checked`; a field marked ``shared`` takes
+        the value of the setting of its name.
+    over
+        What the function returns.
+    score
+        What the circuit's scores mean.
+    passes
+        ``(experiment, options)`` -> how much the function tells ``work.progress`` in all.
+    size
+        ``(options, n_edges)`` -> how many of all edges the options ask for, None if they do not.
     latents
         Whether it knows graphs with latents of dictionaries.
     """
 
     name: str
     description: str
-    search: Callable[[Experiment, Search, Progress], Found]
-    n_units: Callable[[Experiment, Search], int]
-    options: tuple[str, ...] = ()
-    signed: bool = True
-    minimised: bool = False
+    function: Callable[..., Any]
+    options: type = NoOptions
+    over: Over = "edges"
+    score: Score = Score.CHANGE
+    passes: Callable[[Experiment, Any], int] = _prompts
+    size: Callable[[Any, int], int | None] = _unsized
     latents: bool = False
 
-    def find(self, experiment: Experiment, search: Search, progress: Progress) -> Found:
-        """Find a circuit; ``progress`` is told of :attr:`n_units` in all."""
-        self.check(search)
-        self.check_nodes(latents=bool(experiment.graph.shape.sites))
-        return self.search(experiment, search, progress)
+    @property
+    def option_names(self) -> tuple[str, ...]:
+        """Names of the options that are its own."""
+        return tuple(name for name, _, says in options_of(self.options) if not says.shared)
+
+    def configured(self, settings: Settings) -> Any:
+        """Return the method's options as settings ask for them.
+
+        Raises
+        ------
+        OptionError
+            If the method takes no option of a name, a value is out of bounds, or a ranking is
+            asked for that its scores cannot have.
+        """
+        given = {name: value for name, value in settings.options.items() if value is not None}
+        for name in given:
+            if name not in self.option_names:
+                takes = ", ".join(self.option_names) or "no options"
+                raise OptionError(
+                    f"method {self.name!r} takes no {name}: leave it out or choose another method "
+                    f"(it takes {takes})"
+                )
+        if settings.ranking == "signed" and self.score is Score.MAGNITUDE:
+            raise OptionError(
+                f"method {self.name!r} gives scores without a sign: rank by absolute value"
+            )
+        shared = (name for name, _, says in options_of(self.options) if says.shared)
+        options = self.options(**{name: getattr(settings, name) for name in shared}, **given)
+        selects = settings.threshold is not None or settings.n_edges is not None
+        if selects and self.size(options, 1) is not None:
+            raise OptionError(
+                f"{', '.join(given)} of method {self.name!r} asks for a size, and so does a "
+                "threshold or a number of edges: give one of them"
+            )
+        return options
 
     def check_nodes(self, *, latents: bool) -> None:
         """Raise OptionError if the method does not know such nodes."""
@@ -181,47 +175,90 @@ class Method:
                 "dictionaries, as eap-ig"
             )
 
-    def check(self, search: Search) -> None:
-        """Raise OptionError if the search sets an option that the method does not take."""
-        if search.ranking == "signed" and not self.signed:
-            raise OptionError(
-                f"method {self.name!r} gives scores without a sign: rank by absolute value"
-            )
-        for name in SPECIAL:
-            if getattr(search, name) is not None and name not in self.options:
-                raise OptionError(
-                    f"method {self.name!r} takes no {name}: leave it out or choose another method"
-                )
+    def find(self, experiment: Experiment, work: Work | None = None, **asked: Any) -> Found:
+        """Find a circuit.
+
+        Parameters
+        ----------
+        experiment
+            Model, prompts, metric, intervention and direction.
+        work
+            Memory, progress and checkpoint.
+        **asked
+            ``threshold``, ``n_edges``, ``ranking``, ``seed``, and options of the method.
+        """
+        settings = Settings.of(experiment.task.name, method=self.name, **asked)
+        return self.search(experiment, settings, work or Work())
+
+    def n_units(self, experiment: Experiment, **asked: Any) -> int:
+        """How much :meth:`find` tells ``work.progress`` in all."""
+        settings = Settings.of(experiment.task.name, method=self.name, **asked)
+        return self.passes(experiment, self.configured(settings))
+
+    def search(self, experiment: Experiment, settings: Settings, work: Work) -> Found:
+        """As :meth:`find`, with what is asked for as settings."""
+        self.check_nodes(latents=bool(experiment.graph.shape.sites))
+        options = self.configured(settings)
+        found = self.function(experiment, options, work)
+        if self.over == "circuit":
+            return found
+        selection = self._selection(experiment, settings, options)
+        details: dict[str, Any] = {}
+        if self.over == "nodes":
+            names = experiment.graph.senders
+            details["node_scores"] = dict(zip(names, found.tolist(), strict=True))
+            ranking = selection.ranking or "absolute"
+            selection = replace(selection, ranking=ranking)
+            found = edge_scores(experiment, found, ranking)
+        mask, ranking = select(experiment, found, selection)
+        return Found(Circuit(experiment.graph, found, mask), {"ranking": ranking, **details})
+
+    def scores(
+        self, experiment: Experiment, options: Any = None, work: Work | None = None
+    ) -> Scores:
+        """Return the scores of every edge, ``[edge]``; of a method over edges or nodes."""
+        found: Scores = self.function(experiment, options or self.options(), work or Work())
+        return edge_scores(experiment, found) if self.over == "nodes" else found
+
+    def _selection(self, experiment: Experiment, settings: Settings, options: Any) -> Selection:
+        selection = Selection(settings.threshold, settings.n_edges, settings.ranking)
+        if self.score is Score.MAGNITUDE:
+            selection = replace(selection, ranking="absolute")
+        size = self.size(options, experiment.graph.n_edges)
+        if size is not None:
+            selection = replace(selection, n_edges=size)
+        return selection
 
 
-def from_scores(experiment: Experiment, scores: Scores, search: Search) -> Found:
-    """Turn edge scores into a circuit as the search asks.
+METHODS: Registry[Method] = Registry("method", Method, "acdc.methods", package="acdc.methods")
+"""Every method by name."""
 
-    A threshold or a number of edges is applied to the ranking; with neither, the result is
-    the smallest circuit that is faithful, over both rankings unless one is asked for.
+_SMALLEST = f"default: the smallest circuit with faithfulness {DEFAULT_FAITHFULNESS}"
+
+
+def method(
+    name: str, description: str, options: type = NoOptions, **says: Any
+) -> Callable[[Function], Function]:
+    """Register a function as a method.
+
+    Parameters
+    ----------
+    name, description
+        As listed; how a circuit is selected by default is added to the description.
+    options, **says
+        As of :class:`Method`.
+
+    Returns
+    -------
+    callable
+        What takes the function and gives it back as it is.
     """
-    graph = experiment.graph
-    if not scores.any():
-        raise OptionError(
-            f"every edge has score 0 under metric {experiment.metric.name!r}: the method sees "
-            "nothing there (kl and mse are flat at the clean run); choose eap-ig or another metric"
-        )
-    if search.threshold is not None or search.n_edges is not None:
-        ranking = search.ranking or RANKINGS[0]
-        values = ranked_scores(experiment, scores, ranking)
-        if search.threshold is not None:
-            mask = select_threshold(graph, values, search.threshold, absolute=False)
-        else:
-            n = min(search.n_edges or 0, graph.n_edges)
-            mask = select_top(graph, values, n, absolute=False)
-    else:
-        evaluator = Evaluator(experiment)
-        masks = {
-            ranking: smallest_faithful(
-                evaluator, ranked_scores(experiment, scores, ranking), DEFAULT_FAITHFULNESS
-            )
-            for ranking in ([search.ranking] if search.ranking else RANKINGS)
-        }
-        ranking = min(masks, key=lambda r: int(masks[r].sum()))
-        mask = masks[ranking]
-    return Found(Circuit(graph, scores, mask), {"ranking": ranking})
+
+    def register(function: Function) -> Function:
+        said = description if says.get("over") == "circuit" else f"{description}; {_SMALLEST}"
+        made = Method(name, said, function, options, **says)
+        METHODS.add(made)
+        function.registered = made  # type: ignore[attr-defined]  # for entry points
+        return function
+
+    return register

@@ -7,6 +7,7 @@ Belinkov 2024, arXiv 2403.17806.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,19 +16,49 @@ from torch import Tensor
 
 from acdc.engine.attribution import Point
 from acdc.engine.experiment import Batch, Experiment
+from acdc.engine.work import Work
 from acdc.lowering.model import Trace
+from acdc.methods.base import NoOptions, method
+from acdc.settings import Checked, option
 
-__all__ = ["at_base", "between_inputs", "clean_corrupted", "eap", "eap_ig", "eap_ig_activations"]
+__all__ = [
+    "Integration",
+    "at_base",
+    "between_inputs",
+    "clean_corrupted",
+    "eap",
+    "eap_ig",
+    "eap_ig_activations",
+]
 
 Scores = NDArray[np.float64]
-Progress = Callable[[int], None]
 Points = Callable[[Batch, Trace, Trace], Iterator[Point]]
 
-_MEMORY = 1 << 30
+_NONE, _WORK = NoOptions(), Work()
 
 
-def _ignore(_: int) -> None:
-    pass
+@dataclass(frozen=True)
+class Integration(Checked):
+    """Options of methods that integrate gradients.
+
+    Parameters
+    ----------
+    steps
+        Points of the path, at least 1.
+    """
+
+    steps: int = option(5, "Integration steps.", at_least=1, at_most=10**5)
+
+    def passes(self, experiment: Experiment) -> int:
+        """Prompts times steps."""
+        return len(experiment.task) * self.steps
+
+
+def _passes(experiment: Experiment, options: Integration) -> int:
+    return options.passes(experiment)
+
+
+_FIVE = Integration()
 
 
 def at_base(experiment: Experiment) -> Points:
@@ -60,17 +91,18 @@ def between_inputs(experiment: Experiment, steps: int) -> Points:
     return points
 
 
-def eap(experiment: Experiment, *, memory: int = _MEMORY, progress: Progress = _ignore) -> Scores:
+@method("eap", "edge attribution patching (Syed et al. 2023)", latents=True)
+def eap(experiment: Experiment, options: NoOptions = _NONE, work: Work = _WORK) -> Scores:
     """Edge attribution patching: gradients at the base run.
 
     Parameters
     ----------
     experiment
         Model, prompts, metric, intervention and direction.
-    memory
-        Bytes for one chunk of the score products.
-    progress
-        Called with 1 after each pass.
+    options
+        None.
+    work
+        Memory for one chunk of the score products; told of prompts.
 
     Returns
     -------
@@ -79,16 +111,17 @@ def eap(experiment: Experiment, *, memory: int = _MEMORY, progress: Progress = _
         Misleads where the metric is flat at the base run (a saturated softmax); integrated
         gradients help there.
     """
-    return experiment.attribute(at_base(experiment), 1, memory, progress)
+    return experiment.attribute(at_base(experiment), 1, work.memory, work.progress)
 
 
-def eap_ig(
-    experiment: Experiment,
-    steps: int = 5,
-    *,
-    memory: int = _MEMORY,
-    progress: Progress = _ignore,
-) -> Scores:
+@method(
+    "eap-ig",
+    "EAP with integrated gradients over the inputs (Hanna et al. 2024)",
+    Integration,
+    passes=_passes,
+    latents=True,
+)
+def eap_ig(experiment: Experiment, options: Integration = _FIVE, work: Work = _WORK) -> Scores:
     """EAP with integrated gradients over the input embeddings.
 
     The gradient is averaged over the inputs ``other + k / steps * (base - other)`` for
@@ -96,11 +129,18 @@ def eap_ig(
     edges out of the embeddings add up to the metric's difference between the ends of that path, up
     to the error of the sum (completeness); no other set of edges does.
     """
-    return experiment.attribute(between_inputs(experiment, steps), steps, memory, progress)
+    points = between_inputs(experiment, options.steps)
+    return experiment.attribute(points, options.steps, work.memory, work.progress)
 
 
+@method(
+    "clean-corrupted",
+    "EAP with the mean gradient of the clean and the corrupt run",
+    passes=lambda experiment, options: 2 * len(experiment.task),
+    latents=True,
+)
 def clean_corrupted(
-    experiment: Experiment, *, memory: int = _MEMORY, progress: Progress = _ignore
+    experiment: Experiment, options: NoOptions = _NONE, work: Work = _WORK
 ) -> Scores:
     """EAP with the mean of the gradients at the clean and at the corrupt run.
 
@@ -111,15 +151,22 @@ def clean_corrupted(
         yield Point(batch.clean)
         yield Point(batch.corrupt)
 
-    return experiment.attribute(points, 2, memory, progress)
+    return experiment.attribute(points, 2, work.memory, work.progress)
 
 
+def _group_passes(experiment: Experiment, options: Integration) -> int:
+    shape = experiment.model.shape
+    return options.passes(experiment) * (1 + shape.n_layers * (1 + int(shape.has_mlp)))
+
+
+@method(
+    "eap-ig-activations",
+    "EAP with integrated gradients over each layer's activations",
+    Integration,
+    passes=_group_passes,
+)
 def eap_ig_activations(
-    experiment: Experiment,
-    steps: int = 5,
-    *,
-    memory: int = _MEMORY,
-    progress: Progress = _ignore,
+    experiment: Experiment, options: Integration = _FIVE, work: Work = _WORK
 ) -> Scores:
     """EAP with gradients integrated over the senders' own outputs.
 
@@ -129,6 +176,7 @@ def eap_ig_activations(
     credits every sender).  Costs ``steps`` passes per group.  Parameters and result as
     :func:`eap`; the edges out of one group add up to the effect of ablating them all.
     """
+    steps = options.steps
 
     def between(base: Tensor, ablated: Tensor, k: int) -> Tensor:
         return torch.lerp(ablated, base, k / steps)
@@ -150,4 +198,4 @@ def eap_ig_activations(
                     yield Point(tokens, None, {(name, layer): value}, senders)
                     start += width
 
-    return experiment.attribute(points, steps, memory, progress)
+    return experiment.attribute(points, steps, work.memory, work.progress)

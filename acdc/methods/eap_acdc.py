@@ -8,7 +8,7 @@ missed is measured on a random sample of the edges skipped: see :class:`Audit`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +16,25 @@ from scipy.stats import hypergeom
 
 from acdc.engine.experiment import Experiment
 from acdc.engine.patched import PatchedModel
+from acdc.engine.work import Work
+from acdc.methods import tau
+from acdc.methods.acdc import acdc
+from acdc.methods.base import Found, Score, method
+from acdc.methods.eap import Integration, eap_ig
 from acdc.methods.exact import exact
+from acdc.settings import option
 
-__all__ = ["CONFIDENCE", "FLOOR", "SAMPLE", "Audit", "Effects", "audit", "most_in_all"]
+__all__ = [
+    "CONFIDENCE",
+    "FLOOR",
+    "SAMPLE",
+    "Audit",
+    "Effects",
+    "Options",
+    "audit",
+    "find",
+    "most_in_all",
+]
 
 FLOOR = 0.1
 """Default floor, as a fraction of tau."""
@@ -176,3 +192,75 @@ def most_in_all(n_seen: int, n_sampled: int, n_all: int, confidence: float = CON
         else:
             high = middle - 1
     return low
+
+
+@dataclass(frozen=True)
+class Options(Integration):
+    """What ``eap-acdc`` is asked for.
+
+    Parameters
+    ----------
+    threshold, n_edges
+        As of :class:`acdc.methods.acdc.Options`.
+    floor
+        Edges with an absolute score below it are not tested, in the metric's unit; None: a tenth
+        of tau.
+    steps
+        Integration steps of the proposal.
+    seed
+        Of the sample of skipped edges.
+    """
+
+    floor: float | None = option(
+        None, "eap-acdc tests edges of at least this absolute score.", at_least=0
+    )
+    threshold: float | None = option(None, shared=True)
+    n_edges: int | None = option(None, shared=True)
+    seed: int = option(0, shared=True)
+
+
+def _n_steps(experiment: Experiment, options: Options) -> int:
+    searches = tau.n_searches(options.threshold, options.n_edges)
+    return options.passes(experiment) + searches * experiment.graph.n_edges + SAMPLE
+
+
+@method(
+    "eap-acdc",
+    "acdc on the edges whose absolute eap-ig score is at least --floor (default: a tenth of tau), "
+    "the others go untested; a sample of these bounds what that missed; default tau as for acdc",
+    Options,
+    over="circuit",
+    score=Score.COST,
+    passes=_n_steps,
+)
+def find(experiment: Experiment, options: Options, work: Work) -> Found:
+    """Propose by attribution, decide by ACDC, and measure a sample of what was skipped."""
+    scores = eap_ig(experiment, Integration(options.steps), work)
+
+    def run(threshold: float) -> Found:
+        floor = FLOOR * threshold if options.floor is None else options.floor
+        candidates = np.abs(scores) >= floor
+        circuit, counts = acdc(
+            experiment,
+            threshold,
+            expected=experiment.minimised_sign * scores,
+            candidates=candidates,
+            memory=work.memory,
+            progress=work.progress,
+            checkpoint=work.checkpoint,
+        )
+        skipped = int((~candidates).sum())
+        details = {"threshold": threshold, "floor": floor, "n_skipped": skipped}
+        return Found(circuit, {**details, "work": asdict(counts)})
+
+    found = tau.at_threshold(experiment, options.threshold, options.n_edges, run)
+    checked = audit(
+        experiment,
+        found.circuit.in_circuit,
+        np.abs(scores) < found.details["floor"],
+        found.details["threshold"],
+        seed=options.seed,
+        memory=work.memory,
+    )
+    work.progress(SAMPLE)
+    return replace(found, details={**found.details, "audit": checked and asdict(checked)})

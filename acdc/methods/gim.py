@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from acdc.engine.experiment import Experiment
+from acdc.engine.work import Work
 from acdc.lowering.gim import GimRules, with_gim_gradients
+from acdc.methods.base import NoOptions, method
 from acdc.methods.eap import eap
 
 __all__ = ["gim"]
 
 
+@method(
+    "gim",
+    "EAP with gradient interaction modifications: softmax, norms and products in the backward "
+    "pass (Edin et al. 2025)",
+)
 def gim(
     experiment: Experiment,
+    options: NoOptions | None = None,
+    work: Work | None = None,
     rules: GimRules | None = None,
-    *,
-    memory: int = 1 << 30,
-    progress: Callable[[int], None] = lambda n_prompts: None,
 ) -> NDArray[np.float64]:
     """Edge attribution patching with modified gradients, see :mod:`acdc.lowering.gim`.
 
@@ -28,10 +33,10 @@ def gim(
     ----------
     experiment
         Model, prompts, metric, intervention and direction.
+    options, work
+        As in :func:`acdc.methods.eap.eap`.
     rules
         Which modifications; None: all of them.
-    memory, progress
-        As in :func:`acdc.methods.eap.eap`.
 
     Returns
     -------
@@ -41,4 +46,4 @@ def gim(
     """
     model = with_gim_gradients(experiment.model, rules)
     modified = replace(experiment.pinned(), model=model)  # constants are of true gradients
-    return eap(modified, memory=memory, progress=progress)
+    return eap(modified, work=work or Work())

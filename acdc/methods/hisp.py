@@ -13,23 +13,28 @@ Euclidean norm; here no score is divided, since MLPs, one to a layer, would all 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 from numpy.typing import NDArray
 
 from acdc.engine.experiment import Experiment
 from acdc.engine.node_attribution import integrate_nodes
+from acdc.engine.work import Work
+from acdc.methods.base import NoOptions, Score, method
 from acdc.methods.eap import at_base
 
 __all__ = ["hisp"]
 
+_NONE, _WORK = NoOptions(), Work()
 
+
+@method(
+    "hisp",
+    "head importance for pruning: nap by absolute value per prompt (Michel et al. 2019)",
+    over="nodes",
+    score=Score.MAGNITUDE,
+)
 def hisp(
-    experiment: Experiment,
-    *,
-    memory: int = 1 << 30,
-    progress: Callable[[int], None] = lambda n_prompts: None,
+    experiment: Experiment, options: NoOptions = _NONE, work: Work = _WORK
 ) -> NDArray[np.float64]:
     """Importance of every sender.
 
@@ -37,10 +42,10 @@ def hisp(
     ----------
     experiment
         Model, prompts, metric, intervention and direction.
-    memory
-        Bytes that the activations of one pass may take.
-    progress
-        Called with the number of prompts after each pass.
+    options
+        None.
+    work
+        Memory for the activations of one pass; told of prompts.
 
     Returns
     -------
@@ -48,5 +53,5 @@ def hisp(
         ``[sender]``, at least 0: mean absolute first-order effect of ablating the sender, in
         the unit of the metric.  Blind where the metric is flat at the base run.
     """
-    values = integrate_nodes(experiment, at_base(experiment), 1, memory, progress)
+    values = integrate_nodes(experiment, at_base(experiment), 1, work.memory, work.progress)
     return np.abs(values).sum(0) / experiment.n_rows

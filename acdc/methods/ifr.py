@@ -13,7 +13,6 @@ same stream and have one score.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -23,19 +22,25 @@ from torch import Tensor
 
 from acdc.engine.attribution import Tokens, token_chunks
 from acdc.engine.experiment import Experiment, iter_layers
+from acdc.engine.work import Work
 from acdc.lowering import LoweredModel
 from acdc.lowering.attention import KINDS
 from acdc.lowering.model import Trace
+from acdc.methods.base import NoOptions, Score, method
 
 __all__ = ["ifr"]
 
+_NONE, _WORK = NoOptions(), Work()
 
+
+@method(
+    "ifr",
+    "information flow routes: shares of what receivers read, no metric (Ferrando & Voita 2024)",
+    score=Score.MAGNITUDE,
+)
 @torch.no_grad()
 def ifr(
-    experiment: Experiment,
-    *,
-    memory: int = 1 << 30,
-    progress: Callable[[int], None] = lambda n_prompts: None,
+    experiment: Experiment, options: NoOptions = _NONE, work: Work = _WORK
 ) -> NDArray[np.float64]:
     """Mean share of every edge in what its receiver reads, in the base run.
 
@@ -43,10 +48,10 @@ def ifr(
     ----------
     experiment
         Model and prompts; its direction says which run is the base.
-    memory
-        Bytes for one chunk of tokens.
-    progress
-        Called with the number of prompts after each batch.
+    options
+        None.
+    work
+        Memory for one chunk of tokens; told of prompts.
 
     Returns
     -------
@@ -57,7 +62,7 @@ def ifr(
     graph, model = experiment.graph, experiment.model
     scores, n_prompts = np.zeros(graph.n_edges), np.zeros(graph.shape.n_spans)
     n_senders = graph.components.n_senders
-    chunk = max(1, memory // (3 * n_senders * model.d_model * model.W_U.element_size()))
+    chunk = max(1, work.memory // (3 * n_senders * model.d_model * model.W_U.element_size()))
     for batch in experiment.batches:
         trace = model.forward(experiment.runs(batch)[0])
         n_prompts[list(set(batch.spans))] += batch.n_prompts
@@ -73,7 +78,7 @@ def ifr(
                 shares = _shares(parts[:n_seen], stream.flatten(0, 1)[tokens])
                 for low in graph.receiver_start[receivers]:
                     scores[low : low + n_seen] += weight * shares
-        progress(batch.n_prompts)
+        work.progress(batch.n_prompts)
     return scores / n_prompts[graph.edge_span]
 
 

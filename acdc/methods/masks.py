@@ -52,17 +52,16 @@ from torch import Tensor
 from acdc.engine.experiment import Experiment
 from acdc.engine.patched import SoftPatchedModel
 from acdc.engine.steps import in_steps
-from acdc.errors import OptionError
+from acdc.engine.work import Work
+from acdc.methods.base import Score, method
+from acdc.settings import Checked, option
 
-__all__ = [
-    "HardConcrete",
-    "Training",
-    "check_training",
-    "edge_pruning",
-    "subnetwork_probing",
-]
+__all__ = ["HardConcrete", "Training", "edge_pruning", "subnetwork_probing"]
 
 Scores = NDArray[np.float64]
+
+TARGET = 0.9
+"""Sparsity of a training that is not told one."""
 
 _PROMPTS = 32
 """Prompts that a step sees, a power of two."""
@@ -75,45 +74,38 @@ _FARTHEST = 60.0
 
 
 @dataclass(frozen=True)
-class Training:
+class Training(Checked):
     """How masks are trained.
 
     Parameters
     ----------
     sparsity
-        Target: share of the edges that are out, in (0, 1).
-    steps
+        Target: share of the edges that are out, in (0, 1).  Given, the circuit is the
+        ``1 - sparsity`` highest of all edges; None trains to :data:`TARGET`, and the circuit is
+        chosen as for all scores.
+    mask_steps
         Of Adam; each sees 32 prompts of the task, in turn, whatever the batch size.
     learning_rate
         Of the masks' parameters.
     seed
         Of the noise.
-
-    Raises
-    ------
-    OptionError
-        If a value makes no sense.
     """
 
-    sparsity: float = 0.9
-    steps: int = 500
-    learning_rate: float = 0.3
-    seed: int = 0
+    sparsity: float | None = option(
+        None, "Share of masks to drop.", above=0, below=1, example="0.95"
+    )
+    mask_steps: int = option(500, "Training steps of masks.", at_least=1, at_most=10**7)
+    learning_rate: float = option(0.3, "Of masks.", above=0, example="0.3")
+    seed: int = option(0, "Of the noise.", shared=True)
 
-    def __post_init__(self) -> None:
-        check_training(self.sparsity, self.steps, self.learning_rate)
+    @property
+    def target(self) -> float:
+        """Share of the edges that training ends with out."""
+        return TARGET if self.sparsity is None else self.sparsity
 
-
-def check_training(sparsity: float | None, steps: int | None, learning_rate: float | None) -> None:
-    """Raise OptionError if a value of a training makes no sense; None is not asked for."""
-    if sparsity is not None and not 0 < sparsity < 1:
-        raise OptionError(
-            f"sparsity {sparsity}: expected the share to drop, above 0 and below 1, as 0.95"
-        )
-    if steps is not None and steps < 1:
-        raise OptionError(f"mask_steps {steps}: expected at least 1")
-    if learning_rate is not None and not 0 < learning_rate < math.inf:
-        raise OptionError(f"learning_rate {learning_rate}: expected a number above 0, as 0.3")
+    def n_edges(self, n_edges: int) -> int | None:
+        """How many of all edges are in, None unless a sparsity is asked for."""
+        return None if self.sparsity is None else max(1, round((1 - self.sparsity) * n_edges))
 
 
 class HardConcrete:
@@ -147,13 +139,16 @@ class HardConcrete:
         return torch.sigmoid(self.log_alpha - self.beta * math.log(-self.gamma / self.zeta))
 
 
+@method(
+    "edge-pruning",
+    "train a hard-concrete mask per edge to a target --sparsity (Bhaskar et al. 2024)",
+    Training,
+    score=Score.MAGNITUDE,
+    passes=lambda experiment, training: training.mask_steps,
+    size=lambda training, n_edges: training.n_edges(n_edges),
+)
 def edge_pruning(
-    experiment: Experiment,
-    training: Training | None = None,
-    *,
-    memory: int = 2 << 30,
-    progress: Callable[[int], None] = lambda n_steps: None,
-    note: Callable[[str], None] = lambda text: None,
+    experiment: Experiment, training: Training | None = None, work: Work | None = None
 ) -> Scores:
     """Train a mask for every edge.
 
@@ -163,12 +158,8 @@ def edge_pruning(
         Model, prompts, metric, intervention and direction.
     training
         Target sparsity, steps, learning rate and seed.
-    memory
-        Bytes of plain runs to keep.
-    progress
-        Called with 1 after each step.
-    note
-        Told the loss and the sparsity after each step.
+    work
+        Memory for plain runs; told of steps, and of loss and sparsity after each.
 
     Returns
     -------
@@ -180,16 +171,20 @@ def edge_pruning(
     def same(z: Tensor) -> Tensor:
         return z
 
-    return _train(experiment, n_edges, same, same, training or Training(), memory, progress, note)
+    return _train(experiment, n_edges, same, same, training or Training(), work or Work())
 
 
+@method(
+    "subnetwork-probing",
+    "train a hard-concrete mask per node to a target --sparsity (Cao et al. 2021)",
+    Training,
+    over="nodes",
+    score=Score.MAGNITUDE,
+    passes=lambda experiment, training: training.mask_steps,
+    size=lambda training, n_edges: training.n_edges(n_edges),
+)
 def subnetwork_probing(
-    experiment: Experiment,
-    training: Training | None = None,
-    *,
-    memory: int = 2 << 30,
-    progress: Callable[[int], None] = lambda n_steps: None,
-    note: Callable[[str], None] = lambda text: None,
+    experiment: Experiment, training: Training | None = None, work: Work | None = None
 ) -> Scores:
     """Train a mask for every head and MLP; all edges out of it carry that.
 
@@ -230,9 +225,7 @@ def subnetwork_probing(
         weights,
         both_ends,
         training or Training(),
-        memory,
-        progress,
-        note,
+        work or Work(),
     )
     return np.concatenate([np.ones(n_sources), found])
 
@@ -243,28 +236,26 @@ def _train(
     weights: Callable[[Tensor], Tensor],
     edges: Callable[[Tensor], Tensor],
     training: Training,
-    memory: int,
-    progress: Callable[[int], None],
-    note: Callable[[str], None],
+    work: Work,
 ) -> Scores:
     """``[mask]``: mean probability over the training.
 
     ``weights`` turns masks into what edges carry, ``[..., mask] -> [..., edge]``, and ``edges``
     probabilities of masks into those of edges, ``[mask] -> [edge]``.
     """
-    loss = _Loss(experiment, weights, n_masks, memory)
+    loss = _Loss(experiment, weights, n_masks, work.memory)
     device, generator = experiment.model.device, torch.Generator().manual_seed(training.seed)
     every, total = torch.ones(n_masks, device=device), torch.zeros(n_masks, dtype=torch.double)
 
     def sparsity(log_alpha: Tensor) -> float:
         return 1 - float(edges(HardConcrete(log_alpha).probability()).mean())
 
-    start = min(sparsity(every * HardConcrete.whole(n_masks)), training.sparsity)
+    start = min(sparsity(every * HardConcrete.whole(n_masks)), training.target)
     with torch.enable_grad():
         free = torch.zeros(n_masks, device=device, requires_grad=True)
         optimizer = torch.optim.Adam([free], lr=training.learning_rate, eps=_EPSILON)
-        for step in range(training.steps):
-            target = _between(start, training.sparsity, (step + 1) / (_WARM * training.steps))
+        for step in range(training.mask_steps):
+            target = _between(start, training.target, (step + 1) / (_WARM * training.mask_steps))
             log_alpha = free + _shift(free.detach(), target, sparsity)
             masks = HardConcrete(log_alpha)
             z = masks.sample(loss.n_prompts(step), generator)
@@ -273,9 +264,9 @@ def _train(
             found, gradient = loss.of(step, z.detach())
             z.backward(gradient)
             optimizer.step()
-            note(f"loss {found:.3f}, sparsity {sparsity(log_alpha.detach()):.3f}")
-            progress(1)
-    return (total / training.steps).numpy()
+            work.note(f"loss {found:.3f}, sparsity {sparsity(log_alpha.detach()):.3f}")
+            work.progress(1)
+    return (total / training.mask_steps).numpy()
 
 
 class _Loss:

@@ -5,36 +5,38 @@ Nanda 2023, "Attribution patching"; the node methods of the MIB benchmark, arXiv
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 from numpy.typing import NDArray
 
 from acdc.engine.experiment import Experiment
-from acdc.methods.eap import at_base, between_inputs
+from acdc.engine.work import Work
+from acdc.methods.base import NoOptions, method
+from acdc.methods.eap import Integration, at_base, between_inputs
 
 __all__ = ["nap", "nap_ig"]
 
 Scores = NDArray[np.float64]
-Progress = Callable[[int], None]
+
+_NONE, _WORK, _FIVE = NoOptions(), Work(), Integration()
 
 
-def nap(
-    experiment: Experiment,
-    *,
-    memory: int = 1 << 30,
-    progress: Progress = lambda n_prompts: None,
-) -> Scores:
+@method(
+    "nap",
+    "node attribution patching, an edge ranks as the lower of its ends (Nanda 2023)",
+    over="nodes",
+    latents=True,
+)
+def nap(experiment: Experiment, options: NoOptions = _NONE, work: Work = _WORK) -> Scores:
     """Node attribution patching: gradients at the base run.
 
     Parameters
     ----------
     experiment
         Model, prompts, metric, intervention and direction.
-    memory
-        Bytes that the activations of one pass may take.
-    progress
-        Called with the number of prompts after each pass.
+    options
+        None.
+    work
+        Memory for the activations of one pass; told of prompts.
 
     Returns
     -------
@@ -43,16 +45,18 @@ def nap(
         sender writes is ablated, mean over scored rows.  It is the sum of the EAP scores of the
         edges out of the sender, and misleads where EAP does.
     """
-    return experiment.attribute_nodes(at_base(experiment), 1, memory, progress)
+    return experiment.attribute_nodes(at_base(experiment), 1, work.memory, work.progress)
 
 
-def nap_ig(
-    experiment: Experiment,
-    steps: int = 5,
-    *,
-    memory: int = 1 << 30,
-    progress: Progress = lambda n_prompts: None,
-) -> Scores:
+@method(
+    "nap-ig",
+    "nap with integrated gradients over the inputs",
+    Integration,
+    over="nodes",
+    passes=lambda experiment, options: options.passes(experiment),
+    latents=True,
+)
+def nap_ig(experiment: Experiment, options: Integration = _FIVE, work: Work = _WORK) -> Scores:
     """Node attribution patching with integrated gradients over the input embeddings.
 
     The gradient is averaged over the inputs ``other + k / steps * (base - other)`` for
@@ -60,5 +64,5 @@ def nap_ig(
     ``k = 1 .. steps`` for nodes).  Parameters and result as :func:`nap`.  Under resample ablation
     the embeddings' score tends to the metric's difference between the runs (completeness).
     """
-    points = between_inputs(experiment, steps)
-    return experiment.attribute_nodes(points, steps, memory, progress)
+    points = between_inputs(experiment, options.steps)
+    return experiment.attribute_nodes(points, options.steps, work.memory, work.progress)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import shlex
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,15 @@ from acdc.curves import Point, score_curve
 from acdc.engine.experiment import Experiment
 from acdc.errors import CircuitFileError, OptionError
 from acdc.evaluation import Evaluator
-from acdc.methods import get_method
+from acdc.methods import Score, meaning
 from acdc.pipeline import Reporter, Silent, check_settings
-from acdc.references import ablation_warning, load_reference, references
+from acdc.references import REFERENCES, ablation_warning, load_reference
 from acdc.reopen import reopen
 from acdc.report.checked import JsonObject
 from acdc.report.circuit import CircuitView, view_circuit
 from acdc.report.evidence import Evidence, Repeated, read_evidence, read_repeated, to_evidence
-from acdc.runs import Settings, load_run, run_constants
+from acdc.runs import load_run, run_constants
+from acdc.settings import Settings, command_line
 from acdc.texts import Texts
 from acdc.verdicts import Trials
 from graphs import (
@@ -34,11 +34,11 @@ from graphs import (
     compare_reference,
     joined_shape,
 )
-from graphs.compare import common_form
+from graphs.comparison import common_form
 from graphs.files import json_text
 from graphs.roc import Roc, average_precision, counts, items, roc_curve
 
-__all__ = ["Agreement", "Report", "command_line", "gather"]
+__all__ = ["Agreement", "Report", "gather"]
 
 EVALUATION, STABILITY = "evaluation.json", "stability.json"
 """Files of a run's folder that a report takes without being told."""
@@ -92,6 +92,8 @@ class Report:
         What was asked, and the whole ``run.json``.
     command
         What finds the circuit again.
+    score
+        What its scores mean.
     view
         The interactive circuit.
     evidence
@@ -109,6 +111,7 @@ class Report:
     settings: Settings
     summary: dict[str, Any]
     command: str
+    score: Score
     view: CircuitView
     evidence: Evidence | None
     frontier: tuple[Point, ...]
@@ -198,33 +201,13 @@ def gather(
         settings,
         summary,
         command_line(settings),
+        meaning(circuit),
         view,
         evidence,
         _frontier(experiment, circuit, summary, reporter),
         None if known is None else _agreement(circuit, known, settings),
         repeated,
     )
-
-
-def command_line(settings: Settings, command: str = "discover") -> str:
-    """Return the command that asks for some settings; what is as by default is not said.
-
-    Examples
-    --------
-    >>> command_line(Settings("ioi", model="ioi-small", n_edges=60, prepend_bos=True))
-    'acdc discover ioi --model ioi-small --method acdc --edges 60 --prepend-bos'
-    """
-    words = ["acdc", command, settings.task]
-    for field in fields(settings):
-        value = getattr(settings, field.name)
-        if field.name == "task" or (value == field.default and field.name != "method"):
-            continue
-        option = {"n_edges": "edges"}.get(field.name, field.name.replace("_", "-"))
-        if isinstance(value, bool):
-            words.append(f"--{option}" if value else f"--no-{option}")
-        else:
-            words += [f"--{option}", str(value)]
-    return shlex.join(words)
 
 
 def _check_summary(folder: Path, summary: dict[str, Any]) -> None:
@@ -282,7 +265,7 @@ def _own_reference(settings: Settings, circuit: Circuit) -> Reference | None:
     ablation = Ablation(settings.intervention, settings.direction)
     task, model = Path(settings.task).resolve(), Path(str(settings.model)).name
     found = []
-    for name, path in references().items():
+    for name, path in REFERENCES.items():
         known = load_reference(name)
         of_task = known.task == settings.task or path.resolve().parent == task.parent
         of_model = known.model in (settings.model, model) and _same_model(circuit, known)
@@ -337,9 +320,7 @@ def _agreement(circuit: Circuit, reference: Reference, settings: Settings) -> Ag
         truth = scored.mask(true.in_circuit)
     inside = scored.mask(found.in_circuit)
     usable = bool(truth.any() and not truth.all())
-    ranked = _ranked(
-        scored.scores(found.scores, absolute=not get_method(settings.method).minimised)
-    )
+    ranked = _ranked(scored.scores(found.scores, absolute=meaning(found) is not Score.COST))
     agreement = counts(truth, inside) if usable else None
     return Agreement(
         reference,

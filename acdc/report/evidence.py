@@ -9,7 +9,7 @@ from typing import Any
 
 from acdc.errors import CircuitFileError
 from acdc.report.checked import JsonObject
-from acdc.runs import Settings
+from acdc.settings import Settings
 from acdc.verdicts import EdgeEffect, Verdict
 from graphs import Circuit
 from graphs.files import MIB, read_json

@@ -12,13 +12,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from acdc.methods import get_method
+from acdc.methods import Score
 from acdc.metrics import get_metric
 from acdc.pages import page
 from acdc.report.contents import Agreement, Report, command_line
 from acdc.report.evidence import Ablated, Evidence, Repeated
 from acdc.report.plots import ablations_plot, bars, frontier_plot, roc_plot
-from acdc.runs import Settings
+from acdc.settings import Settings
 from acdc.tasks import is_task_file
 from acdc.verdicts import EdgeEffect, Verdict
 
@@ -155,8 +155,9 @@ def _selection(report: Report) -> str:
         return f"{ranking} score at least {s.threshold:.4g}"
     if s.n_edges is not None:
         return f"at most {_n(s.n_edges, 'edge')} by {ranking} score"
-    if s.sparsity is not None:
-        return f"all but a share of {s.sparsity:.4g} of the edges, by {ranking} score"
+    sparsity = s.options.get("sparsity")
+    if sparsity is not None:
+        return f"all but a share of {sparsity:.4g} of the edges, by {ranking} score"
     return f"smallest that is 90 % faithful, by {ranking} score"
 
 
@@ -194,12 +195,12 @@ def _circuit(report: Report) -> str:
 
 def _reading(report: Report) -> str:
     s = report.settings
-    metric, method = get_metric(str(s.metric)), get_method(s.method)
+    metric, means = get_metric(str(s.metric)), report.score
     helps = "above"
-    if method.minimised:
+    if means is Score.COST:
         meaning = f"how much worse {metric.name} gets when the edge is taken out of the circuit"
-    elif not method.signed:
-        meaning = f"how much {method.name} makes of the edge"
+    elif means is Score.MAGNITUDE:
+        meaning = f"how much {s.method} makes of the edge"
     else:
         meaning = f"the change of {metric.name} that ablating the edge makes, as the method has it"
         worse = metric.sign * (1 if s.direction == "noising" else -1)

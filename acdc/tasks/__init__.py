@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from acdc.errors import OptionError, TaskError, UnknownNameError
-from acdc.tasks import docstring, greater_than, induction, ioi, pronoun
 from acdc.tasks.base import Pair, Task, Tokenizer, single_token_continuation
 from acdc.tasks.files import SUFFIXES, read_pairs
-from acdc.tasks.prompts import Generated
+from acdc.tasks.spec import DEFAULT_METRIC, TASKS, TaskSpec
 
 __all__ = [
     "DEFAULT_METRIC",
@@ -33,102 +31,8 @@ __all__ = [
     "single_token_continuation",
 ]
 
-DEFAULT_METRIC = "logit_diff"
-"""Metric of tasks that have no other of their own, and of task files."""
-
 DEFAULT_N_PROMPTS = 64
 """Prompts of a built-in task unless the user says how many."""
-
-
-@dataclass(frozen=True)
-class TaskSpec:
-    """What a built-in task is.
-
-    Parameters
-    ----------
-    name
-        What the user types.
-    description
-        One line for ``acdc list tasks``.
-    model
-        The model that the task runs on unless the user names one.
-    generate
-        ``generate(tokenizer, rng, n_prompts, corruption)`` returns the pairs.
-    corruptions
-        Name -> what is corrupted; the first is the default.
-    of_ids
-        Whether prompts are drawn from token ids rather than made of text.  Then ``generate``
-        is given the usable ids in the tokenizer's place, and the model needs no tokenizer.
-    metric
-        The metric that the task's authors use.
-    spans
-        Labels of positions that every prompt has.
-    """
-
-    name: str
-    description: str
-    model: str
-    generate: Callable[[Any, Random, int, str], list[Generated]]
-    corruptions: Mapping[str, str]
-    of_ids: bool = False
-    metric: str = DEFAULT_METRIC
-    spans: tuple[str, ...] = ()
-
-    @property
-    def default_corruption(self) -> str:
-        """The corruption that is used unless the user names one."""
-        return next(iter(self.corruptions))
-
-
-TASKS: dict[str, TaskSpec] = {
-    spec.name: spec
-    for spec in (
-        TaskSpec(
-            "ioi",
-            "indirect object identification: 'Mary and John ... John gave a ring to' -> ' Mary'",
-            "ioi-small",
-            ioi.generate,
-            ioi.CORRUPTIONS,
-            spans=ioi.SPANS,
-        ),
-        TaskSpec(
-            "docstring",
-            "the next argument in a Python docstring: ':param load: ... :param' -> ' size'",
-            "docstring-small",
-            docstring.generate,
-            docstring.CORRUPTIONS,
-            spans=docstring.SPANS,
-        ),
-        TaskSpec(
-            "pronoun",
-            "she or he: 'there was a little girl named Lily.' -> ' She'",
-            "ioi-small",
-            pronoun.generate,
-            pronoun.CORRUPTIONS,
-            spans=pronoun.SPANS,
-        ),
-        TaskSpec(
-            "greater-than",
-            "a later year: 'The war lasted from the year 1732 to the year 17' -> '33' ... '99'",
-            "gpt2",
-            greater_than.generate,
-            greater_than.CORRUPTIONS,
-            metric="prob_diff",
-            spans=greater_than.SPANS,
-        ),
-        TaskSpec(
-            "induction",
-            "random tokens, repeated: 'A B C D ... A B C' -> 'D'; of token ids, for any model "
-            "(the bundled ones were not trained for it and barely do it)",
-            "ioi-small",
-            induction.generate,
-            induction.CORRUPTIONS,
-            of_ids=True,
-            spans=induction.SPANS,
-        ),
-    )
-}
-"""The built-in tasks by name."""
 
 
 def is_task_file(name_or_path: str) -> bool:

@@ -33,6 +33,7 @@ from acdc.tasks.prompts import (
     single_token_words,
     slot_names,
 )
+from acdc.tasks.spec import TASKS, TaskSpec
 from acdc.tasks.words import ARGUMENTS, DESCRIPTIONS, METHODS
 
 __all__ = ["CORRUPTIONS", "SPANS", "TEMPLATE", "corrupt_words", "generate"]
@@ -152,3 +153,15 @@ def corrupt_words(words: dict[str, str], fresh: list[str], corruption: str) -> d
         "random_answer": (ANSWER,),
     }[corruption]
     return words | dict(zip(places, fresh, strict=False))
+
+
+TASKS.add(
+    TaskSpec(
+        "docstring",
+        "the next argument in a Python docstring: ':param load: ... :param' -> ' size'",
+        "docstring-small",
+        generate,
+        CORRUPTIONS,
+        spans=SPANS,
+    ),
+)

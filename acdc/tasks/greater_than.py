@@ -32,6 +32,7 @@ from acdc.tasks.prompts import (
     fill_template,
     single_token_words,
 )
+from acdc.tasks.spec import TASKS, TaskSpec
 from acdc.tasks.words import EVENTS
 
 __all__ = ["CORRUPTIONS", "SPANS", "TEMPLATE", "generate", "two_digit_tokens"]
@@ -147,3 +148,16 @@ def _drawer(
         return Generated(Pair(clean.ids, corrupt.ids, right, wrong, spans=spans), TEMPLATE)
 
     return draw
+
+
+TASKS.add(
+    TaskSpec(
+        "greater-than",
+        "a later year: 'The war lasted from the year 1732 to the year 17' -> '33' ... '99'",
+        "gpt2",
+        generate,
+        CORRUPTIONS,
+        metric="prob_diff",
+        spans=SPANS,
+    ),
+)

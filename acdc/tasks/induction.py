@@ -25,6 +25,7 @@ from random import Random
 from acdc.errors import TaskError
 from acdc.tasks.base import Pair
 from acdc.tasks.prompts import Draw, Generated, collect_pairs
+from acdc.tasks.spec import TASKS, TaskSpec
 
 __all__ = ["CORRUPTIONS", "LENGTH", "SPANS", "generate"]
 
@@ -90,3 +91,17 @@ def _drawer(token_ids: Sequence[int], rng: Random) -> Draw:
         )
 
     return draw
+
+
+TASKS.add(
+    TaskSpec(
+        "induction",
+        "random tokens, repeated: 'A B C D ... A B C' -> 'D'; of token ids, for any model "
+        "(the bundled ones were not trained for it and barely do it)",
+        "ioi-small",
+        generate,
+        CORRUPTIONS,
+        of_ids=True,
+        spans=SPANS,
+    ),
+)

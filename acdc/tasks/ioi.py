@@ -27,6 +27,7 @@ from acdc.tasks.prompts import (
     single_token_words,
     slot_names,
 )
+from acdc.tasks.spec import TASKS, TaskSpec
 from acdc.tasks.words import NAMES, OBJECTS, PLACES
 
 __all__ = ["CORRUPTIONS", "SPANS", "TEMPLATES", "generate"]
@@ -109,3 +110,15 @@ def _spans(filled: Filled, scene: str, index: int) -> dict[str, tuple[int, ...]]
     subject, io = (at["B"], at["A"]) if index % 2 == 0 else (at["A"], at["B"])
     places = {"S1": subject, "S1+1": subject + 1, "IO": io, "S2": at["S"]}
     return {label: (position,) for label, position in (places | {"END": filled.last}).items()}
+
+
+TASKS.add(
+    TaskSpec(
+        "ioi",
+        "indirect object identification: 'Mary and John ... John gave a ring to' -> ' Mary'",
+        "ioi-small",
+        generate,
+        CORRUPTIONS,
+        spans=SPANS,
+    ),
+)

@@ -27,6 +27,7 @@ from acdc.tasks.prompts import (
     fill_template,
     word_width,
 )
+from acdc.tasks.spec import TASKS, TaskSpec
 from acdc.tasks.words import BOY_NAMES, GIRL_NAMES
 
 __all__ = ["CORRUPTIONS", "NOUNS", "SPANS", "TEMPLATES", "generate"]
@@ -135,3 +136,15 @@ def _spans(filled: Filled) -> dict[str, tuple[int, ...]]:
 def _pronouns(template: str) -> tuple[str, str]:
     """Return the girl's and the boy's pronoun, capital at the beginning of a sentence."""
     return (" She", " He") if template.endswith(".") else (" she", " he")
+
+
+TASKS.add(
+    TaskSpec(
+        "pronoun",
+        "she or he: 'there was a little girl named Lily.' -> ' She'",
+        "ioi-small",
+        generate,
+        CORRUPTIONS,
+        spans=SPANS,
+    ),
+)

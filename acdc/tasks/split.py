@@ -16,9 +16,7 @@ from numpy.typing import NDArray
 from acdc.errors import OptionError
 from acdc.tasks.base import Pair, Task
 
-__all__ = ["DEFAULT_HOLDOUT", "check_holdout", "held_out", "select_pairs"]
-
-DEFAULT_HOLDOUT = 0.25
+__all__ = ["check_holdout", "held_out", "select_pairs"]
 
 
 def check_holdout(share: float) -> None:

@@ -1,0 +1,104 @@
+"""Which threshold: ACDC is run at several until the circuit is as asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from acdc.engine.experiment import Experiment
+from acdc.evaluation import Evaluator
+from acdc.methods.base import Found
+from acdc.methods.select import DEFAULT_FAITHFULNESS
+
+__all__ = ["DEFAULT", "at_threshold", "n_searches"]
+
+_TAUS = tuple(scale / 10**power for power in range(2, 7) for scale in (3.0, 1.0))
+"""Thresholds that are tried by default, as fractions of the metric's gap: 3 %, 1 %, 0.3 % ..."""
+
+_BISECTIONS, _REFINEMENTS = 12, 3
+
+DEFAULT = (
+    "default tau: the largest of 3 %, 1 %, 0.3 %, ... of the metric's gap whose circuit has "
+    f"faithfulness {DEFAULT_FAITHFULNESS}"
+)
+"""What happens without a threshold and a number of edges."""
+
+
+def at_threshold(
+    experiment: Experiment,
+    threshold: float | None,
+    n_edges: int | None,
+    run: Callable[[float], Found],
+) -> Found:
+    """Run at the threshold that is asked for, or look for one.
+
+    Parameters
+    ----------
+    experiment
+        What circuits are measured on.
+    threshold
+        Tau, in the metric's unit.
+    n_edges
+        Look for the largest circuit of at most so many edges.  With neither: for the smallest
+        that is faithful.
+    run
+        ``tau -> Found``.
+    """
+    if n_edges is not None:
+        return _of_size(experiment, n_edges, run)
+    if threshold is None:
+        return _of_faithfulness(experiment, run)
+    return run(threshold)
+
+
+def n_searches(threshold: float | None, n_edges: int | None) -> int:
+    """At how many thresholds :func:`at_threshold` runs at most."""
+    if threshold is not None:
+        return 1
+    return _BISECTIONS if n_edges is not None else len(_TAUS) + _REFINEMENTS
+
+
+def _of_faithfulness(experiment: Experiment, run: Callable[[float], Found]) -> Found:
+    """Lower tau until the circuit is faithful, then halve the last step a few times."""
+    evaluator = Evaluator(experiment)
+    gap = abs(evaluator.full - evaluator.empty)
+
+    def attempt(tau: float) -> tuple[Found, bool]:
+        found = run(tau)
+        faithfulness = evaluator.faithfulness(found.circuit.in_circuit)
+        return found, faithfulness is None or faithfulness >= DEFAULT_FAITHFULNESS
+
+    high = 2 * _TAUS[0] * gap
+    for low in (fraction * gap for fraction in _TAUS):
+        best, faithful = attempt(low)
+        if faithful:
+            break
+        high = low
+    for _ in range(_REFINEMENTS if faithful else 0):
+        middle = math.sqrt(high * low)
+        found, faithful = attempt(middle)
+        if faithful:
+            low, best = middle, found
+        else:
+            high = middle
+    return best
+
+
+def _of_size(experiment: Experiment, n_edges: int, run: Callable[[float], Found]) -> Found:
+    """Bisect tau (on a log scale) for the largest circuit of at most ``n_edges`` edges."""
+    evaluator = Evaluator(experiment)
+    gap = abs(evaluator.full - evaluator.empty)
+    low, high = 1e-6 * gap, 2 * gap  # thresholds that keep too many, few enough
+    best: Found | None = None
+    for _ in range(_BISECTIONS):
+        tau = math.sqrt(low * high)
+        found = run(tau)
+        if found.circuit.n_edges <= n_edges:
+            high = tau
+            if best is None or found.circuit.n_edges >= best.circuit.n_edges:
+                best = found
+            if found.circuit.n_edges == n_edges:
+                break
+        else:
+            low = tau
+    return run(high) if best is None else best

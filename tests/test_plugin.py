@@ -1,0 +1,108 @@
+"""Another package's method, metric, task and reference, wherever ours can be named."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PLUGIN = Path(__file__).parent / "plugin"
+LN2 = Path(__file__).parent / "data" / "parity" / "ln2"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of installed packages with the plug-in, and a model with its reference in it."""
+    site = tmp_path_factory.mktemp("site")
+    shutil.copytree(PLUGIN, site, dirs_exist_ok=True)
+    model = site / "echo-heads"
+    shutil.copytree(LN2, model)
+    config = json.loads((model / "config.json").read_text())
+    reference = {
+        "name": "echo-heads", "description": "heads of layer 1", "model": "echo-heads",
+        "task": "pairs.jsonl", "ablation": {"intervention": "resample", "direction": "noising"},
+        "granularity": "edges", "citation": "this test", "open": "all of it", "roles": {},
+        "graph": {
+            "n_layers": config["n_layers"], "n_heads": config["n_heads"], "attn_only": False,
+            "parallel_attn_mlp": False, "split_qkv": True, "split_embed": False,
+        },
+        "edges": ["input->m0", "m0->m1", "m1->logits", "m0->a1.h1<v>", "a1.h1->logits"],
+    }  # fmt: skip
+    (model / "reference.json").write_text(json.dumps(reference))
+    rows = [
+        {"clean": [4, 5, 6, 7], "corrupt": [8, 5, 6, 7], "answers": [4], "wrong_answers": [8]},
+        {"clean": [9, 5, 6, 7], "corrupt": [3, 5, 6, 7], "answers": [9], "wrong_answers": [3]},
+    ]
+    (model / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return site
+
+
+def run(site: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": f"{site}{os.pathsep}{ROOT}", "COLUMNS": "200"}
+    command = [sys.executable, "-m", "acdc", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("methods", "gradient-size"),
+        ("metrics", "answer_logit"),
+        ("tasks", "echo"),
+        ("references", "echo-heads"),
+    ],
+)
+def test_it_is_listed(site: Path, kind: str, name: str) -> None:
+    done = run(site, "list", kind)
+    assert done.returncode == 0, done.stderr
+    assert name in done.stdout
+
+
+def test_it_is_on_the_command_line(site: Path, tmp_path: Path) -> None:
+    asked = ["discover", "echo", "--method", "gradient-size", "--metric", "answer_logit"]
+    asked += ["--model", LN2, "--power", 0.5, "--edges", 20, "--n-prompts", 4]
+    done = run(site, *asked, "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (summary["method"], summary["options"]) == ("gradient-size", {"power": 0.5})
+    assert summary["metric"] == "answer_logit"
+    done = run(site, "compare", tmp_path / "run", "--reference", "echo-heads")
+    assert done.returncode == 0, done.stderr
+    assert "--power" in run(site, "discover", "--help").stdout
+    refused = run(site, *asked[:-6], "--power", -1, "--out", tmp_path / "no")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "power -1.0: expected a number above 0, as 0.5" in refused.stderr
+
+
+def test_it_is_in_the_benchmark(site: Path, tmp_path: Path) -> None:
+    asked = ["bench", "accuracy", "--models", "echo-heads", "--methods", "gradient-size,eap"]
+    done = run(site, *asked, "--out", tmp_path / "accuracy")
+    assert done.returncode == 0, done.stderr
+    cells = json.loads((tmp_path / "accuracy" / "results.json").read_text())["cells"]
+    found = {cell["method"]: cell["edges"]["auroc"] for cell in cells}
+    assert found["gradient-size"] == pytest.approx(found["eap"])
+
+
+@pytest.mark.parametrize(
+    ("point", "words"),
+    [
+        ("gradient-size = acdc_plugin_example:nothing", "cannot be loaded"),
+        ("gradient-size = nowhere:nothing", "cannot be loaded"),
+        ("gradient-size = acdc_plugin_example:ECHO", "gives TaskSpec for method"),
+    ],
+)
+def test_a_broken_one_is_named(site: Path, tmp_path: Path, point: str, words: str) -> None:
+    broken = tmp_path / "site"
+    shutil.copytree(site, broken)
+    points = broken / "acdc_plugin_example-0.0.1.dist-info" / "entry_points.txt"
+    points.write_text(f"[acdc.methods]\n{point}\n")
+    done = run(broken, "list", "methods")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert words in done.stderr
+    assert "acdc-plugin-example" in done.stderr
