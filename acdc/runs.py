@@ -45,8 +45,6 @@ _SAME_CONSTANTS = ("model", "saes", "mean_over")
 _PACKAGES = ("acdc-circuits", "torch", "transformer_lens", "transformers", "numba", "numpy")
 
 
-
-
 class Timer:
     """Seconds by phase."""
 

@@ -240,9 +240,7 @@ class Settings(Checked):
         None, "Share of a file's rows left to evaluation (default: 0.25).", group="prompts",
         at_least=0, below=1, example=str(DEFAULT_HOLDOUT),
     )  # fmt: skip
-    batch_size: int = option(
-        32, "Prompts run together.", group="computing", at_least=1
-    )
+    batch_size: int = option(32, "Prompts run together.", group="computing", at_least=1)
     seed: int = option(
         0, "Seed of a built-in task's prompts and of a method's noise.", group="prompts",
         at_least=0, at_most=2**63 - 1,
