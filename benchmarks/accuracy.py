@@ -123,6 +123,11 @@ def subjects(references: Mapping[str, Path] = REFERENCES) -> dict[str, Subject]:
     return found
 
 
+def _every_method() -> tuple[str, ...]:
+    """Names of the methods, those that are swept over thresholds first."""
+    return tuple(sorted(METHODS, key=lambda name: METHODS[name].over != "circuit"))
+
+
 def _known_subject(name: str, path: Path) -> Subject:
     reference = read_reference(path)
     pairs = path.parent / "pairs.jsonl"
@@ -156,7 +161,7 @@ class Plan:
     """
 
     subjects: dict[str, Subject]
-    methods: tuple[str, ...] = field(default_factory=lambda: tuple(METHODS))
+    methods: tuple[str, ...] = field(default_factory=_every_method)
     thresholds: tuple[float, ...] = tuple(float(f"{x:.3g}") for x in np.geomspace(1, 1e-4, 17))
     n_prompts: int = 64
     n_resamples: int = 1000
@@ -276,7 +281,7 @@ class Table:
     def add(self, cell: dict[str, Any], device: str) -> None:
         """Put a cell in its place and write the file, whole."""
         self.cells[cell["subject"], cell["method"]] = cell
-        order = {name: i for i, name in enumerate([*subjects(), *METHODS])}
+        order = {name: i for i, name in enumerate([*subjects(), *_every_method()])}
         last = len(order)
         keys = sorted(
             self.cells, key=lambda key: (order.get(key[0], last), key[0], order.get(key[1], last))

@@ -13,8 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 from acdc.errors import OutputError, UnknownNameError
+from acdc.methods import METHODS
 from benchmarks import accuracy, accuracy_report
-from benchmarks.accuracy import METHODS, Plan, Table, measure, read_cells, subjects
+from benchmarks.accuracy import Plan, Table, measure, read_cells, subjects
 from benchmarks.accuracy_report import (
     BEGIN,
     END,
@@ -60,9 +61,7 @@ def test_every_cell_is_there_and_says_what_it_used(whole: list[dict[str, Any]]) 
         assert asked["intervention"] == cell["subject"].rsplit("-", 1)[1]
         assert (asked["direction"], asked["seed"], asked["n_prompts"]) == ("noising", 0, 10)
         assert ("thresholds" in asked) == (cell["method"] == "acdc")
-        assert asked["options"].get("steps") == (
-            5 if cell["method"] in ("acdc", "eap-ig") else None
-        )
+        assert asked["options"]["steps"] == 5
         assert {"torch", "numpy", "acdc-circuits"} <= set(asked["versions"])
         assert set(asked["files"]) == {
             "config.json", "model.safetensors", "pairs.jsonl", "reference"
