@@ -323,8 +323,12 @@ class Settings(Checked):
         return dataclasses.replace(self, **changes)
 
 
-def command_line(settings: Settings, command: str = "discover") -> str:
+def command_line(
+    settings: Settings, defaults: Mapping[str, Any] | None = None, command: str = "discover"
+) -> str:
     """Return the command that asks for some settings; what is as by default is not said.
+
+    ``defaults`` are those of the method's options.
 
     Examples
     --------
@@ -332,13 +336,14 @@ def command_line(settings: Settings, command: str = "discover") -> str:
     'acdc discover ioi --model ioi-small --method acdc --edges 60 --prepend-bos'
     """
     words = ["acdc", command, settings.task]
-    defaults = {one.name: one.default for one in fields(settings)}
+    usual = {one.name: one.default for one in fields(settings)}
     for name, _, says in options_of(Settings):
         value = getattr(settings, name)
-        if name != "task" and (value != defaults[name] or name == "method"):
+        if name != "task" and (value != usual[name] or name == "method"):
             words += _words(says.flag or name, value)
     for name, value in settings.options.items():
-        words += [] if value is None else _words(name, value)
+        usual_value = (defaults or {}).get(name)
+        words += [] if value in (None, usual_value) else _words(name, value)
     return shlex.join(words)
 
 

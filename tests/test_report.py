@@ -29,15 +29,15 @@ from acdc.assessment import assess
 from acdc.cli import main
 from acdc.engine.experiment import Experiment
 from acdc.errors import CircuitFileError, OptionError
+from acdc.methods import METHODS
 from acdc.metrics import get_metric
 from acdc.report import Report, gather, to_html
 from acdc.report.circuit import view_circuit
-from acdc.report.contents import command_line
 from acdc.report.evidence import read_evidence, read_repeated
 from acdc.report.patterns import MOST_TOKENS, attention_patterns, encode_patterns
 from acdc.report.plots import Axis, ablations_plot, frontier_plot
 from acdc.runs import run_constants
-from acdc.settings import Settings
+from acdc.settings import Settings, command_line
 from acdc.tasks import Pair, Task
 from acdc.texts import Texts
 from acdc.verdicts import Trials
@@ -299,7 +299,7 @@ def test_the_command_asks_for_the_same(
     monkeypatch.setattr("acdc.pipeline.check_settings", lambda settings: settings)
     with pytest.raises(SystemExit):
         main([*shlex.split(command_line(settings))[1:], "--out", str(tmp_path / "out")])
-    assert asked == [settings]
+    assert asked == [settings.replace(options=METHODS[settings.method].defaults)]
 
 
 def test_the_page_says_what_was_asked_and_found(page: str, report: Report) -> None:
@@ -487,7 +487,7 @@ def test_the_model_s_own_reference_is_found(
     assert "No circuit is known" in to_html(report)
     known = {"mine": reference}
     for module in (contents_module, references_module):
-        monkeypatch.setattr(module, "references", lambda: known)
+        monkeypatch.setattr(module, "REFERENCES", known)
     found = gather(folder, tests=False, n_prompts=1).agreement
     assert found is not None
     assert found.reference.name == "mine"
@@ -886,7 +886,9 @@ def test_a_report_measures_with_the_constants_of_the_run(tmp_path: Path) -> None
 
 
 def test_a_sparsity_is_said(report: Report) -> None:
-    settings = replace(report.settings, method="edge-pruning", n_edges=None, sparsity=0.95)
+    settings = replace(
+        report.settings, method="edge-pruning", n_edges=None, options={"sparsity": 0.95}
+    )
     text = to_html(replace(report, settings=settings))
     assert "all but a share of 0.95 of the edges, by absolute score" in text
 

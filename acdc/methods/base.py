@@ -136,6 +136,11 @@ class Method:
         """Names of the options that are its own."""
         return tuple(name for name, _, says in options_of(self.options) if not says.shared)
 
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Its own options with their defaults."""
+        return {name: getattr(self.options, name) for name in self.option_names}
+
     def configured(self, settings: Settings) -> Any:
         """Return the method's options as settings ask for them.
 

@@ -15,7 +15,7 @@ from acdc.curves import Point, score_curve
 from acdc.engine.experiment import Experiment
 from acdc.errors import CircuitFileError, OptionError
 from acdc.evaluation import Evaluator
-from acdc.methods import Score, meaning
+from acdc.methods import METHODS, Score, meaning
 from acdc.pipeline import Reporter, Silent, check_settings
 from acdc.references import REFERENCES, ablation_warning, load_reference
 from acdc.reopen import reopen
@@ -200,7 +200,7 @@ def gather(
         folder,
         settings,
         summary,
-        command_line(settings),
+        command_line(settings, METHODS[settings.method].defaults),
         meaning(circuit),
         view,
         evidence,

@@ -12,13 +12,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from acdc.methods import Score
+from acdc.methods import METHODS, Score
 from acdc.metrics import get_metric
 from acdc.pages import page
-from acdc.report.contents import Agreement, Report, command_line
+from acdc.report.contents import Agreement, Report
 from acdc.report.evidence import Ablated, Evidence, Repeated
 from acdc.report.plots import ablations_plot, bars, frontier_plot, roc_plot
-from acdc.settings import Settings
+from acdc.settings import Settings, command_line
 from acdc.tasks import is_task_file
 from acdc.verdicts import EdgeEffect, Verdict
 
@@ -440,7 +440,8 @@ def _stability(report: Report) -> str:
                 "<p>Not measured: <code>acdc stability</code> repeats discovery over draws of a "
                 "built-in task’s prompts, with heads and MLPs.</p>"
             )
-        again = f"{command_line(s, 'stability')} --seeds 5 --out runs/stable"
+        asked = command_line(s, METHODS[s.method].defaults, "stability")
+        again = f"{asked} --seeds 5 --out runs/stable"
         then = f"acdc report {report.folder} --stability runs/stable/stability.json"
         return (
             "<p>Not measured. In how many runs over other prompts each edge is kept:</p>"
