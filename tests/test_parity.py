@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from acdc.engine.experiment import Experiment
 from acdc.engine.patched import PatchedModel
 from acdc.methods.acdc import acdc
-from acdc.methods.eap import clean_corrupted, eap, eap_ig
+from acdc.methods.eap import Integration, clean_corrupted, eap, eap_ig
 from acdc.methods.exact import exact
 from acdc.metrics import get_metric
 from acdc.models import load_model
@@ -24,8 +24,8 @@ DATA = Path(__file__).parent / "data" / "parity"
 MODELS = ("ln2", "attn3")
 SCORES = {
     "eap_logit_diff": (eap, "logit_diff"),
-    "eap_ig_inputs_5_logit_diff": (functools.partial(eap_ig, steps=5), "logit_diff"),
-    "eap_ig_inputs_5_kl": (functools.partial(eap_ig, steps=5), "kl"),
+    "eap_ig_inputs_5_logit_diff": (functools.partial(eap_ig, options=Integration(5)), "logit_diff"),
+    "eap_ig_inputs_5_kl": (functools.partial(eap_ig, options=Integration(5)), "kl"),
     "clean_corrupted_logit_diff": (clean_corrupted, "logit_diff"),
     "exact_logit_diff": (exact, "logit_diff"),
 }
