@@ -1,19 +1,21 @@
 """HTML pages that need nothing but themselves: what the pages of this package share.
 
 Whatever comes from a user (names, prompts) goes into a page through :func:`html.escape`, or as
-data through :func:`page`, whose script puts it there as text; a policy in the page's head keeps
-it from loading anything.
+data through :func:`page`, whose script puts it there as text.  Should something get through all the
+same, :func:`policy` keeps it from running, and the page from loading anything.  The policy also
+forbids ``style`` attributes and inline event handlers: looks are classes, SVG's own attributes
+(``fill``, ``width``), or properties that the script sets.
 """
 
 from __future__ import annotations
 
 import json
+from base64 import b64encode
+from hashlib import sha256
 from html import escape
 from typing import Any
 
-__all__ = ["page"]
-
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+__all__ = ["hashed", "page", "policy"]
 
 _STYLE = """
 :root { color-scheme: light dark; --bg: #fff; --fg: #1b1f24; --soft: #626a73; --line: #d9dde2;
@@ -27,6 +29,7 @@ body { margin: 0 auto; padding: 1.2rem 1.5rem 4rem; max-width: 80rem; background
 h1 { font-size: 1.4rem; margin: 0 0 .3rem; } h2 { font-size: 1.1rem; margin: 1.8rem 0 .5rem; }
 h3 { font: 600 1.05rem ui-monospace, monospace; margin: 0; display: inline; }
 h4 { font-size: .78rem; font-weight: 600; color: var(--soft); margin: .7rem 0 .15rem; }
+.up { color: var(--up); } .down { color: var(--down); }
 a { color: var(--link); text-decoration: none; } a:hover, a:focus { text-decoration: underline; }
 p { margin: .3rem 0; } .soft { color: var(--soft); } .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
@@ -51,14 +54,39 @@ def page(title: str, body: str, *, style: str, script: str, data: Any = None) ->
     data
         Plain JSON values for the script, which finds them as the text of the element ``data``.
     """
+    style = _STYLE + style
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy(style, script)}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{_STYLE}{style}</style>\n</head>\n<body>\n"
+        f"<title>{escape(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n"
         f"{body}\n{'' if data is None else _data(data)}<script>{script}</script>\n"
         "</body>\n</html>\n"
     )
+
+
+def policy(style: str, script: str) -> str:
+    """Return the Content-Security-Policy of a page that has one style and one script.
+
+    Parameters
+    ----------
+    style, script
+        The whole text of the two elements.  Nothing else is applied or run: no other element, no
+        attribute, no address, no file; no link may be resolved elsewhere and no form be sent.
+
+    References
+    ----------
+    Content Security Policy Level 3, https://www.w3.org/TR/CSP3/.
+    """
+    return (
+        f"default-src 'none'; style-src {hashed(style)}; script-src {hashed(script)}; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
+def hashed(text: str) -> str:
+    """Return the source expression that allows an element with this text, and no other."""
+    return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
 
 
 def _data(data: Any) -> str:

@@ -19,6 +19,11 @@ __all__ = ["Drawing", "to_svg"]
 _SVG = "{http://www.w3.org/2000/svg}"
 _TOOLTIP = "{http://www.w3.org/1999/xlink}title"
 _SHAPES = ("path", "polygon", "polyline", "ellipse", "text")
+_ATTRIBUTES = {
+    "cx", "cy", "d", "fill", "fill-opacity", "font-size", "font-weight", "points", "rx", "ry",
+    "stroke", "stroke-dasharray", "stroke-opacity", "stroke-width", "text-anchor", "x", "y",
+}  # fmt: skip
+"""What a shape keeps; a ``style`` would be against the policy of the pages."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +114,6 @@ def _shape(element: ElementTree.Element) -> str:
     if tag not in _SHAPES:
         return ""
     known = "".join(
-        f' {name}="{escape(value)}"'
-        for name, value in element.items()
-        if name != "font-family" and not name.startswith("{")  # xml:space, of another namespace
+        f' {name}="{escape(value)}"' for name, value in element.items() if name in _ATTRIBUTES
     )
     return f"<{tag}{known}>{escape(element.text or '')}</{tag}>"

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from browser import EVIL, browse, check_policy
 from latent_oracle import random_dictionary
 from oracle import small_model, small_task
 from rich.console import Console
@@ -31,6 +30,7 @@ from acdc.looking import Gallery, gallery_parts, look, to_html
 from acdc.looking.activations import Activations, Prompt, record
 from acdc.looking.clusters import cluster_latents, correlations
 from acdc.looking.effects import direct_effects
+from acdc.looking.gallery import End, _link
 from acdc.metrics import get_metric
 from acdc.models import load_model
 from acdc.texts import Texts, label
@@ -303,6 +303,7 @@ class Page(HTMLParser):
 def test_the_page_needs_nothing_and_its_anchors_resolve(gallery: Gallery) -> None:
     text = to_html(gallery)
     page = Page(text)
+    check_policy(text)
     assert page.open == []
     assert page.fetched == page.handlers == []
     assert "@import" not in text
@@ -323,21 +324,41 @@ def test_the_page_needs_nothing_and_its_anchors_resolve(gallery: Gallery) -> Non
     assert len([i for i in inside if i in shown]) == linked + 2 * len(shown)
 
 
-def test_the_page_escapes_what_is_in_it(gallery: Gallery) -> None:
-    evil = '</span><script>alert("1")</script><img src=x onerror=alert(1)>\n'
-    latent = gallery.latents[0]
-    example = replace(latent.examples[0], tokens=(evil,) * len(latent.examples[0].tokens))
-    share = replace(latent.tokens[0], name=evil)
-    spoiled = replace(
-        latent, examples=(example,), tokens=(share,), up=(share,), context=(share,), places=(share,)
+def spoiled(gallery: Gallery) -> Gallery:
+    """Return a gallery whose names, tokens and links try to get out of their place."""
+    latent, site = gallery.latents[0], gallery.sites[0]
+    example = replace(latent.examples[0], tokens=(EVIL,) * len(latent.examples[0].tokens))
+    share = replace(latent.tokens[0], name=EVIL)
+    end = End(EVIL, EVIL, EVIL, 1.0)
+    bad = replace(
+        latent, name=EVIL, examples=(example,), tokens=(share,), up=(share,), context=(share,),
+        places=(share,), incoming=(end,), outgoing=(end,), link="javascript:window.ran='link'",
+    )  # fmt: skip
+    summary = {**gallery.summary, "task": EVIL, "model": EVIL, "metric": EVIL, "method": EVIL}
+    quality = replace(site.quality, hook=EVIL, architecture=EVIL)
+    return replace(
+        gallery,
+        latents=(bad,),
+        sites=(replace(site, name=EVIL, quality=quality),),
+        summary=summary,
+        slots=((EVIL, "scored"), (EVIL, f"slot {EVIL}")),
     )
-    summary = {**gallery.summary, "task": evil, "model": evil, "metric": evil, "method": evil}
-    text = to_html(replace(gallery, latents=(spoiled,), summary=summary, slots=((evil, "scored"),)))
-    page = Page(text)
-    assert page.tags.count("script") == 1
-    assert "img" not in page.tags
-    assert page.handlers == []
+
+
+def test_the_page_escapes_what_is_in_it(gallery: Gallery) -> None:
+    text = to_html(spoiled(gallery))
+    check_policy(text)
+    assert Page(text).tags.count("script") == 1
     assert "&lt;img src=x onerror" in text
+
+
+def test_only_dictionaries_known_to_neuronpedia_have_links(gallery: Gallery) -> None:
+    dictionary = random_dictionary(small_model("LN", 0), "standard", "attn_out", 1)
+    for name in ("javascript:alert(1)", "a/b/../c", "a/b?c", "//evil.example/a", "a/b\n", 7, None):
+        spoilt = replace(dictionary, metadata={"neuronpedia_id": name})
+        assert _link(spoilt, 3) is None
+    good = replace(dictionary, metadata={"neuronpedia_id": "gpt2-small/9-res"})
+    assert _link(good, 3) == "https://www.neuronpedia.org/gpt2-small/9-res/3"
 
 
 def test_the_command_writes_the_page(
@@ -352,23 +373,38 @@ def test_the_command_writes_the_page(
 
 
 def test_a_browser_opens_the_page(gallery: Gallery, tmp_path: Path) -> None:
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    browser = os.environ.get("ACDC_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
-    if browser is None:
-        pytest.skip("no Chromium is here: set ACDC_CHROMIUM to one")
-    page = tmp_path / "latents.html"
-    # what the page's own script does on the key j is written to the title, which is dumped
-    probe = (
-        '<script>dispatchEvent(new KeyboardEvent("keydown", {key: "j"}));'
-        "document.title = location.hash;</script></body>"
-    )
-    page.write_text(to_html(gallery).replace("</body>", probe), encoding="utf-8")
-    done = subprocess.run(
-        [browser, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom",
-         f"--user-data-dir={tmp_path / 'profile'}", page.as_uri()],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    assert f"<title>#{gallery.latents[0].name}</title>" in done.stdout
+    """It complains of nothing, the key j works, and shades and colours are there."""
+    probe = """
+      dispatchEvent(new KeyboardEvent("keydown", { key: "j" }));
+      const color = (kind, what) => getComputedStyle(document.querySelector(kind))[what];
+      const seen = {
+        hash: location.hash,
+        shades: ["b.b1", "b.b9"].map(kind => color(kind, "backgroundColor")),
+        signs: [".up", ".down"].map(kind => color(kind, "color")),
+        bars: [...document.querySelectorAll("svg.hist rect")]
+          .filter(bar => bar.getBoundingClientRect().height > 0).length,
+      };
+    """
+    found = browse(to_html(gallery), probe, tmp_path)
+    assert found["said"] == found["consoles"] == []
+    assert found["hash"] == f"#{gallery.latents[0].name}"
+    assert found["shades"] == ["rgba(255, 150, 0, 0.1)", "rgb(255, 150, 0)"]
+    assert found["signs"] == ["rgb(0, 114, 178)", "rgb(179, 71, 0)"]
+    counts = [count for site in gallery.sites for count in site.quality.density_counts]
+    assert found["bars"] == sum(count > 0 for count in counts)
+
+
+def test_a_browser_runs_nothing_of_what_users_wrote(gallery: Gallery, tmp_path: Path) -> None:
+    text = to_html(spoiled(gallery))
+    click = """
+      document.querySelectorAll("a").forEach(link => link.click());
+      document.querySelectorAll("details").forEach(one => { one.open = true; });
+      const seen = { text: document.body.innerText };
+    """
+    found = browse(text, click, tmp_path)
+    assert found["said"] == found["consoles"] == []
+    assert found["ran"] is None
+    assert found["text"].count("onerror=") > 10
 
 
 # --- bad input ----------------------------------------------------------------------------

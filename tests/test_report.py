@@ -5,13 +5,12 @@ from __future__ import annotations
 import base64
 import json
 import math
-import os
 import re
 import shlex
 import shutil
-import subprocess
 import tomllib
 from dataclasses import asdict, replace
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from browser import EVIL, browse, check_policy
 from oracle import FAMILIES, small_model, small_task
 
 import acdc
@@ -32,7 +32,7 @@ from acdc.errors import CircuitFileError, OptionError
 from acdc.methods import METHODS
 from acdc.metrics import get_metric
 from acdc.report import Report, gather, to_html
-from acdc.report.circuit import view_circuit
+from acdc.report.circuit import CircuitView, view_circuit
 from acdc.report.evidence import read_evidence, read_repeated
 from acdc.report.patterns import MOST_TOKENS, attention_patterns, encode_patterns
 from acdc.report.plots import Axis, ablations_plot, frontier_plot
@@ -48,7 +48,6 @@ from graphs.roc import auroc
 from graphs.svg import to_svg
 
 TRIALS = Trials(n_random=30, n_permutations=60, n_knockouts=3, n_edges=4)
-EVIL = '</script><img src=x onerror="alert(1)">&amp;\'"<!-- <script>'
 
 
 @pytest.fixture(scope="module")
@@ -509,7 +508,7 @@ def test_the_page_needs_nothing_but_itself(page: str) -> None:
     assert parsed.handlers == []
     assert not {"img", "link", "iframe", "object", "embed"} & set(parsed.tags)
     assert parsed.tags.count("script") == 2
-    assert "default-src 'none'" in page
+    check_policy(page)
     addresses = set(re.findall(r"https?://[^\"' )]+", page))
     assert addresses == {"http://www.w3.org/2000/svg"}
     assert "@import" not in page
@@ -526,16 +525,18 @@ def test_style_and_script_are_packaged() -> None:
     assert {p for p in folder.iterdir() if p.suffix in (".css", ".js")} <= found
 
 
-def test_nothing_from_a_user_is_markup(report: Report, page: str) -> None:
-    """Names, prompts and verdicts that try to break out of their place."""
+@pytest.fixture(scope="module")
+def spoiled(report: Report, head: str) -> Report:
+    """Return the report with names, prompts, verdicts and a node that try to get out of place."""
     evidence = report.evidence
     assert evidence is not None
     assert evidence.tests is not None
+    assert report.repeated is not None
     verdicts = tuple(replace(v, says=EVIL, unit=EVIL) for v in evidence.tests.verdicts)
     effects = tuple(replace(e, edge=EVIL) for e in evidence.tests.effects)
     rows = tuple(replace(a, intervention=EVIL, direction=EVIL) for a in evidence.ablations)
     tests = replace(evidence.tests, verdicts=verdicts, effects=effects)
-    spoiled = replace(
+    bad = replace(
         evidence, task=EVIL, model=EVIL, metric=EVIL, prompts=EVIL, tests=tests, ablations=rows
     )
     summary = report.summary | {
@@ -544,24 +545,40 @@ def test_nothing_from_a_user_is_markup(report: Report, page: str) -> None:
         "versions": {EVIL: EVIL},
         "timings": {EVIL: 1.0},
     }
-    tokens = [EVIL, "\u2028", "</SCRIPT", "a&lt;b"]
-    prompts = [
-        {**prompt, "clean": tokens, "answers": [EVIL]} for prompt in report.view.data["prompts"]
-    ]
-    view = replace(report.view, data={**report.view.data, "prompts": prompts})
     settings = replace(report.settings, task=EVIL, model=EVIL, saes=EVIL, device=EVIL, dtype=EVIL)
-    assert report.repeated is not None
-    spoiled_report = replace(
-        report, evidence=spoiled, summary=summary, view=view, settings=settings, command=EVIL,
-        folder=Path(EVIL), repeated=replace(report.repeated, method=EVIL),
+    return replace(
+        report, evidence=bad, summary=summary, view=spoiled_view(report, head), settings=settings,
+        command=EVIL, folder=Path(EVIL), repeated=replace(report.repeated, method=EVIL),
     )  # fmt: skip
-    text = to_html(spoiled_report)
+
+
+def spoiled_view(report: Report, head: str) -> CircuitView:
+    """Return the circuit with a head of another name, and other tokens."""
+    view = report.view
+    data = json.loads(json.dumps(view.data).replace(head, json.dumps(EVIL)[1:-1]))
+    data["nodes"][EVIL] |= {"about": EVIL, "tokens": [[EVIL, 0.5]]}
+    for prompt in data["prompts"]:
+        prompt["clean"][:4] = [EVIL, "\u2028", "</SCRIPT", "a&lt;b"]
+        prompt["answers"] = [EVIL]
+    pictures = tuple(
+        replace(
+            picture,
+            name=EVIL,
+            drawing=replace(picture.drawing, svg=picture.drawing.svg.replace(head, escape(EVIL))),
+        )
+        for picture in view.pictures
+    )
+    return replace(view, data=data, pictures=pictures)
+
+
+def test_nothing_from_a_user_is_markup(spoiled: Report) -> None:
+    text = to_html(spoiled)
+    check_policy(text)
     parsed = Page(text)
     assert parsed.tags.count("script") == 2
-    assert "img" not in parsed.tags
-    assert parsed.handlers == []
     assert parsed.text.count("onerror=") > 20
-    assert parsed.data["prompts"][0]["clean"] == tokens
+    assert parsed.data["prompts"] == spoiled.view.data["prompts"]
+    assert EVIL in parsed.data["nodes"]
     assert text.count("<!--") == 0
 
 
@@ -571,14 +588,7 @@ def test_the_data_survives_as_text(page: str, report: Report) -> None:
 
 # --- a browser ----------------------------------------------------------------------------
 
-_WATCH = """<script>
-window.said = [];
-addEventListener("error", event => said.push(String(event.message)));
-addEventListener("securitypolicyviolation", event => said.push(event.violatedDirective));
-console.error = (...words) => said.push(words.join(" "));
-</script>"""
-
-_PROBE = """<script>
+_PROBE = """
 const look = () => ({
   count: document.getElementById("count").textContent,
   lines: [...document.querySelectorAll(".picture:not([hidden]) .line:not(.gone)")].length,
@@ -592,14 +602,19 @@ const slide = value => {
   slider.value = value;
   slider.dispatchEvent(new Event("input"));
 };
-const click = name => document.querySelector(`.picture:not([hidden]) [data-node="${name}"]`)
+const click = name => [...document.querySelectorAll(".picture:not([hidden]) [data-node]")]
+  .find(node => node.dataset.node === name)
   .dispatchEvent(new MouseEvent("click", { bubbles: true }));
 const seen = { start: look() };
 slide(document.getElementById("threshold").max);
 seen.highest = look();
 slide(0);
-click("NODE");
+const widths = [...document.querySelectorAll("#panel table.ends i")]
+  .map(bar => bar.getBoundingClientRect().width);
+click(NODE);
 seen.head = look();
+const shades = [...document.querySelectorAll("#panel .prompt span")]
+  .map(word => getComputedStyle(word).backgroundColor);
 [...document.querySelectorAll("#panel button")].find(b => b.textContent === "corrupt").click();
 seen.corrupt = look();
 const other = document.getElementById("prompt");
@@ -620,36 +635,14 @@ document.getElementById("fit").click();
 seen.fitted = svg.getAttribute("viewBox") === before;
 dispatchEvent(new KeyboardEvent("keydown", { key: "Escape" }));
 seen.none = look();
-seen.said = said;
-const out = document.createElement("pre");
-out.id = "seen";
-out.textContent = btoa(unescape(encodeURIComponent(JSON.stringify(seen))));
-document.body.append(out);
-</script></body>"""
+seen.shades = new Set(shades).size;
+seen.widths = new Set(widths).size;
+"""
 
 
-def browse(page: str, node: str, folder: Path) -> dict[str, Any]:
-    """Open a page in a browser without a window, use it, and return what was seen."""
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    browser = os.environ.get("ACDC_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
-    if browser is None:
-        pytest.skip("no Chromium is here: set ACDC_CHROMIUM to one")
-    file = folder / "page.html"
-    probed = page.replace("<body>", f"<body>{_WATCH}").replace(
-        "</body>", _PROBE.replace("NODE", node)
-    )
-    file.write_text(probed, encoding="utf-8")
-    done = subprocess.run(
-        [browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
-         "--no-first-run", "--disable-background-networking", "--disable-component-update",
-         "--disable-sync", "--enable-logging=stderr", "--dump-dom",
-         f"--user-data-dir={folder / 'profile'}", file.as_uri()],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    consoles = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    found = re.search(r'<pre id="seen">([^<]*)</pre>', done.stdout)
-    assert found, f"the page's script or the probe failed: {consoles}"
-    return {**json.loads(base64.b64decode(found[1])), "consoles": consoles}
+def probe(node: str) -> str:
+    """What uses the page of a report, and clicks on a node."""
+    return _PROBE.replace("NODE", json.dumps(node).replace("<", "\\u003c"))
 
 
 @pytest.fixture(scope="module")
@@ -660,12 +653,18 @@ def head(report: Report) -> str:
 
 @pytest.fixture(scope="module")
 def seen(page: str, head: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return browse(page, head, tmp_path_factory.mktemp("browser"))
+    return browse(page, probe(head), tmp_path_factory.mktemp("browser"))
 
 
 def test_a_browser_has_nothing_to_complain_of(seen: dict[str, Any]) -> None:
     assert seen["consoles"] == []
     assert seen["said"] == []
+
+
+def test_bars_and_shades_are_as_large_as_what_they_show(seen: dict[str, Any]) -> None:
+    """The policy forbids style attributes: the script sets them otherwise."""
+    assert seen["widths"] > 5
+    assert seen["shades"] > 3
 
 
 def test_the_slider_changes_which_edges_are_drawn(seen: dict[str, Any]) -> None:
@@ -712,15 +711,17 @@ def test_the_rest_of_the_page_moves_too(seen: dict[str, Any], report: Report) ->
     assert seen["none"]["panel"].startswith("Strongest edges")
 
 
-def test_a_browser_shows_tokens_as_text(report: Report, head: str, tmp_path: Path) -> None:
-    first, *rest = report.view.data["prompts"]
-    clean = [EVIL, *first["clean"][1:]]
-    view = replace(
-        report.view, data={**report.view.data, "prompts": [{**first, "clean": clean}, *rest]}
-    )
-    found = browse(to_html(replace(report, view=view)), head, tmp_path)
-    assert found["said"] == []
-    assert EVIL in found["head"]["panel"]
+def test_a_browser_shows_what_users_wrote_as_text(
+    spoiled: Report, seen: dict[str, Any], tmp_path: Path
+) -> None:
+    """The page does all that it did, and runs nothing."""
+    found = browse(to_html(spoiled), probe(EVIL), tmp_path)
+    assert found["said"] == found["consoles"] == []
+    assert found["ran"] is None
+    assert found["head"]["panel"].count(EVIL) > 3
+    for look in ("start", "highest", "head", "corrupt", "second", "logits", "others", "none"):
+        for what in ("count", "lines", "cells", "shaded", "rows"):
+            assert found[look][what] == seen[look][what], (look, what)
 
 
 # --- latents, shared key-value heads ------------------------------------------------------

@@ -41,7 +41,6 @@ article:target { outline: 2px solid var(--link); }
   font-variant-numeric: tabular-nums; }
 .tok { font-family: ui-monospace, monospace; font-size: .86rem; white-space: pre;
   overflow: hidden; text-overflow: ellipsis; }
-.up { color: var(--up); } .down { color: var(--down); }
 svg.hist { vertical-align: middle; } svg.hist rect { fill: var(--soft); }
 .slot { outline: 1px solid var(--link); border-radius: 2px; }
 .slot sub { color: var(--link); text-indent: 0; }
@@ -230,7 +229,7 @@ def _cluster(number: int, cluster: ClusterView, shown: set[str]) -> str:
 
 def _latent(x: LatentView, shown: set[str]) -> str:
     link = ""
-    if x.link:
+    if x.link and x.link.startswith("https://"):  # no address of another kind, as javascript:
         href = escape(x.link)
         link = f' &middot; <a href="{href}" rel="noreferrer">neuronpedia</a>'
     examples = "".join(_example(example, x.largest) for example in x.examples)

@@ -261,7 +261,7 @@ def bars(rows: Sequence[tuple[str, float, str]]) -> str:
     most = max((value for _, value, _ in rows), default=0.0) or 1.0
     return "".join(
         f'<div class="bar"><span>{escape(name)}</span>'
-        f'<span class="track"><i style="width:{100 * value / most:.1f}%"></i></span>'
+        f'<svg class="track"><rect width="{100 * value / most:.1f}%" height="9" rx="3"/></svg>'
         f"<span>{escape(says)}</span></div>"
         for name, value, says in rows
     )

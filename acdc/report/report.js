@@ -40,6 +40,7 @@ function make(tag, attributes = {}, ...children) {
     : document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (name === "style") Object.assign(element.style, value);  // no attribute: see the policy
     else element.setAttribute(name, value);
   }
   element.append(...children.filter(child => child !== null));
@@ -227,7 +228,7 @@ function table(edges, names, kind = "") {
     return make("tr", { class: look, title },
       make("td", {}, port(edge) ? make("span", { class: `port ${port(edge)}` }, port(edge)) : ""),
       make("td", {}, ...names(edge)),
-      make("td", {}, make("i", { style: `width:${width}%` })),
+      make("td", {}, make("i", { style: { width: `${width}%` } })),
       make("td", {}, signed(edge[SCORE])),
       make("td", { title: "runs over other prompts that kept it" }, kept));
   }));
@@ -272,7 +273,7 @@ function chooser() {
 function words(tokens, prompt, asked, weight, ask) {
   const spans = tokens.map((token, i) => make("span", {
     class: `${i === asked ? "asked" : ""} ${prompt.scored.includes(i) ? "scored" : ""}`,
-    style: `background: rgb(var(--hot) / ${weight(asked, i).toFixed(3)})`,
+    style: { background: `rgb(var(--hot) / ${weight(asked, i).toFixed(3)})` },
     title: `${weight(asked, i).toFixed(2)} of the attention from \u201c${plain(tokens[asked])}\u201d`,
     onclick: () => ask(i),
   }, token));
@@ -309,10 +310,10 @@ function grid(tokens, asked, weight, ask, say) {
     if (font >= 5) {
       const middle = label + (query + 0.5) * size + 0.35 * font;
       const text = plain(tokens[query]);
-      const style = { "font-size": font.toFixed(1) };
+      const look = { "font-size": font.toFixed(1) };
       svg.append(
-        make("text", { ...style, x: label - 4, y: middle, "text-anchor": "end" }, text),
-        make("text", { ...style, transform: `translate(${middle} ${label - 4}) rotate(-90)` }, text));
+        make("text", { ...look, x: label - 4, y: middle, "text-anchor": "end" }, text),
+        make("text", { ...look, transform: `translate(${middle} ${label - 4}) rotate(-90)` }, text));
     }
   }
   svg.append(make("rect", { class: "asked", x: label, y: label + asked * size, width: 300, height: size }));
