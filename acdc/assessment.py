@@ -24,7 +24,7 @@ from acdc.verdicts import Judgement, Trials, judge, n_evaluations
 from graphs import Circuit
 from graphs.files import write_json
 
-__all__ = ["Assessment", "Measured", "assess", "importance"]
+__all__ = ["Assessment", "Measured", "assess", "assess_loaded", "importance"]
 
 _AREAS = (("CPR", "signed"), ("CMD", "absolute"))
 """MIB's two areas, each with its ranking."""
@@ -187,14 +187,43 @@ def assess(
     >>> found = acdc.assess(circuit, settings, discovery=settings)  # doctest: +SKIP
     >>> found.judgement["minimality"].says  # doctest: +SKIP
     """
-    if n_resamples < 1:
-        raise OptionError(f"n_resamples {n_resamples}: expected at least 1")
-    if optimal and circuit.graph.shape.sites:
-        raise OptionError("optimal: constants of latents are not trained, leave it out")
-    reporter, trials, timer = reporter or Silent(), trials or Trials(), Timer()
+    _check(circuit, n_resamples, optimal)
+    reporter, timer = reporter or Silent(), Timer()
     with timer.phase("load"), reporter.phase("load model and task", None):
         circuit, experiment = fit(circuit, settings, PromptChoice(discovery, seen), constants)
         experiment = with_means(experiment)
+    return assess_loaded(
+        circuit, experiment, settings, trials=trials, tests=tests, n_resamples=n_resamples,
+        optimal=optimal, memory=memory, reporter=reporter, timer=timer,
+    )  # fmt: skip
+
+
+def assess_loaded(
+    circuit: Circuit,
+    experiment: Experiment,
+    settings: Settings,
+    *,
+    trials: Trials | None = None,
+    tests: bool = True,
+    n_resamples: int = 1000,
+    optimal: bool = False,
+    memory: int = 1 << 30,
+    reporter: Reporter | None = None,
+    timer: Timer | None = None,
+) -> Assessment:
+    """As :func:`assess`, of a model that is loaded and prompts that are chosen.
+
+    Parameters
+    ----------
+    circuit, settings, trials, tests, n_resamples, optimal, memory, reporter
+        As of :func:`assess`.
+    experiment
+        What the settings ask for, on prompts that a :class:`acdc.unseen.PromptChoice` gave.
+    timer
+        Of what was done before; None: nothing.
+    """
+    _check(circuit, n_resamples, optimal)
+    reporter, trials, timer = reporter or Silent(), trials or Trials(), timer or Timer()
     steps = settings.optimal_steps
     with timer.phase("constants"):
         experiment = with_constants(experiment, steps, memory, reporter)
@@ -227,6 +256,13 @@ def assess(
         timer.seconds,
         left_out,
     )
+
+
+def _check(circuit: Circuit, n_resamples: int, optimal: bool) -> None:
+    if n_resamples < 1:
+        raise OptionError(f"n_resamples {n_resamples}: expected at least 1")
+    if optimal and circuit.graph.shape.sites:
+        raise OptionError("optimal: constants of latents are not trained, leave it out")
 
 
 def _left_out(experiment: Experiment, optimal: bool) -> dict[str, str]:

@@ -25,6 +25,7 @@ import acdc
 import acdc.references as references_module
 import acdc.report.circuit as circuit_module
 import acdc.report.contents as contents_module
+from acdc import pipeline
 from acdc.assessment import assess
 from acdc.cli import main
 from acdc.engine.experiment import Experiment
@@ -33,7 +34,7 @@ from acdc.methods import METHODS
 from acdc.metrics import get_metric
 from acdc.report import Report, gather, to_html
 from acdc.report.circuit import CircuitView, view_circuit
-from acdc.report.evidence import read_evidence, read_repeated
+from acdc.report.evidence import evidence_of, read_evidence, read_repeated
 from acdc.report.patterns import MOST_TOKENS, attention_patterns, encode_patterns
 from acdc.report.plots import Axis, ablations_plot, frontier_plot
 from acdc.runs import run_constants
@@ -337,6 +338,47 @@ def test_without_tests(folder: Path, report: Report) -> None:
     assert "It passes" not in text
     assert report.evidence is not None
     assert f"{report.evidence.ablations[0].faithfulness:.3g} (" in text
+
+
+@pytest.mark.parametrize("tests", [True, False])
+def test_what_is_measured_now_is_what_a_file_would_say(
+    folder: Path, circuit: Circuit, tmp_path: Path, tests: bool
+) -> None:
+    settings, _, _ = acdc.load_run(folder)
+    few = Trials(n_random=3, n_permutations=3, n_knockouts=2, n_edges=3)
+    found = assess(
+        circuit, settings, discovery=settings, trials=few, tests=tests, n_resamples=20
+    )  # fmt: skip
+    found.save(tmp_path / "evaluation.json")
+    assert evidence_of(found) == read_evidence(tmp_path / "evaluation.json", circuit)
+    nowhere = replace(found.measured[0], low=math.nan, high=math.inf)
+    undefined = replace(found, measured=(nowhere,))
+    undefined.save(tmp_path / "evaluation.json")
+    assert evidence_of(undefined) == read_evidence(tmp_path / "evaluation.json", circuit)
+
+
+@pytest.mark.parametrize("saes", [None, "bundled"])
+def test_the_model_is_loaded_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saes: str | None
+) -> None:
+    """And measured as ``acdc evaluate`` measures, on prompts that discovery has not seen."""
+    options = {} if saes is None else {"saes": saes, "max_latents": 12}
+    run = acdc.discover("ioi", method="eap", n_edges=40, n_prompts=4, **options)
+    run.save(tmp_path / "run")
+    settings, circuit, _ = acdc.load_run(tmp_path / "run")
+    constants = run_constants(tmp_path / "run", settings)
+    wanted = assess(circuit, settings, discovery=settings, tests=False, constants=constants)
+    calls: list[str] = []
+
+    def counted(name: str) -> Any:
+        real = getattr(pipeline, name)
+        return lambda *args, **kwargs: calls.append(name) or real(*args, **kwargs)
+
+    for name in ("load_model", "load_dictionaries"):
+        monkeypatch.setattr(pipeline, name, counted(name))
+    found = gather(tmp_path / "run", tests=False, n_prompts=1)
+    assert calls == ["load_model"] + ["load_dictionaries"] * (saes is not None)
+    assert found.evidence == evidence_of(wanted)
 
 
 def test_an_evaluation_is_made_where_none_is(folder: Path, tmp_path: Path) -> None:

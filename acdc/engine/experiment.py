@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import torch
@@ -143,6 +143,11 @@ class Experiment:
     positions: Positions | None = None
     attachments: tuple[Attachment, ...] = ()
     candidates: NDArray[np.bool_] | None = None
+
+    def on(self, task: Task) -> Self:
+        """Return the same experiment on other prompts."""
+        exact = self.in_float32
+        return replace(self, task=task, in_float32=None if exact is None else exact.on(task))
 
     @cached_property
     def program(self) -> Program:

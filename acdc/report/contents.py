@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from acdc.assessment import assess, importance
+from acdc.assessment import assess_loaded, importance
 from acdc.curves import Point, score_curve
 from acdc.engine.experiment import Experiment
 from acdc.errors import CircuitFileError, OptionError
@@ -21,10 +20,11 @@ from acdc.references import REFERENCES, ablation_warning, load_reference
 from acdc.reopen import reopen
 from acdc.report.checked import JsonObject
 from acdc.report.circuit import CircuitView, view_circuit
-from acdc.report.evidence import Evidence, Repeated, read_evidence, read_repeated, to_evidence
-from acdc.runs import load_run, run_constants
+from acdc.report.evidence import Evidence, Repeated, evidence_of, read_evidence, read_repeated
+from acdc.runs import load_run
 from acdc.settings import Settings, command_line
 from acdc.texts import Texts
+from acdc.unseen import PromptChoice
 from acdc.verdicts import Trials
 from graphs import (
     Ablation,
@@ -35,7 +35,6 @@ from graphs import (
     joined_shape,
 )
 from graphs.comparison import common_form
-from graphs.files import json_text
 from graphs.roc import Roc, average_precision, counts, items, roc_curve
 
 __all__ = ["Agreement", "Report", "gather"]
@@ -176,19 +175,21 @@ def gather(
     known = load_reference(reference) if reference else _own_reference(settings, circuit)
     if known is not None:
         common_form(circuit, known)  # of another graph: said before anything is measured
-    if evidence is None and circuit.n_edges:
-        found = assess(
-            circuit,
-            settings,
-            discovery=settings,
-            tests=tests,
-            trials=trials,
-            constants=run_constants(folder, settings),
-            reporter=reporter,
-        )
-        evidence = to_evidence(json.loads(json_text(found.summary())), circuit, folder)
-    with reporter.phase("look at the circuit", None):
+    with reporter.phase("load model and task", None):
         experiment, tokenizer = reopen(folder, settings, circuit, summary)
+    if evidence is None and circuit.n_edges:
+        unseen = PromptChoice(settings)(settings, experiment.model, tokenizer)
+        evidence = evidence_of(
+            assess_loaded(
+                circuit,
+                experiment.on(unseen),
+                settings,
+                tests=tests,
+                trials=trials,
+                reporter=reporter,
+            )
+        )
+    with reporter.phase("look at the circuit", None):
         view = view_circuit(
             circuit,
             experiment,

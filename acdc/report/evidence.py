@@ -1,12 +1,16 @@
-"""What ``acdc evaluate`` and ``acdc stability`` wrote, read back and held against the run."""
+"""What speaks for a circuit: measured now, or written by ``acdc evaluate`` and ``acdc stability``.
+
+What was written is held against the run.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from acdc.assessment import Assessment, Measured
 from acdc.errors import CircuitFileError
 from acdc.report.checked import JsonObject
 from acdc.settings import Settings
@@ -20,9 +24,9 @@ __all__ = [
     "Evidence",
     "Repeated",
     "Tests",
+    "evidence_of",
     "read_evidence",
     "read_repeated",
-    "to_evidence",
 ]
 
 _MOST_BYTES = 256 * MIB
@@ -123,6 +127,34 @@ class Repeated:
     n_kept: Mapping[str, int]
 
 
+def evidence_of(found: Assessment) -> Evidence:
+    """Return what was measured, as :func:`read_evidence` gives it back from its file."""
+    tests, judgement = None, found.judgement
+    if judgement is not None:
+        tests = Tests(judgement.verdicts, judgement.edges, judgement.complement)
+    return Evidence(
+        task=found.settings.task,
+        model=str(found.settings.model),
+        metric=str(found.settings.metric),
+        n_prompts=found.n_prompts,
+        prompts=found.task_info["prompts"],
+        seen=found.task_info["seen"],
+        ablations=tuple(map(_ablated, found.measured)),
+        areas=tuple(AreaValue(a.measure, a.value, a.low, a.high) for a in found.areas),
+        tests=tests,
+    )
+
+
+def _ablated(measured: Measured) -> Ablated:
+    values = measured.evaluation.faithfulness, measured.low, measured.high
+    return Ablated(measured.intervention, measured.direction, *map(_finite, values))
+
+
+def _finite(value: float | None) -> float | None:
+    """None for what is undefined, as in a file."""
+    return None if value is None or not math.isfinite(value) else value
+
+
 def read_evidence(path: Path, circuit: Circuit) -> Evidence:
     """Read what ``acdc evaluate RUN --out FILE`` wrote.
 
@@ -131,24 +163,17 @@ def read_evidence(path: Path, circuit: Circuit) -> Evidence:
     CircuitFileError
         If the file cannot be read, is no evaluation, or is of another circuit.
     """
-    return to_evidence(read_json(path, _MOST_BYTES, CircuitFileError), circuit, path)
-
-
-def to_evidence(content: Any, circuit: Circuit, where: object) -> Evidence:
-    """Check the content of an evaluation's file; ``where`` it is from stands in messages.
-
-    Errors as :func:`read_evidence`.
-    """
-    item = JsonObject(content, where, "an evaluation", "acdc evaluate RUN --out FILE")
+    content = read_json(path, _MOST_BYTES, CircuitFileError)
+    item = JsonObject(content, path, "an evaluation", "acdc evaluate RUN --out FILE")
     sizes = item.number("n_edges_kept"), item.number("n_edges_total")
     if sizes != (circuit.n_edges, circuit.graph.n_edges):
         raise CircuitFileError(
-            f"{where} is of a circuit of {sizes[0]:,} of {sizes[1]:,} edges, the run's has "
+            f"{path} is of a circuit of {sizes[0]:,} of {sizes[1]:,} edges, the run's has "
             f"{circuit.n_edges:,} of {circuit.graph.n_edges:,}: give an evaluation of this run"
         )
     if item.text("circuit_digest") != circuit.digest:
         raise CircuitFileError(
-            f"{where} is of another circuit of {circuit.n_edges:,} edges: give an evaluation of "
+            f"{path} is of another circuit of {circuit.n_edges:,} edges: give an evaluation of "
             "this run"
         )
     tests = None if item.get("tests", dict, None) is None else _tests(item.at("tests"))
