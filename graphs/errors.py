@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from itertools import islice
 
 from graphs.text import one_line
 
@@ -26,6 +27,9 @@ __all__ = [
     "ReferenceFileError",
     "did_you_mean",
 ]
+
+
+_MOST_NAMES = 100_000
 
 
 class InputError(ValueError):
@@ -48,8 +52,11 @@ class CircuitFileError(InputError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return ``"did you mean a, b?"`` with the nearest known names, or all of a short list."""
-    names = sorted(known)
+    """Return ``"did you mean a, b?"`` with the nearest known names, or all of a short list.
+
+    Of a graph of millions of latents the first names alone are looked at.
+    """
+    names = sorted(islice(known, _MOST_NAMES))
     near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
     if near:
         return f"did you mean {', '.join(near)}?"

@@ -18,7 +18,7 @@ import os
 import re
 import urllib.parse
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,15 @@ from numpy.typing import NDArray
 
 from graphs.circuit import Circuit
 from graphs.draw import to_dot
-from graphs.errors import CircuitFileError, GraphError, did_you_mean
-from graphs.files import json_text, write_whole
+from graphs.errors import CircuitFileError, GraphError, InputError, did_you_mean
+from graphs.files import MIB, json_text, parse_json, read_bytes, read_json, read_text, write_whole
 from graphs.graph import Graph, component_graph, parse_node, shape_from_config, shape_to_config
 from graphs.latents import sites_from_text, sites_to_text
+from graphs.rendering import parse_dot
 from graphs.spans import split_span
 
 __all__ = [
+    "checked_info",
     "from_networkx",
     "load_circuit",
     "read_circuit_json",
@@ -48,8 +50,12 @@ __all__ = [
 ]
 
 PathLike = str | os.PathLike[str]
-_KV = re.compile(r"a(\d+)\.kv(\d+)")
+_KV = re.compile(r"a([0-9]{1,9})\.kv([0-9]{1,9})")
 _BOOLS = {"true": True, "false": False}
+_WORDS_OF_INFO = ("task", "model", "method", "metric", "intervention", "direction")
+_MOST_BYTES = 256 * MIB
+_MOST_NAMED = 5_000_000  # edges of which a table of names is made
+_MOST_WIDTH = 10**9
 
 
 def save_circuit(circuit: Circuit, path: PathLike) -> None:
@@ -135,12 +141,10 @@ def read_circuit_json(path: PathLike) -> Circuit:
             )
     graph = _graph(path, data["cfg"])
     _check_nodes(path, graph, data["nodes"])
-    info = data.get("info", {})
-    if not isinstance(info, dict):
-        raise CircuitFileError(f"{path}: 'info' is {_kind(info)}, expected an object")
+    info = checked_info(path, data.get("info", {}))
     if "d_model" in data["cfg"]:
         info = {"d_model": data["cfg"]["d_model"], **info}
-    return _circuit(path, graph, _json_rows(path, data["edges"]), info)
+    return _circuit(path, graph, _json_rows(path, data["edges"]), checked_info(path, info))
 
 
 def to_networkx(circuit: Circuit, *, all_edges: bool = False) -> nx.MultiDiGraph:
@@ -221,7 +225,7 @@ def read_graphml(path: PathLike) -> Circuit:
     CircuitFileError
         If the file is not there, is no GraphML, or holds no circuit.
     """
-    content = _content(path)
+    content = read_bytes(path, _MOST_BYTES, CircuitFileError)
     try:
         view = nx.read_graphml(io.BytesIO(content), force_multigraph=True)
     except (ElementTree.ParseError, nx.NetworkXError, KeyError, ValueError) as error:
@@ -246,17 +250,14 @@ def read_dot(path: PathLike) -> Circuit:
     CircuitFileError
         If the file is not there, is no DOT, or holds no circuit.
     """
-    import pygraphviz
-
-    text = _content(path).decode(errors="replace")
+    text = read_text(path, _MOST_BYTES, CircuitFileError)
     try:
-        view = pygraphviz.AGraph(string=text)
-    except (pygraphviz.DotError, ValueError) as error:
-        raise CircuitFileError(f"{path}: no DOT that can be read: {_one_line(error)}") from error
-    attributes = dict(view.graph_attr)
+        attributes, edges = parse_dot(text)
+    except InputError as error:
+        raise CircuitFileError(f"{path}: no DOT that can be read: {error}") from error
     config = {k: attributes[k] for k in _SHAPE_KEYS if k in attributes}
     graph = _graph(path, {k: v if k in _WORDS else _plain(v) for k, v in config.items()})
-    rows = [row for edge in view.edges_iter() for row in _dot_rows(path, edge)]
+    rows = [row for edge in edges for row in _dot_rows(path, *edge)]
     for word in attributes.get("undrawn", "").split():
         name, _, score = word.rpartition("=")
         rows.append((name, _float(score), True))
@@ -289,21 +290,8 @@ def _by_suffix(path: PathLike, table: dict[str, Callable]) -> Callable:
     return table[suffix]
 
 
-def _content(path: PathLike) -> bytes:
-    try:
-        return Path(path).read_bytes()
-    except OSError as error:
-        raise CircuitFileError(f"cannot read {path}: {error.strerror or error}") from error
-
-
 def _json_object(path: PathLike) -> dict[str, Any]:
-    content = _content(path)
-    try:
-        data = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise CircuitFileError(
-            f"{path}: no JSON that can be read ({_one_line(error)}); is the file truncated?"
-        ) from error
+    data = read_json(path, _MOST_BYTES, CircuitFileError)
     if not isinstance(data, dict):
         raise CircuitFileError(
             f"{path}: holds {_kind(data)}, expected the object of a circuit file"
@@ -356,25 +344,27 @@ def _check_nodes(path: PathLike, graph: Graph, nodes: dict[str, Any]) -> None:
             )
 
 
-def _json_rows(path: PathLike, edges: dict[str, Any]) -> Iterable[tuple[str, Any, Any]]:
+def _json_rows(path: PathLike, edges: dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    rows = []
     for name, entry in edges.items():
         if not isinstance(entry, dict) or "score" not in entry or "in_graph" not in entry:
             raise CircuitFileError(
                 f"{path}: edge {name!r} is {json.dumps(entry)[:80]}, "
                 'expected {"score": number, "in_graph": true or false}'
             )
-        yield name, entry["score"], entry["in_graph"]
+        rows.append((name, entry["score"], entry["in_graph"]))
+    return rows
 
 
 def _circuit(
     where: object,
     graph: Graph,
-    rows: Iterable[tuple[str, Any, Any]],
+    rows: Sequence[tuple[str, Any, Any]],
     info: dict[str, Any],
     failure: type[GraphError] | type[CircuitFileError] = CircuitFileError,
 ) -> Circuit:
     """Build a circuit from ``(edge name, score, in)``, every value checked."""
-    index = _EdgeIndex(graph)
+    index = _EdgeIndex(graph, len(rows))
     scores, kept = np.zeros(graph.n_edges), np.zeros(graph.n_edges, dtype=bool)
     for name, score, in_graph in rows:
         edge = index.find(name)
@@ -391,12 +381,12 @@ def _circuit(
 
 
 class _EdgeIndex:
-    """Index of an edge by name: a table, or a search where the graph has millions."""
+    """Index of an edge by name: a table, or a search where few of many are looked up."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, n_names: int) -> None:
         self.graph = graph
         self._table: dict[str, int] | None = None
-        if not graph.shape.sites:
+        if graph.n_edges <= min(_MOST_NAMED, 50 * n_names):
             self._table = {name: i for i, name in enumerate(graph.edge_names())}
 
     def find(self, name: str) -> int | None:
@@ -466,27 +456,44 @@ def _from_view(
 
 
 def _info(path: PathLike, text: str | None) -> dict[str, Any]:
-    try:
-        info = json.loads(text or "{}")
-    except ValueError as error:
-        raise CircuitFileError(f"{path}: 'info' is no JSON: {_one_line(error)}") from error
+    if not isinstance(text, str | None):
+        raise CircuitFileError(f"{path}: 'info' is {_kind(text)}, expected a text")
+    return checked_info(path, parse_json(text or "{}", f"{path}: 'info'", CircuitFileError))
+
+
+def checked_info(path: PathLike, info: Any) -> dict[str, Any]:
+    """Return what a file says of how its circuit was found; CircuitFileError if it is misshapen."""
     if not isinstance(info, dict):
         raise CircuitFileError(f"{path}: 'info' is {_kind(info)}, expected an object")
+    for key in _WORDS_OF_INFO:
+        if not isinstance(info.get(key), str | None):
+            raise _wrong_info(path, key, info[key], "a text")
+    value = info.get("faithfulness")
+    if value is not None and (type(value) not in (int, float) or not _is_finite(value)):
+        raise _wrong_info(path, "faithfulness", value, "a finite number")
+    width = info.get("d_model")
+    if width is not None and (type(width) is not int or not 0 < width <= _MOST_WIDTH):
+        raise _wrong_info(path, "d_model", width, "a whole number above 0")
     return info
 
 
-def _dot_rows(path: PathLike, edge: Any) -> list[tuple[str, Any, bool]]:
+def _wrong_info(path: PathLike, key: str, value: Any, expected: str) -> CircuitFileError:
+    return CircuitFileError(f"{path}: {key!r} is {value!r}, expected {expected} or null")
+
+
+def _dot_rows(
+    path: PathLike, sender: str, node: str, receivers: str, scores: str
+) -> list[tuple[str, Any, bool]]:
     """Edges that one drawn line stands for; none for lines that only guide the layout."""
-    receivers = (edge.attr["receiver"] or "").split()
-    scores = (edge.attr["score"] or "").split()
-    if len(receivers) != len(scores):
+    ends, values = receivers.split(), scores.split()
+    if len(ends) != len(values):
         raise CircuitFileError(
-            f"{path}: line {edge[0]!r} -> {edge[1]!r} has {len(receivers)} receivers and "
-            f"{len(scores)} scores, expected as many"
+            f"{path}: line {sender!r} -> {node!r} has {len(ends)} receivers and "
+            f"{len(values)} scores, expected as many"
         )
     return [
-        (f"{edge[0]}->{receiver}", _float(score), True)
-        for receiver, score in zip(receivers, scores, strict=True)
+        (f"{sender}->{receiver}", _float(score), True)
+        for receiver, score in zip(ends, values, strict=True)
     ]
 
 
@@ -502,7 +509,7 @@ def _plain(text: str) -> int | bool | str:
     """Return a DOT attribute as the whole number or truth value that it spells."""
     if text in _BOOLS:
         return _BOOLS[text]
-    return int(text) if text.isdecimal() else text
+    return int(text) if text.isdecimal() and len(text) <= 9 else text
 
 
 def _json_bool(value: bool) -> str:

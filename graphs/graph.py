@@ -50,8 +50,8 @@ __all__ = [
 
 _MOST_HEADS = 100_000
 _MOST_EDGES = 50_000_000
-_HEAD = re.compile(r"a(\d+)\.h(\d+)")
-_MLP = re.compile(r"m(\d+)")
+_HEAD = re.compile(r"a([0-9]{1,9})\.h([0-9]{1,9})")
+_MLP = re.compile(r"m([0-9]{1,9})")
 _INPUT = re.compile(r"<[qkv]>")
 _ATTENTION = re.compile(r"a\d+\.(h|kv)\d+(?:<([qkv])>)?")
 
@@ -551,13 +551,18 @@ class _Builder:
         self.receivers: list[str] = []
         self.seen: list[tuple[int, int]] = []
         self.fed: list[NDArray[np.int32]] = []
-        self.first_seen = 0
+        self.first_seen = self.n_fed = 0
 
     def write(self, names: Sequence[str]) -> None:
         self.senders.extend(names)
 
     def read(self, name: str, fed: Sequence[int], base: int) -> None:
         """Add a receiver that feeds the nodes ``base + fed``."""
+        self.n_fed += len(fed)
+        if self.n_fed > _MOST_EDGES:
+            raise GraphError(
+                f"a graph whose receivers feed more than {_MOST_EDGES:,} nodes: keep fewer latents"
+            )
         self.receivers.append(name)
         self.seen.append((self.first_seen, len(self.senders)))
         self.fed.append(base + np.asarray(fed, dtype=np.int32))
@@ -565,18 +570,21 @@ class _Builder:
     def build(self, shape: GraphShape) -> Graph:
         low, high = np.array(self.seen, dtype=np.int64).T
         n_read = high - low
-        if n_read.sum() > _MOST_EDGES:
+        n_edges = int(n_read.sum())
+        if n_edges > _MOST_EDGES:
             raise GraphError(
-                f"a graph of {n_read.sum():,} edges: expected at most {_MOST_EDGES:,}; "
+                f"a graph of {n_edges:,} edges: expected at most {_MOST_EDGES:,}; "
                 "keep fewer latents"
             )
-        shift = np.repeat(np.cumsum(n_read) - n_read - low, n_read)
+        shift = (np.cumsum(n_read) - n_read - low).astype(np.int32)
+        edge_sender = np.arange(n_edges, dtype=np.int32)
+        edge_sender -= np.repeat(shift, n_read)
         return Graph(
             shape=shape,
             senders=tuple(self.senders),
             receivers=tuple(self.receivers),
-            edge_sender=(np.arange(n_read.sum()) - shift).astype(np.int32),
-            edge_receiver=np.repeat(np.arange(len(n_read)), n_read).astype(np.int32),
+            edge_sender=edge_sender,
+            edge_receiver=np.repeat(np.arange(len(n_read), dtype=np.int32), n_read),
             feeds_start=np.cumsum([0, *map(len, self.fed)]).astype(np.int32),
             feeds=np.concatenate(self.fed).astype(np.int32),
         )

@@ -41,8 +41,9 @@ __all__ = [
 
 SITE_KINDS = ("mlp_out", "neurons", "transcoder", "attn_out", "attn_z", "resid_pre", "resid_mid")
 _LETTER = {"mlp_out": "m", "neurons": "m", "transcoder": "m", "attn_out": "a", "attn_z": "a"}
-_SITE = re.compile(r"(\w+):(\d+):([\d,]*)")
-_LATENT = re.compile(r"([amr])(\d+)(mid)?(?:\.(?:([fn])(\d+)|(err)))?")
+_SITE = re.compile(r"(\w+):([0-9]{1,9}):([0-9,]*)")
+_LATENT = re.compile(r"([amr])([0-9]{1,9})(mid)?(?:\.(?:([fn])([0-9]{1,9})|(err)))?")
+_MOST_LATENTS = 10**9
 
 
 @dataclass(frozen=True)
@@ -71,12 +72,12 @@ class Site:
     def __post_init__(self) -> None:
         if self.kind not in SITE_KINDS:
             raise GraphError(f"site kind {self.kind!r}: expected one of {', '.join(SITE_KINDS)}")
-        if (
-            list(self.latents) != sorted({int(i) for i in self.latents})
-            or min(self.latents, default=0) < 0
+        if list(self.latents) != sorted({int(i) for i in self.latents}) or (
+            self.latents and not 0 <= self.latents[0] <= self.latents[-1] < _MOST_LATENTS
         ):
             raise GraphError(
-                f"latents of {self.name}: expected different numbers from 0, ascending"
+                f"latents of {self.name}: expected different numbers from 0, ascending, "
+                f"below {_MOST_LATENTS:,}"
             )
 
     @property
@@ -161,7 +162,10 @@ def sites_from_text(text: str) -> tuple[Site, ...]:
         match = _SITE.fullmatch(part)
         if match is None:
             raise GraphError(f"site {part[:60]!r}: expected kind:layer:latents, as mlp_out:3:5,12")
-        latents = tuple(int(i) for i in match[3].split(",") if i)
+        numbers = [i for i in match[3].split(",") if i]
+        if any(len(i) > 9 for i in numbers):
+            raise GraphError(f"site {part[:60]!r}: expected latents below {_MOST_LATENTS}")
+        latents = tuple(map(int, numbers))
         found.append(Site(match[1], int(match[2]), latents))
     return tuple(found)
 

@@ -27,7 +27,6 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -37,7 +36,7 @@ from numpy.typing import NDArray
 from graphs.circuit import Circuit
 from graphs.coarse import coarsen, joined_shape, with_spans
 from graphs.errors import GraphError, ReferenceFileError, did_you_mean
-from graphs.files import write_whole
+from graphs.files import MIB, read_json, write_whole
 from graphs.graph import (
     Graph,
     GraphShape,
@@ -64,6 +63,7 @@ _DIRECTIONS = ("noising", "denoising")
 _TEXTS = ("name", "description", "model", "task", "citation", "open")
 _REQUIRED = (*_TEXTS, "ablation", "granularity", "graph", "roles", "edges")
 _OPTIONAL = ("optional_nodes", "positions", "info")
+_MOST_BYTES = 64 * MIB
 
 
 @dataclass(frozen=True)
@@ -182,12 +182,13 @@ class Reference:
             _check_once(f"positions of {name!r}", spans)
 
     def _check_nodes(self, what: str, names: tuple[str, ...]) -> None:
+        _check_once(what, names)
+        known = set(self.graph.nodes)
         for name in names:
-            if name not in self.graph.nodes:
+            if name not in known:
                 raise GraphError(
                     f"{what}: no node {name!r} in the graph; {did_you_mean(name, self.graph.nodes)}"
                 )
-        _check_once(what, names)
 
     def _check_roles_touch_edges(self) -> None:
         if self.granularity == "nodes":
@@ -375,15 +376,7 @@ def write_reference(reference: Reference, path: str | os.PathLike[str]) -> None:
 
 
 def _json_object(path: str | os.PathLike[str]) -> dict[str, Any]:
-    try:
-        data = json.loads(Path(path).read_bytes())
-    except OSError as error:
-        raise ReferenceFileError(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())
-        raise ReferenceFileError(
-            f"{path}: no JSON that can be read ({reason}); is the file truncated?"
-        ) from error
+    data = read_json(path, _MOST_BYTES, ReferenceFileError)
     if not isinstance(data, dict):
         raise ReferenceFileError(f"{path}: expected the object of a reference file, got {data!r}")
     return data

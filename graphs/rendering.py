@@ -9,6 +9,7 @@ for Linux find fonts as is assumed here, elsewhere the system's own may be taken
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -21,9 +22,11 @@ from pathlib import Path
 from graphs.diagram import OPENING
 from graphs.errors import InputError
 
-__all__ = ["FORMATS", "draw_dot"]
+__all__ = ["FORMATS", "draw_dot", "parse_dot"]
 
 FORMATS = ("svg", "png", "pdf")
+
+_MOST_BYTES, _MOST_SECONDS = 4 << 30, 20  # of reading
 
 _CHILD = (
     "import sys, pygraphviz; "
@@ -31,6 +34,16 @@ _CHILD = (
     "engine = dict(drawing.graph_attr).get('layout') or 'dot'; "
     "sys.stdout.buffer.write(drawing.draw(None, format=sys.argv[1], prog=engine))"
 )
+_READER = """
+import contextlib, json, sys, pygraphviz
+with contextlib.suppress(ImportError, ValueError):  # not everywhere
+    import resource
+    for kind, most in zip((resource.RLIMIT_AS, resource.RLIMIT_CPU), map(int, sys.argv[1:])):
+        resource.setrlimit(kind, (most, most))
+graph = pygraphviz.AGraph(string=sys.stdin.buffer.read().decode())
+edges = [(*e, e.attr["receiver"] or "", e.attr["score"] or "") for e in graph.edges_iter()]
+json.dump((dict(graph.graph_attr), edges), sys.stdout)
+"""
 _FONTS = ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf")
 _FONTCONFIG = """<?xml version="1.0"?>
 <!DOCTYPE fontconfig SYSTEM "fonts.dtd">
@@ -66,12 +79,35 @@ def draw_dot(text: str, format: str) -> bytes:
             env=_environment(Path(folder)),
         )
     if done.returncode or not done.stdout:
-        said = done.stderr.decode(errors="replace").strip().splitlines()
-        raise InputError(
-            f"Graphviz could not draw this DOT text: {said[-1] if said else 'it crashed'}"
-        )
+        raise InputError(f"Graphviz could not draw this DOT text: {_last_line(done.stderr)}")
     # As long as what was there: a PDF says at which byte each of its parts begins.
     return _PDF_DATE.sub(b"19700101000000", done.stdout) if format == "pdf" else done.stdout
+
+
+def parse_dot(text: str) -> tuple[dict[str, str], list[tuple[str, str, str, str]]]:
+    """Return a graph's attributes, and of every edge its ends, ``receiver`` and ``score``.
+
+    Raises
+    ------
+    InputError
+        If Graphviz cannot read the text, or not within bounded time and memory.
+    """
+    # A process of its own: a few lines of DOT can mean millions of edges, and Graphviz says what
+    # it reads on the terminal, and may crash, in C.
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", _READER, str(_MOST_BYTES), str(_MOST_SECONDS)],
+        input=text.encode(),
+        capture_output=True,
+    )
+    if done.returncode:
+        raise InputError(f"Graphviz cannot read it: {_last_line(done.stderr)}")
+    attributes, edges = json.loads(done.stdout)
+    return attributes, edges
+
+
+def _last_line(said: bytes) -> str:
+    lines = said.decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it crashed"
 
 
 def _environment(folder: Path) -> dict[str, str]:

@@ -8,6 +8,7 @@ Every position of a prompt belongs to exactly one span.  Names carry the span be
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -32,6 +33,7 @@ Reaches = tuple[tuple[int, int], ...]
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_+-]*")
 _KEYS = ("spans", "scored_spans", "reaches")
+_MOST_SPANS = 10_000
 
 
 def span_name(name: str, span: str) -> str:
@@ -85,18 +87,22 @@ def check_spans(
         if scored or reaches:
             raise GraphError("scored_spans and reaches are of spans: name the spans, or leave out")
         return (), None
+    if len(spans) > _MOST_SPANS:
+        raise GraphError(f"{len(spans):,} spans: expected at most {_MOST_SPANS:,}")
     for names in (spans, scored):
         for name in names:
             check_span_name(name)
         if len(set(names)) != len(names):
-            twice = next(name for name in names if names.count(name) > 1)
+            twice, _ = Counter(names).most_common(1)[0]
             raise GraphError(f"span {twice!r} is listed twice")
+    known = set(spans)
     for name in scored:
-        if name not in spans:
+        if name not in known:
             raise GraphError(f"scored span {name!r} is no span; {did_you_mean(name, spans)}")
     if not scored:
         raise GraphError("no span is scored: name those in which logits are read")
-    return tuple(name for name in spans if name in scored), _checked_reaches(len(spans), reaches)
+    read = set(scored)
+    return tuple(name for name in spans if name in read), _checked_reaches(len(spans), reaches)
 
 
 def _checked_reaches(n_spans: int, reaches: Reaches | None) -> Reaches | None:
@@ -108,8 +114,8 @@ def _checked_reaches(n_spans: int, reaches: Reaches | None) -> Reaches | None:
                 f"reaches has {pair!r}: expected pairs of span indices, 0 to {n_spans - 1}"
             )
     given = set(reaches) | {(s, s) for s in range(n_spans)}
-    in_order = {(s, t) for s in range(n_spans) for t in range(s, n_spans)}
-    return None if given == in_order else tuple(sorted(given))
+    in_order = len(given) == n_spans * (n_spans + 1) // 2 and all(s <= t for s, t in given)
+    return None if in_order else tuple(sorted(given))
 
 
 def reach_matrix(n_spans: int, reaches: Reaches | None) -> NDArray[np.bool_]:
@@ -169,7 +175,7 @@ def _words(text: str) -> tuple[str, ...]:
 def _reaches_from_word(text: str) -> Reaches:
     pairs = []
     for row in text.split(";"):
-        if not re.fullmatch(r"\d+:\d+(,\d+)*", row):
+        if not re.fullmatch(r"[0-9]{1,9}:[0-9]{1,9}(,[0-9]{1,9})*", row):
             raise GraphError(
                 f"circuit cfg has reaches {row[:60]!r}: expected span:spans, as 0:0,2,3"
             )

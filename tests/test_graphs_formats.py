@@ -293,7 +293,7 @@ def test_graphml_errors(tmp_path, change, message):
         (('score="0.1"', 'score="x"'), "edge 'input->m0' has score 'x', expected a finite number"),
         (('score="0.1"', 'score="0.1 2"'), "line 'input' -> 'm0' has 1 receivers and 2 scores"),
         (('n_layers="1"', 'n_layers="one"'), "n_layers='one': expected a whole number"),
-        (('info="{', 'info="['), "'info' is no JSON"),
+        (('info="{', 'info="['), "'info': no JSON that can be read"),
     ],
 )
 def test_dot_errors(tmp_path, change, message, capfd):
