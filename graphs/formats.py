@@ -17,10 +17,12 @@ import math
 import os
 import re
 import urllib.parse
+import warnings
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
+from xml.parsers import expat
 
 import networkx as nx
 import numpy as np
@@ -227,13 +229,30 @@ def read_graphml(path: PathLike) -> Circuit:
     """
     content = read_bytes(path, _MOST_BYTES, CircuitFileError)
     try:
-        view = nx.read_graphml(io.BytesIO(content), force_multigraph=True)
-    except (ElementTree.ParseError, nx.NetworkXError, KeyError, ValueError) as error:
+        _check_xml(content)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # what it only warns of is no circuit of ours
+            view = nx.read_graphml(io.BytesIO(content), force_multigraph=True)
+    except (ElementTree.ParseError, nx.NetworkXError, KeyError, ValueError, UserWarning) as error:
         raise CircuitFileError(
             f"{path}: no GraphML that can be read: {_one_line(error)}"
         ) from error
     view.graph["info"] = _info(path, view.graph.get("info"))
     return _from_view(path, view, CircuitFileError)
+
+
+def _check_xml(content: bytes) -> None:
+    """Raise ValueError for XML that is none, or that defines entities: a few lines can be huge."""
+
+    def refuse(*_: object) -> None:
+        raise ValueError("it has a DOCTYPE, which no GraphML needs")
+
+    parser = expat.ParserCreate()
+    parser.StartDoctypeDeclHandler = refuse
+    try:
+        parser.Parse(content, True)
+    except expat.ExpatError as error:
+        raise ValueError(str(error)) from error
 
 
 def write_dot(circuit: Circuit, path: PathLike, **options: Any) -> None:

@@ -565,7 +565,9 @@ class _Builder:
             )
         self.receivers.append(name)
         self.seen.append((self.first_seen, len(self.senders)))
-        self.fed.append(base + np.asarray(fed, dtype=np.int32))
+        whole = isinstance(fed, range)  # read number by number otherwise
+        which = np.arange(fed.start, fed.stop) if whole else np.asarray(fed)
+        self.fed.append((base + which).astype(np.int32))
 
     def build(self, shape: GraphShape) -> Graph:
         low, high = np.array(self.seen, dtype=np.int64).T

@@ -584,7 +584,7 @@ BAD_LINES = {
     "compare run --reference induction": ["'induction' is of another graph", "n_heads is 4"],
     "compare run --reference iou": ["unknown reference 'iou'", "did you mean ioi"],
     "compare run --reference nowhere.json": ["nowhere.json", "No such file"],
-    "compare run --reference .": ["cannot read .", "directory"],
+    "compare run --reference .": ["cannot read .", "folder"],
     "compare run --reference run/run.json": ["run.json is no reference file", "'citation'"],
     "compare run --reference run/circuit.png": ["circuit.png: no JSON"],
     "compare run --reference mine.json --role mpl": ["role of reference mine 'mpl'", "mean mlp"],

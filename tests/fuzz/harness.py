@@ -28,6 +28,7 @@ import faulthandler
 import json
 import math
 import os
+import re
 import resource
 import signal
 import sys
@@ -77,6 +78,10 @@ class Door:
         Makes a strategy of damaged contents out of the originals.
     suffix
         Of the file.
+    share
+        Of the number of inputs; for doors that take long.
+    most_bytes
+        Memory that one input may take.
     """
 
     name: str
@@ -85,6 +90,8 @@ class Door:
     check: Callable[[Any], None]
     damaged: Callable[[Sequence[bytes]], st.SearchStrategy[bytes]]
     suffix: str = ""
+    share: float = 1.0
+    most_bytes: int = MOST_BYTES
 
     def __str__(self) -> str:
         return self.name
@@ -93,15 +100,19 @@ class Door:
 def fuzz(door: Door, folder: Path, n: int) -> None:
     """Give a door its originals, which it must take, and ``n`` damaged contents."""
     path = folder / f"input{door.suffix}"
-    for content in door.originals:
+
+    def opened(content: bytes) -> Any:
         path.write_bytes(content)
-        value = tried(lambda: door.read(path))
+        return tried(lambda: door.read(path), door.most_bytes)
+
+    for content in door.originals:
+        value = opened(content)
         assert not isinstance(value, InputError), f"{door} refuses an original: {value}"
         door.check(value)
 
     @with_seed(int(os.environ.get("ACDC_FUZZ_SEED", "0")))
     @settings(
-        max_examples=n,
+        max_examples=max(1, round(n * door.share)),
         database=None,
         deadline=None,
         report_multiple_bugs=False,
@@ -110,8 +121,7 @@ def fuzz(door: Door, folder: Path, n: int) -> None:
     )
     @given(door.damaged(door.originals))
     def each(content: bytes) -> None:
-        path.write_bytes(content)
-        value = tried(lambda: door.read(path))
+        value = opened(content)
         if not isinstance(value, InputError):
             door.check(value)
 
@@ -203,6 +213,9 @@ _TEXTS = (
     "none", "null", "nan", "True", "-1", "1e9", "%s%n", "${HOME}", "`id`", "; id", "a" * 5000,
     "9" * 5000, "input", "logits", "a0.h0", "m0", "input->logits", "a0.h0->logits", "ioi", "acdc",
 )  # fmt: skip
+
+
+_WORD = re.compile(r"[\w.+@-]+")
 
 
 def _deep() -> Any:
@@ -299,19 +312,27 @@ def damaged_lines(originals: Sequence[bytes]) -> st.SearchStrategy[bytes]:
 
 
 def damaged_text(originals: Sequence[bytes]) -> st.SearchStrategy[bytes]:
-    """Text files with hostile words in them, or damaged as bytes."""
+    """Text files with other words or other lines in them, or damaged as bytes."""
+    texts = [content.decode() for content in originals]
+    words = [[match.span() for match in _WORD.finditer(text)] for text in texts]
 
     @st.composite
     def changed(draw: st.DrawFn) -> bytes:
-        text = draw(st.sampled_from(originals)).decode()
-        for _ in range(draw(st.integers(1, 3))):
-            start = draw(st.integers(0, len(text)))
-            end = min(len(text), start + draw(st.integers(0, 12)))
-            word = draw(st.sampled_from(_TEXTS) | st.sampled_from(_NUMBERS[:8]).map(str))
+        which = draw(st.integers(0, len(texts) - 1))
+        text, spans = texts[which], draw(st.lists(st.sampled_from(words[which]), max_size=3))
+        for start, end in sorted(set(spans), reverse=True):
+            word = draw(st.sampled_from(_TEXTS) | st.sampled_from(_NUMBERS).map(str))
+            word = draw(st.sampled_from((word, word, text[slice(*spans[0])], "")))
             text = text[:start] + word + text[end:]
         return text.encode("utf-8", "surrogatepass")
 
-    return changed() | changed() | damaged_bytes(originals)
+    @st.composite
+    def rearranged(draw: st.DrawFn) -> bytes:
+        rows = draw(st.sampled_from(texts)).splitlines(keepends=True)
+        at, end = sorted(draw(st.tuples(*[st.integers(0, len(rows))] * 2)))
+        return "".join(rows[:at] + rows[at:end] * draw(st.integers(0, 2)) + rows[end:]).encode()
+
+    return changed() | changed() | changed() | rearranged() | damaged_bytes(originals)
 
 
 @st.composite
