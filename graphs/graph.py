@@ -565,8 +565,8 @@ class _Builder:
             )
         self.receivers.append(name)
         self.seen.append((self.first_seen, len(self.senders)))
-        whole = isinstance(fed, range)  # read number by number otherwise
-        which = np.arange(fed.start, fed.stop) if whole else np.asarray(fed)
+        # A range would be read number by number.
+        which = np.arange(len(fed)) + fed.start if isinstance(fed, range) else np.asarray(fed)
         self.fed.append((base + which).astype(np.int32))
 
     def build(self, shape: GraphShape) -> Graph:
