@@ -111,8 +111,8 @@ def test_a_repeated_row_is_not_unseen(shared: Path, tmp_path: Path) -> None:  # 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"holdout": 1.0}, "holdout 1.0: expected the share of rows"),
-        ({"holdout": -0.1}, "holdout -0.1: expected the share of rows"),
+        ({"holdout": 1.0}, "holdout 1.0: expected at least 0 and below 1"),
+        ({"holdout": -0.1}, "holdout -0.1: expected at least 0 and below 1"),
         ({"n_prompts": 10}, "12 rows, 3 of them held out: ask for at most 9"),
         ({"task": "ioi", "holdout": 0.5}, "holdout 0.5: task 'ioi' draws new prompts"),
     ],

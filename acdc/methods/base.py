@@ -61,8 +61,15 @@ class Score(StrEnum):
 
 
 def meaning(circuit: Circuit) -> Score:
-    """Return what a circuit's scores mean, as its ``info`` says; CHANGE where it does not."""
-    return Score(circuit.info.get("score", Score.CHANGE))
+    """Return what a circuit's scores mean: as its ``info`` says, else those of its method.
+
+    CHANGE where neither is known.
+    """
+    says = circuit.info.get("score")
+    if says in tuple(Score):
+        return Score(says)
+    known = METHODS.get(str(circuit.info.get("method")))
+    return Score.CHANGE if known is None else known.score
 
 
 @dataclass(frozen=True, eq=False)
