@@ -1,8 +1,9 @@
 """Checkpoints of a search, so that a killed run goes on where it was.
 
 A run's folder holds ``checkpoint/`` while it works: the settings, and for each threshold
-that ACDC tries the edges decided so far.  Going on repeats the finished receivers with one
-evaluation each.
+that ACDC tries the edges decided so far (``acdc-TAU.npz``) and the values that the search stands
+at (``state-TAU-N.bin`` after N receivers: the numbers of its arrays and nothing else), so that it
+goes on to the same circuit, byte for byte.
 
 A folder of that name may be the user's own.  It is a checkpoint if its ``settings.json`` says so,
 and even then nothing is removed from it but the files that are written here, by their names.
@@ -14,9 +15,11 @@ import io
 import json
 import math
 import re
+import sys
 import time
 import zlib
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -27,9 +30,10 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from acdc.engine.incremental import Work
+from acdc.engine.moved import Read, StateError
 from acdc.errors import OutputError
 from graphs import Graph
-from graphs.files import MIB, json_text, read_bytes, read_json, write_whole
+from graphs.files import MIB, check_regular, json_text, read_bytes, read_json, write_whole
 from graphs.order import edge_order, receiver_order
 
 __all__ = ["Checkpoint", "Decided"]
@@ -38,9 +42,13 @@ _NAME = "checkpoint"
 _FORMAT = {"format": "acdc-checkpoint-1"}
 _SETTINGS = "settings.json"
 _FILES = re.compile(
-    r"\.?(settings\.json|acdc-[0-9.e+-]+\.npz|constants\.safetensors)(\.[0-9a-f]{8}\.tmp)?"
+    r"\.?(settings\.json|acdc-[0-9.e+-]+\.npz|state-[0-9.e+-]+\.bin|constants\.safetensors)"
+    r"(\.[0-9a-f]{8}\.tmp)?"
 )
 """Names of what is written here, and of what a killed write leaves."""
+
+_LONG = 0.4
+"""Seconds that a write may take at the usual period: a fiftieth of it."""
 
 _MOST_SETTINGS, _MOST_DECIDED = 1 * MIB, 1024 * MIB
 _MOST_WORK = 10_000  # characters of its JSON
@@ -62,6 +70,8 @@ class Decided:
         Counts of what was computed.
     rounding
         What the referee of a low precision has seen, see :class:`acdc.engine.referee.Referee`.
+    crc
+        Checksum of the state that belongs to it, see :meth:`Checkpoint.save`.
     """
 
     in_circuit: NDArray[np.bool_]
@@ -69,6 +79,7 @@ class Decided:
     n_finished: int = 0
     work: dict[str, int] = field(default_factory=dict)
     rounding: float = 0.0
+    crc: int = 0
 
     @classmethod
     def nothing(cls, graph: Graph) -> Decided:
@@ -104,7 +115,8 @@ class Checkpoint:
     settings
         What decides the result, as plain JSON values.
     period
-        Seconds between two writes; a search that ends earlier leaves nothing behind.
+        Seconds between two writes; a search that ends earlier leaves nothing behind.  Longer where
+        writing takes long: it takes at most a fiftieth of the time.
 
     Raises
     ------
@@ -115,7 +127,7 @@ class Checkpoint:
     def __init__(self, folder: str | Path, settings: dict[str, Any], period: float = 20.0) -> None:
         self.folder, self.period = Path(folder) / _NAME, period
         self._settings = json.loads(json_text(_FORMAT | settings))
-        self._written = time.monotonic()
+        self._next = time.monotonic() + period
         path = self.folder / _SETTINGS
         if not self.folder.exists():
             return
@@ -170,6 +182,7 @@ class Checkpoint:
                     int(_array(archive, "n_finished", "<i8", ())),
                     json.loads(str(_array(archive, "work", None, ()))),
                     float(_array(archive, "rounding", "<f8", ())),
+                    int(_array(archive, "crc", "<i8", ())),
                 )
             decided.check(graph)
         except (ValueError, KeyError, EOFError, RecursionError, NotImplementedError) as error:
@@ -178,16 +191,67 @@ class Checkpoint:
             raise self._damaged(path, error) from error
         return decided
 
-    def save(self, threshold: float, decided: Decided) -> None:
-        """Write what is decided, if the last time is a period ago."""
-        if time.monotonic() - self._written < self.period:
-            return
+    @property
+    def due(self) -> bool:
+        """Whether the last write is a period ago."""
+        return time.monotonic() >= self._next
+
+    def save(
+        self, threshold: float, decided: Decided, state: Iterable[NDArray[np.generic]] = ()
+    ) -> None:
+        """Write what is decided and where the search stands.
+
+        The state is a file of its own under a name of its own, and the decisions name it by its
+        checksum: there is a whole pair of them whenever the process is killed.
+        """
+        start = time.monotonic()
         self._prepare()
-        content = io.BytesIO()
+        path, decided.crc = self._state_file(threshold, decided), 0
+
+        def content() -> Iterator[memoryview]:
+            for array in state:
+                decided.crc = zlib.crc32(array.data, decided.crc)
+                yield array.data
+
+        write_whole(path, content())
+        file = io.BytesIO()
         arrays = asdict(decided) | {"work": np.array(json_text(decided.work))}
-        np.savez_compressed(content, **arrays)
-        write_whole(self._file(threshold), content.getvalue())
-        self._written = time.monotonic()
+        np.savez_compressed(file, **arrays)
+        write_whole(self._file(threshold), file.getvalue())
+        for old in self.folder.glob(f"state-{threshold!r}-*.bin"):
+            if old != path:
+                old.unlink()
+        end = time.monotonic()
+        self._next = end + self.period * max(1.0, (end - start) / _LONG)
+
+    @contextmanager
+    def state(self, threshold: float, decided: Decided) -> Iterator[Read]:
+        """Read the arrays of the state that was saved with what is decided, in their order.
+
+        Raises
+        ------
+        OutputError
+            If it is not there, damaged, or of another search.
+        """
+        path, crc = self._state_file(threshold, decided), 0
+        check_regular(path, sys.maxsize, OutputError)
+
+        def read(kind: str, shape: tuple[int, ...]) -> NDArray[np.generic]:
+            nonlocal crc
+            dtype = np.dtype(kind)
+            content = bytearray(file.read(dtype.itemsize * math.prod(shape)))
+            crc = zlib.crc32(content, crc)
+            if len(content) < dtype.itemsize * math.prod(shape):
+                raise StateError("it ends too early")
+            return np.frombuffer(content, dtype).reshape(shape)
+
+        try:
+            with open(path, "rb") as file:
+                yield read
+                if file.read(1) or crc != decided.crc:
+                    raise StateError("it is damaged, or of another search")
+        except (OSError, StateError) as error:
+            raise self._damaged(path, error) from error
 
     def keep(self, name: str, content: bytes) -> None:
         """Write a file at once: what took long and is needed to go on."""
@@ -207,6 +271,9 @@ class Checkpoint:
 
     def _file(self, threshold: float) -> Path:
         return self.folder / f"acdc-{threshold!r}.npz"
+
+    def _state_file(self, threshold: float, decided: Decided) -> Path:
+        return self.folder / f"state-{threshold!r}-{decided.n_finished}.bin"
 
     def _damaged(self, path: Path, why: object) -> OutputError:
         return OutputError(f"{path} cannot be read ({why}): delete {self.folder} to start anew")

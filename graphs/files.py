@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,7 @@ def _reason(error: Exception) -> str:
     return str(error)
 
 
-def write_whole(path: PathLike, data: str | bytes) -> None:
+def write_whole(path: PathLike, data: str | bytes | Iterable[memoryview]) -> None:
     """Write a file beside its place, then rename it, so that no reader ever sees half of it.
 
     Parameters
@@ -140,7 +141,7 @@ def write_whole(path: PathLike, data: str | bytes) -> None:
     path
         Where the file goes; an older file of that name is replaced.
     data
-        The whole content; text is written as UTF-8.
+        The whole content, or its parts; text is written as UTF-8.
 
     Raises
     ------
@@ -148,11 +149,13 @@ def write_whole(path: PathLike, data: str | bytes) -> None:
         If the file cannot be written; an older file is then left as it was.
     """
     path = Path(path)
-    content = data.encode() if isinstance(data, str) else data
+    if isinstance(data, str):
+        data = data.encode()
+    parts = (memoryview(data),) if isinstance(data, bytes) else data
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(beside, "xb") as file:
-            file.write(content)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)

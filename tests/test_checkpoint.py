@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import json
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
+import oracle
 import pytest
+import torch
 from test_parity import experiment
 
 from acdc.checkpoint import Checkpoint, Decided
 from acdc.cli import main
+from acdc.engine.experiment import Experiment
 from acdc.engine.incremental import IncrementalRun
 from acdc.errors import OutputError
 from acdc.methods.acdc import acdc
+from acdc.methods.eap import eap
+from acdc.metrics import get_metric
 from acdc.pipeline import build_experiment, check_settings, discover
+from acdc.positions import find_positions
 from acdc.settings import Settings
 from graphs import Circuit
+from graphs.files import write_whole
 
 SETTINGS = {"task": "t", "threshold": 0.01}
 N_EDGES = experiment("ln2", "kl").graph.n_edges
@@ -76,7 +84,122 @@ def test_resumed_equals_uninterrupted(
 
 def same(found: Circuit, wanted: Circuit) -> None:
     np.testing.assert_array_equal(found.in_circuit, wanted.in_circuit)
-    np.testing.assert_allclose(found.scores, wanted.scores, atol=1e-5)
+    np.testing.assert_array_equal(found.scores, wanted.scores)
+
+
+@pytest.mark.parametrize(
+    ("intervention", "split"), [("resample", None), ("zero", None), ("resample", "token")]
+)
+@pytest.mark.parametrize("family", oracle.FAMILIES)
+def test_a_resumed_search_is_the_same_to_the_last_bit(
+    tmp_path: Path, family: str, intervention: Any, split: str | None
+) -> None:
+    """Killed three times: scores, and what was evaluated, are those of one that was not."""
+    task = oracle.small_task(1, 5, (4, 5, 6) if split is None else (5,))
+    causal = family != "bidirectional"
+    case = Experiment(
+        oracle.small_model(family, 1, dtype=torch.float32),
+        task,
+        get_metric("kl"),
+        batch_size=2,
+        intervention=intervention,
+        direction="denoising" if family == "LN" else "noising",
+        positions=None if split is None else find_positions(task, split, causal=causal),
+    )
+    expected = case.minimised_sign * eap(case)
+    tau = float(np.median(np.abs(expected[expected != 0])))
+    wanted, counts = acdc(case, tau, expected=expected)
+    assert 0 < wanted.n_edges < case.graph.n_edges
+    for share in (0.3, 0.5, 0.9):
+        with pytest.raises(Killed):
+            acdc(
+                case,
+                tau,
+                expected=expected,
+                checkpoint=Checkpoint(tmp_path, SETTINGS, period=0),
+                progress=killer(int(share * case.graph.n_edges)),
+            )
+    left = sorted(path.name.split("-")[0] for path in (tmp_path / "checkpoint").iterdir())
+    assert left == ["acdc", "settings.json", "state"]
+    again = Checkpoint(tmp_path, SETTINGS, period=0)
+    assert again.load(case.graph, tau).n_finished > 0
+    found, work = acdc(case, tau, expected=expected, checkpoint=again)
+    same(found, wanted)
+    assert work == counts
+
+
+def kept_half_way(folder: Path) -> tuple[Experiment, Path]:
+    """Return a search that was killed, and where its state is."""
+    case = experiment("ln2", "kl")
+    with pytest.raises(Killed):
+        acdc(
+            case,
+            0.01,
+            checkpoint=Checkpoint(folder, SETTINGS, period=0),
+            progress=killer(N_EDGES // 2),
+        )
+    (path,) = (folder / "checkpoint").glob("state-0.01-*.bin")
+    return case, path
+
+
+@pytest.mark.parametrize("damage", ["short", "long", "flipped", "nan", "of another time", "gone"])
+def test_a_state_that_is_not_the_search_s_is_refused(tmp_path: Path, damage: str) -> None:
+    case, path = kept_half_way(tmp_path)
+    whole = path.read_bytes()
+    last = len(whole) - 1
+    changed = {
+        "short": whole[:-1],
+        "long": whole + b"\0",
+        "flipped": whole[:last] + bytes([whole[last] ^ 1]),
+        "nan": whole[:-4] + np.float32(np.nan).tobytes(),
+        "of another time": bytes(len(whole)),
+    }
+    path.unlink()
+    if damage in changed:
+        path.write_bytes(changed[damage])
+    with pytest.raises(OutputError, match=r"state-0\.01-\d+\.bin.*(delete|No such file)"):
+        acdc(case, 0.01, checkpoint=Checkpoint(tmp_path, SETTINGS, period=0))
+
+
+def test_a_kill_between_two_writes_loses_neither(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The state is written, what is decided is not: the older pair of both is there."""
+    case, _ = kept_half_way(tmp_path)
+    n_finished = Checkpoint(tmp_path, SETTINGS).load(case.graph, 0.01).n_finished
+
+    def killed(path: Path, data: Any) -> None:
+        if path.name.startswith("acdc-"):
+            raise Killed
+        write_whole(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("acdc.checkpoint.write_whole", killed)
+        with pytest.raises(Killed):
+            acdc(case, 0.01, checkpoint=Checkpoint(tmp_path, SETTINGS, period=0))
+    assert len(list((tmp_path / "checkpoint").glob("state-*"))) == 2
+    again = Checkpoint(tmp_path, SETTINGS, period=0)
+    assert again.load(case.graph, 0.01).n_finished == n_finished
+    same(acdc(case, 0.01, checkpoint=again)[0], acdc(case, 0.01)[0])
+    assert len(list((tmp_path / "checkpoint").glob("state-*"))) == 1
+
+
+def test_writes_that_take_long_are_rare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep, graph = Checkpoint(tmp_path, SETTINGS, period=20), experiment("ln2", "kl").graph
+    clock = 1000.0
+    monkeypatch.setattr("time.monotonic", lambda: clock)
+
+    def slow(seconds: float) -> Any:
+        nonlocal clock
+        clock += seconds
+        yield np.zeros(3)
+
+    for took, wait in ((0.1, 20), (0.4, 20), (4, 200)):
+        keep.save(0.1, Decided.nothing(graph), slow(took))
+        clock += wait - 0.1
+        assert not keep.due
+        clock += 0.2
+        assert keep.due
 
 
 def test_nothing_is_written_before_a_period_is_over(tmp_path: Path) -> None:
@@ -240,7 +363,9 @@ def test_a_flipped_bit_is_noticed(tmp_path: Path) -> None:
             keep.load(graph, 0.1)
 
 
-def test_a_resumed_low_precision_run_knows_its_rounding(tmp_path: Path) -> None:
+def test_a_resumed_low_precision_run_knows_its_rounding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = Settings("ioi", n_prompts=4, dtype="bfloat16")
     case = build_experiment(check_settings(settings))
     keep = Checkpoint(tmp_path, SETTINGS, period=0)
@@ -248,8 +373,8 @@ def test_a_resumed_low_precision_run_knows_its_rounding(tmp_path: Path) -> None:
         acdc(case, 0.05, checkpoint=keep, progress=killer(1000))
     seen = keep.load(case.graph, 0.05)
     assert seen.rounding > 0
-    seen.rounding = 1e3  # so coarse that float32 is asked every time
-    keep.save(0.05, seen)
+    coarse = replace(seen, rounding=1e3)  # so coarse that float32 is asked every time
+    monkeypatch.setattr(Checkpoint, "load", lambda *_: coarse)
     _, work = acdc(case, 0.05, checkpoint=keep)
     asked, decided = seen.work["n_reviewed"], seen.work["n_decisions"]
     assert work.n_reviewed - asked == work.n_decisions - decided > 0

@@ -9,7 +9,7 @@ many scenarios are evaluated on one extra axis, recomputing only what a
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from acdc.engine.experiment import Batch, Experiment
 from acdc.engine.inputs import Changes, Input, Output, Sums, index_of, insert
+from acdc.engine.moved import Moved, Read
 from acdc.lowering.attention import KINDS, Kind
 from graphs.plan import Plan, Planner, Step
 
@@ -110,6 +111,8 @@ class BatchState:
         self.scored = tuple(batch.scored.tolist())
         self._place_heads(trace.q, trace.k, trace.v)
         causal = all(layer.attention.causal for layer in self.model.layers)
+        n_heads = len(self.model.layers) * self.model.shape.n_heads
+        self.moved = Moved(dict.fromkeys(KINDS, n_heads), self.n_pos)  # projections of heads
         self.planner = Planner(
             self.graph, self.n_pos, self.scored, causal=causal, spans=batch.spans
         )
@@ -268,7 +271,7 @@ class BatchState:
         key = (new.flow.receiver, kind)
         if key not in outcome.projected:
             block = self.model.layers[layer]
-            h = head if kind == "q" else head // block.attention.group
+            h = self._head_of(layer, kind, head)
             projection = block.attention.project_head(kind, h, block.ln1(new.read))
             at = index_of(new.flow.positions)
             outcome.projected[key] = block.attention.place(kind, projection, at)
@@ -276,8 +279,11 @@ class BatchState:
 
     def _current_placed(self, layer: int, kind: Kind, head: int) -> Tensor:
         """Current placed projection that a head uses, ``[batch, pos, d_head]``."""
-        h = head if kind == "q" else head // self.model.layers[layer].attention.group
-        return self.placed[layer][kind][h]
+        return self.placed[layer][kind][self._head_of(layer, kind, head)]
+
+    def _head_of(self, layer: int, kind: Kind, head: int) -> int:
+        """Whose projection a head uses: its own query, keys and values of its group."""
+        return head if kind == "q" else head // self.model.layers[layer].attention.group
 
     def _ports_of(self, node: int) -> list[tuple[Kind, int]]:
         """Receivers of a head, by what it reads them for."""
@@ -303,8 +309,26 @@ class BatchState:
             _, layer, head = self.nodes[node]
             for kind, receiver in self._ports_of(node):
                 if kind in output.placed:
-                    at = index_of(outcome.inputs[receiver].flow.positions)
-                    self._current_placed(layer, kind, head)[:, at] = output.placed[kind][scenario]
+                    at = outcome.inputs[receiver].flow.positions
+                    row = layer * self.model.shape.n_heads + self._head_of(layer, kind, head)
+                    self.moved.note(kind, row, at)
+                    self._own(kind, row)[:, index_of(at)] = output.placed[kind][scenario]
+
+    def _own(self, kind: str, row: int) -> Tensor:
+        """Placed projection of the head that is ``row`` over all layers, to be written to."""
+        layer, head = divmod(row, self.model.shape.n_heads)
+        return self.placed[layer][kind][head]
+
+    def keep(self) -> Iterator[NDArray[np.generic]]:
+        """Yield what :meth:`restore` needs, beside the edges that are finished."""
+        yield from self.inputs.moved.take(self.inputs.own)
+        yield from self.moved.take(self._own)
+
+    def restore(self, read: Read) -> None:
+        """Go on from what was kept: every value to the last bit."""
+        self._metric = None
+        self.inputs.moved.put(self.inputs.own, read)
+        self.moved.put(self._own, read)
 
     def finish(self, receiver: int, kept_edges: NDArray[np.int64]) -> None:
         """Record which edges of a receiver stay, also of those that nothing was evaluated for."""
@@ -342,6 +366,24 @@ class IncrementalRun:
         """Record which edges of a receiver stay; see :meth:`graphs.plan.Planner.finish`."""
         for state in self.states:
             state.finish(receiver, kept_edges)
+
+    @torch.no_grad()
+    def keep(self) -> Iterator[NDArray[np.generic]]:
+        """Yield what :meth:`restore` needs, beside the edges that are finished."""
+        for state in self.states:
+            yield from state.keep()
+
+    @torch.no_grad()
+    def restore(self, read: Read) -> None:
+        """Go on from what was kept, once :meth:`finish` has been told of every edge then decided.
+
+        Raises
+        ------
+        StateError
+            If no search of this experiment can have kept it.
+        """
+        for state in self.states:
+            state.restore(read)
 
     def capacity(self, edges: NDArray[np.int64]) -> int:
         """How many scenarios over these edges fit into the memory bound."""

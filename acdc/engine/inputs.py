@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from acdc.engine.experiment import Batch, Experiment, iter_layers
+from acdc.engine.moved import Moved
 from acdc.lowering.model import Trace
 from graphs.graph import parse_node
 from graphs.plan import Flow, Step
@@ -97,6 +98,10 @@ class Changes:
         self._base = _streams(experiment, trace)
         self._read: dict[int, Tensor] = {}
         self._raw: dict[tuple[int, int], Tensor] = {}
+        self.n_layers, n_receivers = len(self.model.layers), len(self.graph.receivers)
+        n_raw = n_receivers * self.n_layers if self.model.has_post_norm else 0
+        n_rows = {"out": len(out), "read": n_receivers, "raw": n_raw}
+        self.moved = Moved(n_rows, batch.clean.shape[1])
 
     @property
     def fixed(self) -> tuple[object, ...]:
@@ -143,7 +148,24 @@ class Changes:
         """Make one scenario's inputs and outputs the current ones."""
         self._commit_inputs(inputs, scenario)
         for node, output in outputs.items():
+            self.moved.note("out", node, output.step.positions)
             self.out[node][:, index_of(output.step.positions)] += output.value[scenario]
+
+    def own(self, name: str, row: int) -> Tensor:
+        """Return current values that may be written to, ``[batch, pos, d_model]``.
+
+        ``out`` by node, ``read`` by receiver, ``raw`` by receiver and layer.
+        """
+        if name == "out":
+            return self.out[row]
+        if name == "read":
+            if row not in self._read:
+                self._read[row] = self._base[row].clone()
+            return self._read[row]
+        receiver, layer = divmod(row, self.n_layers)
+        if (receiver, layer) not in self._raw:
+            self._raw[receiver, layer] = self._base_raw[layer].clone()
+        return self._raw[receiver, layer]
 
     def groups(self, senders: Iterable[int]) -> Iterator[tuple[int, list[int]]]:
         """Yield groups with the places of their members in ``senders``."""
@@ -171,14 +193,13 @@ class Changes:
 
     def _commit_inputs(self, inputs: dict[int, Input], scenario: int) -> None:
         for v, new in inputs.items():
-            at = index_of(new.flow.positions)
-            if v not in self._read:
-                self._read[v] = self._base[v].clone()
-            self._read[v][:, at] = new.read[scenario]
+            self._write("read", v, new.flow.positions, new.read[scenario])
             for layer, raw in new.raw.items():
-                if (v, layer) not in self._raw:
-                    self._raw[v, layer] = self._base_raw[layer].clone()
-                self._raw[v, layer][:, at] = raw[scenario]
+                self._write("raw", v * self.n_layers + layer, new.flow.positions, raw[scenario])
+
+    def _write(self, name: str, row: int, positions: Positions, value: Tensor) -> None:
+        self.moved.note(name, row, positions)
+        self.own(name, row)[:, index_of(positions)] = value
 
 
 class Sums(Changes):
@@ -239,7 +260,7 @@ class Sums(Changes):
         """Make one scenario's inputs and outputs the current ones."""
         self._commit_inputs(inputs, scenario)
         for node, output in outputs.items():
-            self.out[node][:, index_of(output.step.positions)] = output.value[scenario]
+            self._write("out", node, output.step.positions, output.value[scenario])
 
     def drop(self, span: int, receiver: int, senders: NDArray[np.int64]) -> None:
         """Record edges as ablated."""

@@ -9,13 +9,14 @@ receiver with one evaluation each.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from acdc.engine.experiment import Experiment
 from acdc.engine.incremental import Work
+from acdc.engine.moved import Read
 
 __all__ = ["Referee"]
 
@@ -112,6 +113,16 @@ class Referee:
             self.rounding = max(self.rounding, abs((exact - self._exact) - (low - self._low)))
             self._exact, self._low = exact, low
         self.run.finish(receiver, kept)
+
+    def keep(self) -> Iterator[NDArray[np.generic]]:
+        """Yield what :meth:`restore` needs, see :meth:`IncrementalRun.keep`."""
+        yield np.array([self._exact, self._low])
+        yield from self.run.keep()
+
+    def restore(self, read: Read) -> None:
+        """Go on from what was kept, see :meth:`IncrementalRun.restore`."""
+        self._exact, self._low = read("<f8", (2,)).tolist()
+        self.run.restore(read)
 
     def fork(self) -> Referee:
         """Copy the state, sharing the count of work."""

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from acdc.engine.incremental import IncrementalRun, Outcome
+from acdc.engine.moved import Read, StateError
 from acdc.engine.referee import Referee
 
 __all__ = ["Decision", "Speculation", "Split"]
@@ -177,10 +178,44 @@ class Speculation:
         twin._removed = self._removed.copy()
         return twin
 
-    def repeat(self, receiver: int, edges: Edges, kept: NDArray[np.bool_]) -> None:
-        """Follow decisions on all edges of a receiver that were made before."""
-        self.remove(edges[~kept])
-        self.finish(receiver, edges[kept])
+    def keep(self) -> Iterator[NDArray[np.generic]]:
+        """Yield what :meth:`restore` needs; between two receivers."""
+        yield self.expected
+        yield np.array([self.current, self._run_length, self._since_wrong], dtype=float)
+        yield from self.run.keep()
+        if self.referee is not None:
+            yield from self.referee.keep()
+
+    def restore(self, finished: Iterable[tuple[int, Edges]], read: Read) -> None:
+        """Go on from what was kept: the search does what it would have done to the last bit.
+
+        Guesses are part of it, as they decide what is evaluated together, and with it rounding.
+
+        Parameters
+        ----------
+        finished
+            Receivers whose edges were decided by then, in order, with those that stay in.
+        read
+            Gives the arrays of :meth:`keep` one after the other.
+
+        Raises
+        ------
+        StateError
+            If no search can have kept it.
+        """
+        for receiver, kept in finished:
+            self.run.finish(receiver, kept)
+            if self.referee is not None:
+                self.referee.run.finish(receiver, kept)
+        self.expected = read("<f8", self.expected.shape).astype(float)
+        pace = read("<f8", (3,)).astype(float)
+        if not np.isfinite(pace).all():
+            raise StateError("the pace of the search is not finite")
+        self.current, self._run_length = float(pace[0]), float(pace[1])
+        self._since_wrong = int(pace[2])
+        self.run.restore(read)
+        if self.referee is not None:
+            self.referee.restore(read)
 
     def remove(self, edges: Edges) -> None:
         """Take edges of one receiver out without asking what that changes."""

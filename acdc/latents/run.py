@@ -9,7 +9,7 @@ out.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from acdc.engine.incremental import Work
+from acdc.engine.moved import Read
 from acdc.latents.patched import Scenarios, alive_before_logits
 
 if TYPE_CHECKING:
@@ -72,6 +73,13 @@ class LatentRun:
         self.mask[low:high] = False
         self.mask[kept_edges] = True
         self._alive = None
+
+    def keep(self) -> Iterator[NDArray[np.generic]]:
+        """Yield nothing: the edges that are finished say where the search is."""
+        return iter(())
+
+    def restore(self, read: Read) -> None:
+        """Read nothing, see :meth:`keep`."""
 
     def capacity(self, edges: Edges) -> int:
         """How many scenarios over these edges fit into the memory bound."""

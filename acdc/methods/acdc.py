@@ -76,10 +76,11 @@ def acdc(
     run = experiment.incremental(memory)
     speculation = Speculation(run, (threshold,), expected)
     in_circuit, scores = decided.in_circuit, decided.scores
-    for receiver in order[: decided.n_finished]:
-        edges = edge_order(graph, receiver)
-        speculation.repeat(receiver, edges, in_circuit[edges])
-        progress(len(edges))
+    if checkpoint and decided.n_finished:
+        by_receiver = [(v, edge_order(graph, v)) for v in order[: decided.n_finished]]
+        with checkpoint.state(threshold, decided) as read:
+            speculation.restore([(v, edges[in_circuit[edges]]) for v, edges in by_receiver], read)
+        progress(sum(len(edges) for _, edges in by_receiver))
     vars(run.work).update(decided.work)
     referee = speculation.referee
     if referee is not None:
@@ -98,8 +99,8 @@ def acdc(
         speculation.finish(receiver, edges[in_circuit[edges]])
         decided.n_finished, decided.work = decided.n_finished + 1, asdict(run.work)
         decided.rounding = 0.0 if referee is None else referee.rounding
-        if checkpoint:
-            checkpoint.save(threshold, decided)
+        if checkpoint and checkpoint.due:
+            checkpoint.save(threshold, decided, speculation.keep())
     return Circuit(graph, scores, in_circuit, {"method": "acdc", "threshold": threshold}), run.work
 
 
