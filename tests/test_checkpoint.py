@@ -21,7 +21,7 @@ from acdc.engine.experiment import Experiment
 from acdc.engine.incremental import IncrementalRun
 from acdc.errors import OutputError
 from acdc.methods.acdc import acdc
-from acdc.methods.eap import eap
+from acdc.methods.eap import eap_ig
 from acdc.metrics import get_metric
 from acdc.pipeline import build_experiment, check_settings, discover
 from acdc.positions import find_positions
@@ -106,7 +106,7 @@ def test_a_resumed_search_is_the_same_to_the_last_bit(
         direction="denoising" if family == "LN" else "noising",
         positions=None if split is None else find_positions(task, split, causal=causal),
     )
-    expected = case.minimised_sign * eap(case)
+    expected = case.minimised_sign * eap_ig(case)
     tau = float(np.median(np.abs(expected[expected != 0])))
     wanted, counts = acdc(case, tau, expected=expected)
     assert 0 < wanted.n_edges < case.graph.n_edges
