@@ -175,8 +175,7 @@ def assess(
     Raises
     ------
     OptionError
-        If the circuit's graph is not the model's, or a value makes no sense; with ``tests``
-        also if the circuit is empty or the metric has no gap.
+        If the circuit's graph is not the model's, or a value makes no sense.
     TaskError
         If no prompts are left that discovery has not seen.
 

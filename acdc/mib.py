@@ -20,6 +20,12 @@ is written once for each query head that it serves, its score divided among them
 to first order); MLPs that are not there are written as nodes without edges.  Our own files say
 so in ``cfg`` (``n_key_value_heads``, ``attn_only``), so that they are read back as they were.
 
+In models that learn position embeddings, ``input`` here holds them and is ablated with them, while
+in EAP-IG's and MIB's code ``input`` leaves them out and they are never ablated: so CPR, CMD and
+every other metric of a circuit differ under zero, mean and optimal ablation (never under resample,
+and nowhere if positions are not embedded), and the shares of IFR, which ablates nothing, always.
+Theirs is a circuit of ``--split-embed`` with every edge out of ``pos`` in.
+
 References
 ----------
 github.com/hannamw/EAP-IG, ``src/eap/graph.py``; arXiv 2504.13151 (MIB).

@@ -226,9 +226,21 @@ def verdicts_table(judgement: Judgement) -> Table:
         sample = f"{verdict.n} {verdict.unit}"
         p_value = "-" if verdict.p_value is None else f"{verdict.p_value:.2g}"
         table.add_row(verdict.test, word, p_value, sample, escape(verdict.says))
-    complement = f"faithfulness {judgement.complement:.3g} without the circuit's edges"
-    table.add_row("complement", "", "", "", complement)
+    if judgement.complement is not None:
+        complement = f"faithfulness {judgement.complement:.3g} without the circuit's edges"
+        table.add_row("complement", "", "", "", complement)
+    if judgement.n_on_path < judgement.n_edges:
+        table.add_row("paths", "", "", "", _paths_line(judgement.n_on_path, judgement.n_edges))
     return table
+
+
+def _paths_line(n_on_path: int, n_edges: int) -> str:
+    """Return what is said of a circuit whose edges do not all lie on a path in it."""
+    some = f"{n_on_path:,} of its {n_edges:,} edges lie" if n_on_path else "no edge of it lies"
+    return (
+        f"{some} on a path of it from the embeddings to logits; the others carry nothing under "
+        "resample ablation"
+    )
 
 
 def effects_table(judgement: Judgement, n: int = 5) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from acdc.pipeline import build_experiment, check_settings, load_prompts
 from acdc.settings import Settings
 from acdc.stability import Stability, stability
 from acdc.unseen import PromptChoice
-from graphs import Circuit, GraphShape, component_graph, load_circuit
+from graphs import Circuit, GraphShape, component_graph, load_circuit, save_circuit
+from graphs.sample import PathSampler
 
 FAST = ["--n-random", 2, "--n-permutations", 20, "--n-knockouts", 2, "--n-resamples", 50]
 FAST += ["--test-edges", 2]
@@ -213,20 +215,80 @@ def refused(call: Call, place: Path, words: str, *arguments: object) -> None:  #
     assert snapshot(place) == before
 
 
+def words_of(answer: Any) -> str:
+    """What a table says, whichever way its lines are broken."""
+    return " ".join(re.sub("[│┃]", " ", answer.out).split())
+
+
+def kept(answer: Any, path: Path) -> dict[str, bool | None]:
+    """Check that an evaluation was kept whole; return its verdicts."""
+    assert answer.status == 0, answer.err
+    said = read(path)
+    assert len(said["ablations"]) == 8
+    assert all("faithfulness" in row for row in said["ablations"])
+    assert "tests at level" in answer.out
+    for verdict in said["tests"]["verdicts"]:
+        assert (verdict["passed"] is None) == verdict["says"].startswith("cannot tell: ")
+    return {verdict["test"]: verdict["passed"] for verdict in said["tests"]["verdicts"]}
+
+
 def test_an_empty_circuit_and_a_metric_without_gap(place: Path, call: Call) -> None:  # noqa: F811
+    """What cannot be tested is a dash; what was measured is kept."""
     path = place / "run" / "circuit.json"
     whole = path.read_text()
     path.write_text(whole.replace('"in_graph": true', '"in_graph": false'))
-    refused(call, place, "the circuit has no edge", "evaluate", "run", *FAST)
+    empty = kept(call("evaluate", "run", *FAST, "--out", "empty.json"), place / "empty.json")
+    assert [test for test, passed in empty.items() if passed is not None] == ["equivalence"]
+    path.write_text(whole.replace('"in_graph": false', '"in_graph": true'))
+    every = kept(call("evaluate", "run", *FAST, "--out", "every.json"), place / "every.json")
+    assert (every["equivalence"], every["sufficiency"]) == (True, None)
     path.write_text(whole)
     rows = [json.loads(line) for line in (place / "task.jsonl").read_text().splitlines()]
     flat = "".join(json.dumps(row | {"corrupt": row["clean"]}) + "\n" for row in rows)
     (place / "flat.jsonl").write_text(flat)
     options = ("evaluate", "run", "--task", "flat.jsonl", "--metric", "logit_diff", *FAST)
-    refused(call, place, "cannot be told from the model", *options)
+    answer = call(*options, "--out", "flat.json")
+    flat = kept(answer, place / "flat.json")
+    assert set(flat.values()) == {None}
+    assert "cannot be told from the model" in words_of(answer)
+    assert read(place / "flat.json")["tests"]["complement"] is None
+    assert call("report", "run", "--evaluation", "flat.json").status == 0
     answer = call(*options, "--no-tests")
     assert answer.status == 0
     assert "faithfulness" in answer.out
+
+
+@pytest.mark.parametrize(
+    ("edges", "words"),
+    [
+        ("0.65", "outside, no choice of circuits"),
+        ("1", "the only random circuit of its size is itself"),
+        ("one", "no edge of it lies on a path"),
+    ],
+)
+def test_a_circuit_split_by_positions_is_evaluated_whole(
+    place: Path,  # noqa: F811
+    call: Call,  # noqa: F811
+    edges: str,
+    words: str,
+) -> None:
+    """It counts edges that lie on a path: at most positions the last layer writes to nobody."""
+    command = ("discover", "task.jsonl", "--model", "ln2", "--positions", "token", "--out", "split")
+    assert call(*command, "--method", "eap", "--edges", 100, "--n-prompts", 2).status == 0
+    circuit = load_circuit(place / "split" / "circuit.json")
+    graph, on_path = circuit.graph, PathSampler(circuit.graph).on_path
+    if edges == "one":
+        mask = (
+            np.arange(graph.n_edges) == np.flatnonzero(graph.edge_sender >= graph.shape.n_spans)[0]
+        )
+    else:
+        n_edges = int(float(edges) * on_path.sum())
+        mask = PathSampler(graph).circuit(n_edges, np.random.default_rng(0))
+        assert n_edges <= (~mask).sum() or edges == "1"
+    save_circuit(replace(circuit, in_circuit=mask), place / "split" / "circuit.json")
+    answer = call("evaluate", "split", *FAST, "--out", "said.json")
+    assert len(kept(answer, place / "said.json")) == 6
+    assert words in words_of(answer)
 
 
 def test_intervals_shrink_with_prompts() -> None:

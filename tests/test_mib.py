@@ -18,9 +18,11 @@ from test_parity import DATA
 from acdc.cli import main
 from acdc.engine.experiment import Experiment
 from acdc.engine.patched import metric_of_circuit
+from acdc.evaluation import Evaluator
 from acdc.methods.eap import eap
 from acdc.metrics import get_metric
 from acdc.mib import group_heads, read_pt, write_pt
+from acdc.pipeline import with_means
 from graphs import Circuit, CircuitFileError, GraphError, GraphShape, component_graph, load_circuit
 
 SHAPES = {
@@ -349,3 +351,33 @@ def test_export_mistakes(
     assert status_of("export", "c.pt", *arguments) == 2
     assert words in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["c.pt"]
+
+
+# --- where numbers differ from EAP-IG's ---------------------------------------------------
+
+
+@pytest.mark.parametrize("intervention", ["resample", "zero", "mean", "mean-positional"])
+def test_positions_are_ablated_here_and_never_by_eap_ig(intervention: Any) -> None:
+    """Their ``input`` is ``tok`` of the split graph with every edge out of ``pos`` in."""
+    joined, split = (
+        Experiment(
+            small_model("LN", 3, split_embed=embed),
+            small_task(3, n_prompts=4),
+            get_metric("logit_diff"),
+            intervention=intervention,
+        )
+        for embed in (False, True)
+    )
+    joined, split = map(with_means, (joined, split))
+    inside = np.random.default_rng(3).random(joined.graph.n_edges) < 0.5
+    kept = dict(zip(joined.graph.edge_names(), inside.tolist(), strict=True))
+    ours, theirs = (
+        np.array([kept.get(name.replace("tok->", "input->").replace(pos, "input->"), True)
+                  for name in split.graph.edge_names()])
+        for pos in ("pos->", "never->")
+    )  # fmt: skip
+    assert (~theirs).sum() < (~ours).sum()
+    values = Evaluator(joined).values(inside)
+    assert Evaluator(split).values(ours) == pytest.approx(values, abs=1e-5)
+    same = Evaluator(split).values(theirs) == pytest.approx(values, abs=1e-5)
+    assert same == (intervention in ("resample", "mean-positional"))

@@ -126,7 +126,9 @@ def evaluate(
     summary = assessment.summary()
     show(run_table(summary, title), ablations_table(summary))
     if assessment.judgement is not None:
-        show(verdicts_table(assessment.judgement), effects_table(assessment.judgement))
+        show(verdicts_table(assessment.judgement))
+        if assessment.judgement.edges:
+            show(effects_table(assessment.judgement))
     if out is not None:
         show(f"written to {out}")
 

@@ -159,8 +159,7 @@ def gather(
     CircuitFileError
         If the folder holds no run, or a file cannot be read or is of another circuit.
     OptionError
-        If a number makes no sense, the run's model is not what it was, or the tests cannot be
-        run.
+        If a number makes no sense, or the run's model is not what it was.
     """
     if n_prompts < 1:
         raise OptionError(f"prompts {n_prompts}: expected at least 1")

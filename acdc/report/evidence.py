@@ -64,12 +64,12 @@ class Tests:
     effects
         Edges that minimality tested, the most superfluous first.
     complement
-        Faithfulness of the model without the circuit's edges.
+        Faithfulness of the model without the circuit's edges; None where it is undefined.
     """
 
     verdicts: tuple[Verdict, ...]
     effects: tuple[EdgeEffect, ...]
-    complement: float
+    complement: float | None
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ def _tests(item: JsonObject) -> Tests:
             EdgeEffect(row.text("edge"), *map(row.number, ("effect", "surpassed", "p_value")))
             for row in item.rows("edges")
         ),
-        item.number("complement"),
+        item.optional("complement"),
     )
 
 

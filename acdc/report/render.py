@@ -248,10 +248,15 @@ def _tests(evidence: Evidence | None) -> str:
         )
     tests = evidence.tests
     cards = "".join(map(_verdict, tests.verdicts))
+    complement = ""
+    if tests.complement is not None:
+        complement = (
+            " Without the circuit’s edges the model keeps a faithfulness of "
+            f"{tests.complement:.3g}."
+        )
     return (
         f"<p class=soft>On {_on(evidence)}. Equivalence, independence and completeness pass when "
-        "nothing is found against the circuit: look at the sample. Without the circuit’s edges "
-        f"the model keeps a faithfulness of {tests.complement:.3g}.</p>"
+        f"nothing is found against the circuit: look at the sample.{complement}</p>"
         f'<div class="verdicts">{cards}</div>{_effects(tests.effects)}'
     )
 
