@@ -36,7 +36,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import pickle
 from dataclasses import replace
 from typing import Any
 
@@ -45,6 +44,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from acdc.files import pickled
 from graphs import Circuit, CircuitFileError, Graph, GraphError, GraphShape, component_graph
 from graphs.errors import did_you_mean
 from graphs.files import json_text, write_whole
@@ -215,14 +215,7 @@ def _matrix(graph: Graph, values: NDArray[Any]) -> Tensor:
 
 
 def _load(path: PathLike) -> dict[str, Any]:
-    try:
-        data = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise CircuitFileError(f"cannot read {path}: {error.strerror or error}") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise CircuitFileError(
-            f"{path}: no .pt file of plain tensors that can be read; is it truncated?"
-        ) from error
+    data = pickled.read_pt(path, CircuitFileError)
     if not isinstance(data, dict):
         raise CircuitFileError(
             f"{path}: holds a {type(data).__name__}, expected the dict of an EAP-IG graph"

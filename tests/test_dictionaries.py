@@ -45,6 +45,7 @@ from acdc.dictionaries.quality import (
 from acdc.dictionaries.sae import ARCHITECTURES
 from acdc.engine.experiment import Experiment
 from acdc.errors import DictionaryError
+from acdc.latents.sources import load_dictionaries
 from acdc.lowering import LoweredModel, lower
 from acdc.metrics import METRICS
 from acdc.models import BUNDLED, load_model
@@ -368,6 +369,16 @@ BAD_CONFIGS: list[tuple[str, dict[str, Any], str]] = [
     ("topk", {"k": 161}, "k is 161, expected a whole number from 1 to d_sae (160)"),
     ("topk", {"k": ...}, "k is missing"),
     ("topk", {"k": 2.5}, "k is 2.5"),
+    (
+        "standard",
+        {"metadata": META | {"hook_name": f"blocks.{'9' * 5000}.hook_mlp_out"}},
+        "is no activation of a block",
+    ),
+    (
+        "standard",
+        {"metadata": META | {"neuronpedia_id": 3}},
+        "neuronpedia_id is 3, expected a text",
+    ),
 ]
 
 
@@ -392,6 +403,18 @@ BAD_TENSORS: list[tuple[str, dict[str, Tensor | None], str]] = [
     ("skip_transcoder", {"W_skip": torch.zeros(48)}, "'W_skip' has shape [48], expected [48, 48]"),
     ("standard", {"W_enc": torch.zeros(48)}, "'W_enc' has 1 axes, expected 2"),
     ("standard", {"b_enc": NAN}, "'b_enc' holds values that are no finite number"),
+    (
+        "standard",
+        {"b_enc": torch.zeros(160).to(torch.float8_e4m3fn)},
+        "'b_enc' is stored as float8_e4m3fn, expected one of float32, float64, float16, bfloat16",
+    ),
+    (
+        "standard",
+        {"W_dec": torch.zeros(160, 48, dtype=torch.int8)},
+        "'W_dec' is stored as int8, ex",
+    ),
+    ("topk", {"b_dec": torch.zeros(48, dtype=torch.complex64)}, "'b_dec' is stored as complex64, "),
+    ("standard", {"W_enc": torch.zeros(48, 0)}, "'W_enc' has shape [48, 0], expected at least one"),
 ]
 
 
@@ -406,6 +429,21 @@ def test_bad_tensors(
     assert str(path / "sae_weights.safetensors") in message
 
 
+def test_values_too_large_for_the_type(folder: Callable[[str], Path]) -> None:
+    path = folder("standard")
+    edit(path, dtype="float16")
+    edit_tensors(path, b_enc=torch.full((160,), 1e6))
+    message = refusal(lambda: read_dictionary(path))
+    assert "'b_enc' holds values that are no finite number in float16" in message
+
+
+@pytest.mark.parametrize("name", ["~nouser", "~nouser/saes"])
+def test_nobodys_home(name: str) -> None:
+    words = f"dictionary {name!r}: there is no such home folder"
+    assert refusal(lambda: read_dictionary(name)) == words
+    assert refusal(lambda: load_dictionaries(name, "ioi-small")) == words
+
+
 @pytest.mark.parametrize("file", ["cfg.json", "sae_weights.safetensors"])
 @pytest.mark.parametrize("left", [0, 1, 100, -10])
 def test_truncated_files(folder: Callable[[str], Path], file: str, left: int) -> None:
@@ -413,7 +451,7 @@ def test_truncated_files(folder: Callable[[str], Path], file: str, left: int) ->
     (path / file).write_bytes((path / file).read_bytes()[:left])
     message = refusal(lambda: read_dictionary(path))
     assert str(path / file) in message
-    assert "is no readable" in message
+    assert ("no JSON that can be read" if file == "cfg.json" else "is no readable") in message
 
 
 def test_missing_files(folder: Callable[[str], Path], tmp_path: Path) -> None:

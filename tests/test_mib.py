@@ -228,7 +228,9 @@ def test_damaged_files(
     monkeypatch.chdir(tmp_path)
     path = eap_ig_file(tmp_path / "c.pt")
     damage(path)
-    with pytest.raises(CircuitFileError, match=r"c\.pt: no \.pt file of plain tensors .*truncated"):
+    with pytest.raises(
+        CircuitFileError, match=r"c\.pt cannot be read as plain tensors: .*truncated"
+    ):
         read_pt(path)
     assert not (tmp_path / "harmed").exists()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pickle
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from acdc import models
-from acdc.errors import DeviceError, ModelError, UnknownNameError, UnsupportedModelError
+from acdc.errors import DeviceError, InputError, ModelError, UnknownNameError, UnsupportedModelError
 from acdc.models import BUNDLED, load_model, resolve_device, resolve_dtype
 from acdc.registry import Registry
 
@@ -359,7 +360,10 @@ class _Evil:
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        (_Evil(), "cannot be read as plain tensors (weights_only=True): "),
+        (
+            _Evil(),
+            "cannot be read as plain tensors: it is truncated or damaged, or holds other objects",
+        ),
         ([torch.zeros(2)], "holds a list; expected a dict of tensors"),
         ({"epoch": 3}, "entry 'epoch' is a int; expected only tensors by name"),
     ],
@@ -386,16 +390,16 @@ def test_pt_files_that_are_none(content: bytes, native: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('{"d_model": 48, ', "is no readable JSON file: "),
-        ("", "is no readable JSON file: "),
-        ("[1, 2]", "holds a list: expected a JSON object"),
-        ('{"a": 1}', "describes no model: expected Hugging Face's model_type, or the fields of"),
+        ('{"d_model": 48, ', ": no JSON that can be read ("),
+        ("", ": no JSON that can be read ("),
+        ("[1, 2]", " holds a list: expected a JSON object"),
+        ('{"a": 1}', " describes no model: expected Hugging Face's model_type, or the fields of"),
     ],
 )
 def test_malformed_config(text: str, words: str, native: Path) -> None:
     (native / "config.json").write_text(text)
     message = refusal(native)
-    assert message.startswith(f"{native / 'config.json'} {words}")
+    assert message.startswith(f"{native / 'config.json'}{words}")
 
 
 @pytest.mark.parametrize(
@@ -426,11 +430,14 @@ def test_fields_that_native_models_would_ignore_are_refused(key: str, native: Pa
     assert message.endswith(f"{key}=True is not supported in native models, only {key}=False")
 
 
-@pytest.mark.parametrize("text", ['{"model": ', "{}"])
-def test_malformed_tokenizer(text: str, native: Path, llama: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [('{"model": ', ": no JSON that can be read ("), ("{}", " is no tokenizer: ")],
+)
+def test_malformed_tokenizer(text: str, words: str, native: Path, llama: Path) -> None:
     for folder in (native, llama):
         (folder / "tokenizer.json").write_text(text)
-        assert refusal(folder).startswith(f"{folder / 'tokenizer.json'} is no ")
+        assert refusal(folder).startswith(f"{folder / 'tokenizer.json'}{words}")
 
 
 # --- Hugging Face folders that cannot be used ---------------------------------------------
@@ -466,7 +473,7 @@ def test_hugging_face_bin_file(llama: Path, capfd: pytest.CaptureFixture[str]) -
     torch.save(state, path)
     load_model(str(llama))
     torch.save(state | {"x": _Evil()}, path)
-    words = f"model '{llama}': its .bin file cannot be read as plain tensors (weights_only=True)"
+    words = f"model '{llama}': its .bin file cannot be read as plain tensors: "
     assert refusal(llama).startswith(words)
     for junk in (b"", b"junk", b"no checkpoint at all"):
         path.write_bytes(junk)
@@ -504,3 +511,433 @@ def test_remote_code_needs_the_users_word(
     )
     with pytest.raises(UnsupportedModelError, match="architecture 'OwnForCausalLM' is not"):
         load_model(str(llama), trust_remote_code=True)
+
+
+# --- configurations that make no model ----------------------------------------------------
+
+_HF_FIELDS: dict[str, tuple[dict[str, Any], str]] = {
+    "rope_theta null": ({"rope_theta": None}, "rope_theta is None, expected a finite number above"),
+    "no heads": ({"num_attention_heads": 0}, "num_attention_heads is 0, expected a whole number"),
+    "architectures": ({"architectures": 1}, "architectures is 1, expected a list of names"),
+    "model_type": ({"model_type": ["llama"]}, "model_type is ['llama'], expected a text"),
+    "eps null": ({"rms_norm_eps": None}, "rms_norm_eps is None, expected a finite number"),
+    "eps infinite": ({"rms_norm_eps": math.inf}, "rms_norm_eps is inf, expected a finite number"),
+    "context": (
+        {"max_position_embeddings": 10**9},
+        "max_position_embeddings is 1000000000, expected a whole number from 1 to 134,217,728",
+    ),
+    "layers": ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, expected a whole"),
+    "many layers": ({"num_hidden_layers": 999}, "num_hidden_layers is 999, but there are only"),
+    "vocabulary": ({"vocab_size": 10**9}, "vocab_size is 1,000,000,000, but the weights hold only"),
+    "product": (
+        {"hidden_size": 4000, "intermediate_size": 4000, "head_dim": 8},
+        "it describes 96,9",
+    ),
+    "shared heads": ({"num_key_value_heads": 3}, "2 heads cannot share 3 key-value heads evenly"),
+    "odd rotation": (
+        {"head_dim": 6, "partial_rotary_factor": 0.5},
+        "3 of 6 dimensions of a head are rotated, expected an even number",
+    ),
+    "function": ({"hidden_act": "tanhexp"}, "tanhexp"),
+    "function number": ({"hidden_act": 1}, "hidden_act is 1, expected a text"),
+    "scaling": ({"rope_scaling": {"type": "longrope"}}, "type is 'longrope', expected one of de"),
+    "scaling without factor": (
+        {"rope_scaling": {"rope_type": "linear"}},
+        "rope_scaling has no factor, which 'linear' needs",
+    ),
+    "quantised": (
+        {"quantization_config": {"quant_method": "gptq"}},
+        "quantization_config is there, which is not supported",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", _HF_FIELDS)
+def test_hugging_face_fields_that_make_no_model(kind: str, llama: Path) -> None:
+    changes, words = _HF_FIELDS[kind]
+    edit_config(llama, **changes)
+    message = refusal(llama)
+    assert message.startswith(f"model '{llama}': no usable config.json: ")
+    assert words in message
+
+
+_SMALL = {
+    "vocab_size": 50, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2,
+    "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 32,
+}  # fmt: skip
+_GPT2 = {"vocab_size": 50, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 32}
+_NEO = {"vocab_size": 50, "hidden_size": 16, "num_layers": 2, "num_heads": 2}
+_FULL, _WINDOW = "full_attention", "sliding_attention"
+_OTHERS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "kinds": ("gpt_neo", _NEO | {"attention_types": 3}, "attention_types is 3, expected a list as"),
+    "many kinds": (
+        "gpt_neo",
+        _NEO | {"attention_types": [[["global"], 10**9]]},
+        "attention_types is [[['global'], 1000000000]], expected a list as",
+    ),
+    "few kinds": (
+        "qwen2", _SMALL | {"layer_types": [_FULL]}, "must be equal to the number of"
+    ),
+    "no window": (
+        "qwen2",
+        _SMALL | {"layer_types": [_FULL, _WINDOW], "sliding_window": None},
+        "layers are of the kind sliding_attention without sliding_window",
+    ),
+    "scale": (
+        "gemma2", _SMALL | {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar is 0, expected"
+    ),
+    "both ways": (
+        "gemma2",
+        _SMALL | {"use_bidirectional_attention": True},
+        "use_bidirectional_attention is True, expected false",
+    ),
+    "heads": ("gpt2", _GPT2 | {"n_head": 3}, "3 heads cannot share a width of 16 evenly"),
+    "cross": (
+        "gpt2", _GPT2 | {"add_cross_attention": True}, "add_cross_attention is True, expected"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", _OTHERS)
+def test_fields_of_other_families(kind: str, tmp_path: Path) -> None:
+    family, config, words = _OTHERS[kind]
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": family}))
+    save_file({str(i): torch.zeros(1000) for i in range(20)}, tmp_path / "model.safetensors")
+    message = refusal(tmp_path)
+    assert message.startswith(f"model '{tmp_path}': no usable config.json: ")
+    assert words in message
+
+
+def test_fields_that_say_nothing_about_logits_are_left_alone(llama: Path) -> None:
+    tokens = torch.arange(12)[None]
+    before = logits(llama, tokens)
+    edit_config(
+        llama, dtype="", torch_dtype=3, attention_dropout="much", pad_token_id=10**9, use_cache=[],
+        id2label=4, return_dict=False, to_dict="x", n_embd=7, text_config={"a": 1},
+        attn_implementation="flash_attention_2", transformers_weights="..",
+    )  # fmt: skip
+    for name in ("generation_config.json", "adapter_config.json"):
+        (llama / name).write_text("null")
+    assert torch.equal(logits(llama, tokens), before)
+
+
+def test_a_long_context_takes_no_memory(llama: Path) -> None:
+    edit_config(llama, max_position_embeddings=10**8)
+    model, _ = load_model(str(llama))
+    assert model.n_ctx == (1 << 24) // 8
+    rotary = model.layers[0].attention.rotary
+    assert rotary is not None
+    assert rotary.cos.shape == (model.n_ctx, 8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"act_fn": 1}, "act_fn is 1, expected a text"),
+        ({"eps": None}, "eps is None, expected a finite number of at least 0"),
+        ({"rotary_base": math.inf}, "rotary_base is inf, expected a finite number above 0"),
+        ({"d_mlp": -96}, "d_mlp is -96, expected a whole number of at least 1, or null"),
+        ({"n_ctx": 10**9}, "n_ctx is 1,000,000,000, expected at most 1,048,576"),
+        (
+            {"n_ctx": 10**5, "positional_embedding_type": "rotary"},
+            "masks and tables of its context would take 19,0",
+        ),
+        ({"n_layers": 10**9}, "n_layers is 1,000,000,000, but model.safetensors has only 38"),
+        ({"d_vocab": 10**9}, "it describes 96,000,0"),
+        ({"rotary_dim": 14}, "rotary_dim is 14, expected at most d_head (12)"),
+        ({"attention_dir": "forth"}, "attention_dir is 'forth', expected one of causal, bidir"),
+        ({"attn_only": "no"}, "attn_only is 'no', expected true or false"),
+        ({"d_modle": 3}, "'d_modle' is none of its fields; did you mean d_model"),
+    ],
+)
+def test_native_fields_that_make_no_model(
+    changes: dict[str, Any], words: str, native: Path
+) -> None:
+    edit_config(native, **changes)
+    message = refusal(native)
+    assert message.startswith(str(native / "config.json"))
+    assert words in message
+
+
+# --- weights that are no numbers of a model -----------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int8", "bool", "complex64", "float8_e4m3fn"])
+def test_hugging_face_weights_of_other_types(dtype: str, llama: Path) -> None:
+    key = "model.layers.1.mlp.up_proj.weight"
+    edit_weights(llama, lambda s: s.update({key: s[key].to(getattr(torch, dtype))}))
+    assert refusal(llama) == (
+        f"model '{llama}': no usable weights: {key!r} is stored as {dtype}, expected one of "
+        "float32, float64, float16, bfloat16"
+    )
+
+
+@pytest.mark.parametrize("dtype", ["complex64", "complex128", "int64", "bool"])
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_native_weights_of_other_types(dtype: str, suffix: str, native: Path) -> None:
+    state = load_file(native / "model.safetensors")
+    state["blocks.0.mlp.W_in"] = state["blocks.0.mlp.W_in"].to(getattr(torch, dtype))
+    path = native / f"model.{suffix}"
+    (native / "model.safetensors").unlink()
+    if suffix == "pt":
+        torch.save(state, path)
+    elif dtype != "complex128":  # which safetensors cannot store
+        save_file(state, path)
+    else:
+        pytest.skip("safetensors has no complex128")
+    assert refusal(native).startswith(f"{path}: 'blocks.0.mlp.W_in' is stored as {dtype}, expected")
+
+
+def test_weights_of_other_floating_types_are_read(llama: Path) -> None:
+    tokens = torch.arange(12)[None]
+    before = logits(llama, tokens)
+
+    def halve(state: dict[str, Tensor]) -> None:
+        for i, (key, value) in enumerate(sorted(state.items())):
+            state[key] = value.to((torch.float64, torch.bfloat16, torch.float16)[i % 3])
+
+    edit_weights(llama, halve)
+    torch.testing.assert_close(logits(llama, tokens), before, atol=0.01, rtol=0.1)
+
+
+def test_pt_weights_that_require_gradients(native: Path) -> None:
+    batch = load_file(native / "batch.safetensors")
+    state = load_file(native / "model.safetensors")
+    torch.save({k: torch.nn.Parameter(v) for k, v in state.items()}, native / "model.pt")
+    (native / "model.safetensors").unlink()
+    got = logits(native, batch["clean"])
+    assert not got.requires_grad
+    torch.testing.assert_close(got, batch["clean_logits"], atol=1e-4, rtol=0)
+
+
+def test_weights_in_parts(llama: Path, tmp_path: Path) -> None:
+    tokens = torch.arange(12)[None]
+    before = logits(llama, tokens)
+    state = load_file(llama / "model.safetensors")
+    (llama / "model.safetensors").unlink()
+    parts = {key: f"part-{i % 2}.safetensors" for i, key in enumerate(state)}
+    for part in set(parts.values()):
+        save_file({k: v for k, v in state.items() if parts[k] == part}, llama / part)
+    index = llama / "model.safetensors.index.json"
+
+    def listed(weight_map: Any) -> None:
+        index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+    listed(parts)
+    assert torch.equal(logits(llama, tokens), before)
+    (tmp_path / "out.safetensors").write_bytes((llama / "part-0.safetensors").read_bytes())
+    for name, words in (
+        ("../out.safetensors", "lists '../out.safetensors', expected names of files beside it"),
+        ("part-9.safetensors", "lists 'part-9.safetensors', which is not there"),
+        ("/etc/passwd", "lists '/etc/passwd', expected names of files beside it"),
+    ):
+        listed(parts | {"x": name})
+        assert words in refusal(llama)
+    listed(3)
+    assert "model.safetensors.index.json has no 'weight_map'" in refusal(llama)
+    save_file(dict(list(state.items())[:1]), llama / "part-2.safetensors")
+    listed(parts | {"x": "part-2.safetensors"})
+    assert "stands in two files" in refusal(llama)
+
+
+def test_names_of_the_hubs_gpt2(tmp_path: Path) -> None:
+    """Its file says ``h.0.ln_1.weight`` where the model has ``transformer.h.0.ln_1.weight``."""
+    config = transformers.GPT2Config(vocab_size=50, n_embd=16, n_layer=1, n_head=2, n_positions=8)
+    with torch.random.fork_rng(devices=[]):
+        transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    tokens = torch.arange(8)[None]
+    before = logits(tmp_path, tokens)
+
+    def strip(state: dict[str, Tensor]) -> None:
+        for key in list(state):
+            state[key.removeprefix("transformer.")] = state.pop(key)
+
+    edit_weights(tmp_path, strip)
+    assert torch.equal(logits(tmp_path, tokens), before)
+
+
+# --- tokenizers ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tokenized(llama: Path, data: Path) -> Path:
+    """Return a Hugging Face folder with a small tokenizer."""
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(BUNDLED["ioi-small"] / file, llama)
+    return llama
+
+
+def edit_json(path: Path, change: Change) -> None:
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+_TOKENIZERS: dict[str, tuple[Change, str]] = {
+    "vocabulary": (lambda t: t["model"].update(vocab=3), "neither ids by text nor texts with sco"),
+    "id": (
+        lambda t: t["model"]["vocab"].update(Adam=10**12),
+        "'Adam' has the id 1000000000000, ex",
+    ),
+    "negative id": (
+        lambda t: t["model"]["vocab"].update(Adam=-1),
+        "'Adam' has the id -1, expected",
+    ),
+    "kind": (lambda t: t["model"].update(type="Bigram"), "type is 'Bigram', expected one of BPE"),
+    "added": (lambda t: t.update(added_tokens=[{"id": 1}]), "added_tokens is no list of tokens"),
+    "split": (lambda t: t["pre_tokenizer"].update(type=[1]), "no usable tokenizer: "),
+    "pattern": (
+        lambda t: t["pre_tokenizer"].update(pattern={"Regex": "(("}),
+        "no usable tokenizer",
+    ),
+    "version": (lambda t: t.update(version="9"), "no usable tokenizer: "),
+    "padding": (lambda t: t.update(padding="all"), "no usable tokenizer: "),
+}
+
+
+@pytest.mark.parametrize("kind", _TOKENIZERS)
+def test_damaged_tokenizers(kind: str, tokenized: Path) -> None:
+    change, words = _TOKENIZERS[kind]
+    edit_json(tokenized / "tokenizer.json", change)
+    message = refusal(tokenized)
+    assert str(tokenized) in message
+    assert words in message
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"bos_token": 3}, "bos_token is 3, expected a text or a token"),
+        ({"eos_token": ["a"]}, "eos_token is ['a'], expected a text or a token"),
+        ({"unk_token": {"content": 1}}, "unk_token is {'content': 1}, expected a text or a token"),
+        ({"pad_token": {"text": "a"}}, "pad_token is {'text': 'a'}, expected a text or a token"),
+        (
+            {"additional_special_tokens": [1]},
+            "additional_special_tokens is [1], expected a list of",
+        ),
+        ({"added_tokens_decoder": {"a": {"content": "b"}}}, "added_tokens_decoder is {'a': {'con"),
+        ({"added_tokens_decoder": {"9" * 99: {"content": "b"}}}, "added_tokens_decoder is {'999"),
+        ({"add_prefix_space": "yes"}, "add_prefix_space is 'yes', expected true or false"),
+        ({"tokenizer_class": 1}, "tokenizer_class is 1, expected a text"),
+    ],
+)
+def test_settings_of_tokenizers(settings: dict[str, Any], words: str, tokenized: Path) -> None:
+    edit_json(tokenized / "tokenizer_config.json", lambda value: value.update(settings))
+    message = refusal(tokenized)
+    assert message.startswith(str(tokenized / "tokenizer_config.json"))
+    assert words in message
+
+
+def test_settings_that_no_text_needs_are_left_alone(tokenized: Path) -> None:
+    edit_json(
+        tokenized / "tokenizer_config.json",
+        lambda value: value.update(
+            encode="x", gguf_file="/etc/passwd", chat_template=3, init_inputs=[1, 2],
+            auto_map={"AutoTokenizer": ["own.Own", None]}, model_max_length="long", vocab_file="/",
+        ),
+    )  # fmt: skip
+    (tokenized / "chat_template.jinja").symlink_to("/dev/zero")
+    _, tokenizer = load_model(str(tokenized))
+    _, plain = load_model("ioi-small")
+    assert tokenizer is not None
+    assert plain is not None
+    text = "After Mary and Alice"
+    assert tokenizer.encode(text) == plain.encode(text)
+
+
+def test_special_tokens_of_older_folders(tokenized: Path) -> None:
+    path = tokenized / "special_tokens_map.json"
+    path.write_text(json.dumps({"bos_token": {"content": "<pad>", "lstrip": False}}))
+    (tokenized / "added_tokens.json").write_text(json.dumps({"<pad>": 1}))
+    _, tokenizer = load_model(str(tokenized))
+    assert tokenizer is not None
+    assert tokenizer.bos_token_id == 1
+    path.write_text(json.dumps({"bos_token": 3}))
+    assert refusal(tokenized).startswith(f"{path}: bos_token is 3, expected a text or a token")
+    path.write_text("{}")
+    (tokenized / "added_tokens.json").write_text(json.dumps({"<pad>": "one"}))
+    assert "'<pad>' has the id 'one', expected a whole number" in refusal(tokenized)
+
+
+def test_no_padding_and_no_truncation_whatever_a_tokenizer_says(tokenized: Path) -> None:
+    text = "After Mary and Alice went"
+    _, plain = load_model(str(tokenized))
+    edit_json(
+        tokenized / "tokenizer.json",
+        lambda t: t.update(
+            padding={"strategy": {"Fixed": 9}, "direction": "Left", "pad_to_multiple_of": None,
+                     "pad_id": 1, "pad_type_id": 0, "pad_token": "<pad>"},
+            truncation={"max_length": 2, "strategy": "LongestFirst", "stride": 0,
+                        "direction": "Right"},
+        ),
+    )  # fmt: skip
+    _, tokenizer = load_model(str(tokenized))
+    assert plain is not None
+    assert tokenizer is not None
+    expected = plain.encode(text, add_special_tokens=False)
+    assert len(expected) > 2
+    assert tokenizer.encode(text, add_special_tokens=False) == expected
+
+
+def test_a_word_that_the_tokenizer_lacks(tokenized: Path) -> None:
+    """Without a token for unknown words a tokenizer of words can only refuse them."""
+    edit_json(tokenized / "tokenizer.json", lambda t: t["model"].update(unk_token="<none>"))
+    _, tokenizer = load_model(str(tokenized))
+    assert tokenizer is not None
+    assert tokenizer.encode("Mary")
+    with pytest.raises(ModelError, match=r"its tokenizer cannot encode 'Zaphod': .*UNK"):
+        tokenizer.encode("Zaphod")
+
+
+def test_a_tokenizer_with_code_of_its_own(tokenized: Path) -> None:
+    (tokenized / "tokenizer.json").unlink()
+    (tokenized / "vocab.txt").write_text("a\nb\n")
+    edit_json(
+        tokenized / "tokenizer_config.json",
+        lambda value: value.update(auto_map={"AutoTokenizer": ["own.Own", None]}),
+    )
+    assert "its tokenizer wants to run Python code of its own; pass --trust" in refusal(tokenized)
+
+
+# --- names and devices --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("~nouser", "model '~nouser': there is no such home folder"),
+        ("~nouser/model", "model '~nouser/model': there is no such home folder"),
+        ("a\0b", "'a\\x00b'"),
+        ("a" * 5000, "aaa"),
+        ("a/" + "b" * 5000, "bbb"),
+        ("\udc80", "'\\udc80'"),
+    ],
+)
+def test_names_that_no_folder_has(name: str, words: str) -> None:
+    assert words in refusal(name, InputError)
+
+
+@pytest.mark.parametrize(
+    ("version", "works"),
+    [
+        ("2.6.0", False),
+        ("2.8.0", False),
+        ("2.8.0a0+git1", False),
+        ("2.9.0", True),
+        ("2.13.0", True),
+    ],
+)
+def test_mps_of_a_torch_that_computes_wrong_numbers(
+    version: str, works: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "__version__", version)
+    if works:
+        assert resolve_device("mps") == torch.device("mps")
+        return
+    with pytest.raises(DeviceError) as caught:
+        resolve_device("mps")
+    assert str(caught.value) == (
+        f"device 'mps': torch {version} computes wrong numbers on it; update torch to 2.9 or "
+        "later, or choose cpu"
+    )

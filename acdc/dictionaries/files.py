@@ -10,7 +10,6 @@ A folder may also be on the Hugging Face hub: ``owner/repository`` or
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,14 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from acdc.dictionaries.hooks import READ_SITES, WRITE_SITES, Hook, parse_hook
 from acdc.dictionaries.sae import ARCHITECTURES, NORMALIZATIONS, Dictionary
 from acdc.errors import DictionaryError, did_you_mean
-from graphs.files import write_json, write_whole
+from acdc.files.folders import Repository, local_folder
+from acdc.files.tensors import check_floating, read_safetensors
+from graphs.files import MIB, read_json, write_json, write_whole
 
 __all__ = ["CONFIG", "WEIGHTS", "list_dictionaries", "read_dictionaries", "read_dictionary",
            "write_dictionary"]  # fmt: skip
@@ -36,6 +36,7 @@ _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 }
+_MAX_CONFIG = 4 * MIB
 _LAYOUT = "6.0.0"
 """The sae_lens_version whose layout is written; readers go by it."""
 
@@ -156,70 +157,36 @@ def write_dictionary(dictionary: Dictionary, folder: str | Path) -> Path:
 
 def _locate(name: str) -> Path:
     """Return the folder of a dictionary, fetched from the hub if need be."""
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists():
-        raise DictionaryError(f"dictionary {name!r} is a file: give the folder with its {CONFIG}")
+    folder = local_folder(name, "dictionary", CONFIG, DictionaryError)
+    if folder is not None:
+        return folder
     found = _HUB.fullmatch(name)
     if found is None:
         raise DictionaryError(
             f"dictionary {name!r}: there is no such folder; give a folder with {CONFIG} and "
             f"{WEIGHTS}, or owner/repository/folder on the Hugging Face hub"
         )
-    return _download(name, found[1], found[2].strip("/"))
-
-
-def _download(name: str, repository: str, folder: str) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
+    repository = Repository(
+        found[1],
+        start=f"dictionary {name!r}: there is no such folder,",
+        hint="give a local folder, or owner/repository/folder",
+        failure=DictionaryError,
     )
-
-    start = f"dictionary {name!r}: there is no such folder,"
-    path = Path()
-    for file in (WEIGHTS, CONFIG):
-        try:
-            path = Path(hf_hub_download(repository, file, subfolder=folder or None))
-        except LocalEntryNotFoundError as error:
-            raise DictionaryError(
-                f"{start} and the Hugging Face hub is out of reach (or HF_HUB_OFFLINE is set) and "
-                f"its cache lacks {file}; give a local folder"
-            ) from error
-        except RepositoryNotFoundError as error:
-            raise DictionaryError(
-                f"{start} and the Hugging Face hub shows no repository {repository!r}; check the "
-                "name, or log in if it is private"
-            ) from error
-        except EntryNotFoundError as error:
-            where = f"folder {folder!r}" if folder else "top folder"
-            raise DictionaryError(
-                f"{start} and {repository!r} on the Hugging Face hub has no {file} in its {where}; "
-                "give owner/repository/folder"
-            ) from error
-        except (HfHubHTTPError, HFValidationError, OSError) as error:
-            line = " ".join(str(error).split())[:300]
-            raise DictionaryError(f"{start} and the Hugging Face hub says: {line}") from error
-    return path.parent
+    inside = found[2].strip("/") or None
+    repository.fetch(WEIGHTS, folder=inside)
+    return repository.fetch(CONFIG, folder=inside).parent
 
 
 # --- cfg.json -----------------------------------------------------------------------------
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    if not path.exists():
         raise DictionaryError(
             f"{path.parent} is no dictionary: it has no {path.name}; expected {CONFIG} and "
             f"{WEIGHTS} as SAELens writes them"
-        ) from error
-    except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no JSON
-        raise DictionaryError(f"{path} is no readable JSON file: {error}") from error
+        )
+    value = read_json(path, _MAX_CONFIG, DictionaryError)
     if not isinstance(value, dict):
         raise DictionaryError(f"{path} holds a {type(value).__name__}: expected a JSON object")
     return value
@@ -239,9 +206,12 @@ class _Config:
         if found is None:
             keys = ("model_name", "neuronpedia_id", "prepend_bos", "context_size", "dataset_path",
                     "sae_lens_training_version")  # fmt: skip
-            return {key: self.values[key] for key in keys if key in self.values}
+            found = {key: self.values[key] for key in keys if key in self.values}
         if not isinstance(found, dict):
             raise self._error("metadata", found, "a JSON object")
+        identity = found.get("neuronpedia_id")
+        if identity is not None and not isinstance(identity, str):
+            raise self._error("neuronpedia_id", identity, "a text, or null")
         return found
 
     def architecture(self) -> str:
@@ -361,13 +331,10 @@ class _Config:
 
 def _read_tensors(path: Path, architecture: str, config: _Config) -> dict[str, Tensor]:
     """Read the weights and check every one of them."""
-    try:
-        found = load_file(path)
-    except FileNotFoundError as error:
-        raise DictionaryError(f"{path.parent} is no dictionary: it has no {path.name}") from error
-    except (SafetensorError, OSError) as error:
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DictionaryError(f"{path} is no readable safetensors file: {line}") from error
+    if not path.exists():
+        raise DictionaryError(f"{path.parent} is no dictionary: it has no {path.name}")
+    found = read_safetensors(path, DictionaryError)
+    check_floating(found, path, DictionaryError)
     _convert_old(path, found)
     wanted = ARCHITECTURES[architecture]
     for name in wanted:
@@ -385,10 +352,14 @@ def _read_tensors(path: Path, architecture: str, config: _Config) -> dict[str, T
                 f"{path}: tensor {name!r} has shape {list(found[name].shape)}, expected "
                 f"{list(shape)}"
             )
-    for name, value in found.items():
-        if not value.is_floating_point() or not value.isfinite().all():
-            raise DictionaryError(f"{path}: tensor {name!r} holds values that are no finite number")
-    return {name: value.to(config.dtype()) for name, value in found.items()}
+    cast = {name: value.to(config.dtype()) for name, value in found.items()}
+    for name, value in cast.items():
+        if not value.isfinite().all():
+            raise DictionaryError(
+                f"{path}: tensor {name!r} holds values that are no finite number in "
+                f"{config.values.get('dtype', 'float32')}"
+            )
+    return cast
 
 
 def _convert_old(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -411,6 +382,11 @@ def _shapes(
         if tensors[name].ndim != 2:
             raise DictionaryError(
                 f"{path}: tensor {name!r} has {tensors[name].ndim} axes, expected 2"
+            )
+        if 0 in tensors[name].shape:
+            raise DictionaryError(
+                f"{path}: tensor {name!r} has shape {list(tensors[name].shape)}, expected at least "
+                "one latent of at least one dimension"
             )
     d_in = config.size("d_in") or tensors["W_enc"].shape[0]
     n = config.size("d_sae") or tensors["W_enc"].shape[1]

@@ -55,7 +55,7 @@ _BRIDGE_NAMES = {
     "hook_out": "resid_post",
 }
 _BY_NAME = {name: site for site, name in SITES.items()} | _BRIDGE_NAMES
-_HOOK = re.compile(r"blocks\.(\d+)\.(.+)")
+_HOOK = re.compile(r"blocks\.(\d{1,6})\.(.+)")
 
 
 @dataclass(frozen=True, order=True)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from acdc.dictionaries import Dictionary, list_dictionaries, read_dictionaries, read_dictionary
+from acdc.dictionaries.files import CONFIG
 from acdc.errors import DictionaryError
+from acdc.files.folders import local_folder
 from acdc.models import BUNDLED
 
 __all__ = ["BUNDLED_SETS", "load_dictionaries"]
@@ -41,9 +43,10 @@ def load_dictionaries(names: str, model: str) -> list[Dictionary]:
 
 def _folders(name: str) -> list[str | Path]:
     """Folders of dictionaries right under a folder that is none itself, or the name."""
-    path = Path(name).expanduser()
-    inside = list_dictionaries(path) if path.is_dir() and not (path / "cfg.json").exists() else {}
-    return list(inside.values()) or [name]
+    folder = local_folder(name, "dictionary", CONFIG, DictionaryError)
+    if folder is None or (folder / CONFIG).exists():
+        return [name]
+    return list(list_dictionaries(folder).values()) or [name]
 
 
 def _bundled(name: str, model: str) -> list[str | Path]:

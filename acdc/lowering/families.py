@@ -22,6 +22,8 @@ from graphs import GraphShape
 
 __all__ = ["SUPPORTED_ARCHITECTURES", "check_architecture", "read_bridge"]
 
+_MAX_TABLE = 1 << 24  # numbers: 131,072 positions of 128 dimensions
+
 SUPPORTED_ARCHITECTURES = (
     "TransformerLensNative",
     "GPT2LMHeadModel",
@@ -53,7 +55,7 @@ def read_bridge(
     model.eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    n_ctx = cfg.n_ctx
+    n_ctx = _context(bridge)
     rotary = _native_rotary(model) if native else _hf_rotary(bridge, n_ctx)
     layers = tuple(
         _read_layer(block, i, bridge, rotary, native) for i, block in enumerate(bridge.blocks)
@@ -211,6 +213,19 @@ def _hf_window(config: Any, index: int) -> int | None:
     if getattr(config, "use_sliding_window", True):
         return getattr(config, "sliding_window", None)
     return None
+
+
+def _context(bridge: Any) -> int:
+    """Positions that are read at most.
+
+    Rotary models can be said to read a billion; the table of their angles ends where it would fill
+    the memory, far beyond the prompts whose patterns ``[pos, pos]`` fit in there.
+    """
+    n_ctx = int(bridge.cfg.n_ctx)
+    if not hasattr(bridge, "rotary_emb"):
+        return n_ctx
+    rotated = 2 * len(_module(bridge.rotary_emb).inv_freq)
+    return min(n_ctx, max(1, _MAX_TABLE // rotated))
 
 
 def _native_rotary(model: Any) -> Rotary | None:

@@ -6,7 +6,6 @@ so on; TransformerLens' converter turns them into what a native bridge loads.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,12 @@ import torch
 from torch import Tensor
 
 from acdc.errors import ModelError
+from acdc.files.pickled import read_pt
+from acdc.files.tensors import check_floating, read_safetensors
 
-__all__ = ["expected_shapes", "load_weights", "read_weights"]
+__all__ = ["expected_shapes", "fit_weights", "load_weights", "read_weights"]
 
+_TABLES = (".attn.rotary_sin", ".attn.rotary_cos")
 _BUFFERS = (".attn.mask", ".attn.IGNORE")
 _OPTIONAL = ("unembed.b_U",)  # native models have none of their own; zero where it is missing
 
@@ -37,31 +39,15 @@ def read_weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
     """
     path = folder / "model.safetensors"
     if path.is_file():
-        return path, _read_safetensors(path)
+        return path, read_safetensors(path, ModelError)
     path = folder / "model.pt"
     if not path.is_file():
         raise ModelError(f"{folder}: no weights; expected model.safetensors or model.pt there")
     return path, _read_pt(path)
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ModelError(f"{path} is no readable safetensors file: {_line(error)}") from error
-
-
 def _read_pt(path: Path) -> dict[str, Tensor]:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise ModelError(
-            f"{path} cannot be read as plain tensors (weights_only=True): it is damaged or holds "
-            "other objects; save its state dict as model.safetensors"
-        ) from error
+    state = read_pt(path, ModelError)
     if not isinstance(state, dict):
         raise ModelError(f"{path} holds a {type(state).__name__}; expected a dict of tensors")
     for key, value in state.items():
@@ -70,10 +56,6 @@ def _read_pt(path: Path) -> dict[str, Tensor]:
                 f"{path}: entry {key!r} is a {type(value).__name__}; expected only tensors by name"
             )
     return state
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def expected_shapes(cfg: Any) -> dict[str, tuple[int, ...]]:
@@ -126,13 +108,13 @@ def _block_shapes(cfg: Any) -> Iterator[tuple[str, tuple[int, ...]]]:
             yield "mlp.ln.b", (cfg.d_mlp,)
 
 
-def load_weights(bridge: Any, state: dict[str, Tensor], path: Path) -> None:
-    """Put HookedTransformer-layout weights into a native bridge, all of them or none.
+def fit_weights(cfg: Any, state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Return the weights under the names of a configuration, which needs all of them.
 
     Parameters
     ----------
-    bridge
-        A bridge made by ``TransformerBridge.boot_native``.
+    cfg
+        A TransformerBridgeConfig of a native model.
     state
         Tensors by name, as :func:`read_weights` gives them.
     path
@@ -141,16 +123,45 @@ def load_weights(bridge: Any, state: dict[str, Tensor], path: Path) -> None:
     Raises
     ------
     ModelError
-        Naming the first key that is missing, unknown or of the wrong shape.
+        Naming the first key that is missing, unknown, of the wrong shape or of no floating type.
     """
-    from transformer_lens.utilities.tl_checkpoint_conversion import convert_tl_checkpoint
-
-    expected = expected_shapes(bridge.cfg)
-    state = _without_buffers(state, bridge, path)
+    expected = expected_shapes(cfg)
+    state = {key: value for key, value in state.items() if not key.endswith(_BUFFERS)}
+    check_floating(state, path, ModelError)
+    state = {key: value for key, value in state.items() if not key.endswith(_TABLES)}
     state = {_underscored(key, expected): value for key, value in state.items()}
     state = {k: v for k, v in state.items() if k in expected or not _is_zero_bias(k, v)}
     _check_keys(state, expected, path)
-    report = bridge.load_state_dict(convert_tl_checkpoint(state, bridge.cfg), strict=False)
+    return state
+
+
+def load_weights(
+    bridge: Any, weights: dict[str, Tensor], state: dict[str, Tensor], path: Path
+) -> None:
+    """Put weights into a native bridge.
+
+    Parameters
+    ----------
+    bridge
+        A bridge made by ``TransformerBridge.boot_native``.
+    weights
+        As :func:`fit_weights` gives them for the bridge's configuration.
+    state
+        All tensors of the file; rotary tables among them must be those of the model.
+    path
+        Where they come from, for the messages.
+
+    Raises
+    ------
+    ModelError
+        If a rotary table is another one, or TransformerLens' converter loses a weight.
+    """
+    from transformer_lens.utilities.tl_checkpoint_conversion import convert_tl_checkpoint
+
+    for key, value in state.items():
+        if key.endswith(_TABLES):
+            _check_rotary(key, value, bridge, path)
+    report = bridge.load_state_dict(convert_tl_checkpoint(weights, bridge.cfg), strict=False)
     missing = [k for k in report.missing_keys if k != "head._original_component.bias"]
     for what, keys in (("lacks", missing), ("cannot place", report.unexpected_keys)):
         if keys:
@@ -190,15 +201,6 @@ def _underscored(key: str, expected: dict[str, tuple[int, ...]]) -> str:
 def _is_zero_bias(key: str, value: Tensor) -> bool:
     """Whether a bias adds nothing, as those of gated MLPs that were trained without."""
     return key.rpartition(".")[2].startswith("b_") and not value.any()
-
-
-def _without_buffers(state: dict[str, Tensor], bridge: Any, path: Path) -> dict[str, Tensor]:
-    """Drop masks and rotary tables, the latter only where the model computes the same."""
-    for key, value in state.items():
-        if key.endswith((".rotary_sin", ".rotary_cos")):
-            _check_rotary(key, value, bridge, path)
-    dropped = (*_BUFFERS, ".attn.rotary_sin", ".attn.rotary_cos")
-    return {key: value for key, value in state.items() if not key.endswith(dropped)}
 
 
 def _check_rotary(key: str, value: Tensor, bridge: Any, path: Path) -> None:

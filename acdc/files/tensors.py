@@ -1,0 +1,82 @@
+"""Reading safetensors files, and the types of numbers that weights may have."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from acdc.files import MAX_WEIGHTS
+from graphs.errors import InputError
+from graphs.files import check_regular
+
+__all__ = ["FLOATING", "check_floating", "read_safetensors"]
+
+FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+"""Types that weights may be stored in: those that models run in."""
+
+# What torch raises for shapes and types that it lacks, and safetensors for all else.
+_BROKEN = (
+    SafetensorError,
+    OSError,
+    TypeError,
+    ValueError,
+    RuntimeError,
+    LookupError,
+    AttributeError,
+)
+_MAX_HEADER = 32 << 20  # bytes; 100,000 tensors take 10 MiB
+
+
+def read_safetensors(
+    path: str | os.PathLike[str], failure: type[InputError] = InputError, what: str | None = None
+) -> dict[str, Tensor]:
+    """Return the tensors of a file by name, on the CPU.
+
+    Parameters
+    ----------
+    path
+        The file.
+    failure
+        What is raised.
+    what
+        What the message calls the file; None: its path.
+
+    Raises
+    ------
+    InputError
+        (``failure``)  If it is not there, truncated or damaged, or holds what torch cannot.
+    """
+    check_regular(path, MAX_WEIGHTS, failure)
+    try:
+        with open(path, "rb") as file:
+            n_header = int.from_bytes(file.read(8), "little")
+        if n_header > _MAX_HEADER:
+            raise SafetensorError(f"its header would take {n_header:,} bytes")
+        return load_file(path)
+    except _BROKEN as error:
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise failure(f"{what or path} is no readable safetensors file: {line}") from error
+
+
+def check_floating(
+    tensors: Mapping[str, Tensor], where: object, failure: type[InputError] = InputError
+) -> None:
+    """Raise ``failure`` naming the first tensor that is stored as anything but such numbers.
+
+    A cast would drop imaginary parts and the scales of quantised weights in silence.
+    """
+    for name, value in tensors.items():
+        if value.dtype not in FLOATING:
+            known = ", ".join(_name(dtype) for dtype in FLOATING)
+            raise failure(
+                f"{where}: {name!r} is stored as {_name(value.dtype)}, expected one of {known}"
+            )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,166 @@
+"""Loading a model by name: bundled, a local folder, or the Hugging Face hub.
+
+Every model is loaded by TransformerLens' TransformerBridge and lowered at once (see
+:mod:`acdc.lowering`).  Nothing that a model file says is executed unless the user allows it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from acdc.errors import DeviceError, ModelError, UnknownNameError
+from acdc.files.folders import local_folder
+from acdc.models.devices import resolve_device, resolve_dtype
+from acdc.models.folder import ModelFolder, read_object
+from acdc.registry import Registry
+from acdc.tasks.base import Tokenizer
+
+if TYPE_CHECKING:
+    from acdc.lowering import LoweredModel
+
+__all__ = ["BUNDLED", "MODELS", "load_model", "resolve_device", "resolve_dtype"]
+
+BUNDLED: dict[str, Path] = {
+    path.parent.name: path.parent
+    for path in sorted((Path(__file__).parents[1] / "bundled").glob("*/config.json"))
+}
+"""Folder of each model that comes with the package, by name."""
+
+MODELS: Registry[Path] = Registry("model", Path, "acdc.models", known=BUNDLED)
+"""Folder of every model known by name: the bundled ones, then those of installed packages."""
+
+_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+_HUB_SHORT = frozenset({"distilgpt2", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"})
+
+
+def load_model(
+    name_or_path: str,
+    *,
+    device: str = "cpu",
+    dtype: str = "float32",
+    split_qkv: bool = True,
+    split_embed: bool = False,
+    trust_remote_code: bool = False,
+) -> tuple[LoweredModel, Tokenizer | None]:
+    """Load a model and lower it.
+
+    Parameters
+    ----------
+    name_or_path
+        A known name (see :data:`MODELS`); a local Hugging Face folder; a local folder with
+        ``config.json`` (TransformerBridgeConfig fields) and ``model.safetensors`` or
+        ``model.pt`` in HookedTransformer layout; or a Hugging Face name (``owner/name``), that
+        of a repository in TransformerLens' own old layout (``NeelNanda/...``) included.
+    device
+        ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+    dtype
+        ``float32``, ``float64``, ``bfloat16`` or ``float16``.
+    split_qkv, split_embed
+        Granularity of the graph, see :class:`graphs.GraphShape`.
+    trust_remote_code
+        Let the model's folder run Python code of its own.
+
+    Returns
+    -------
+    tuple
+        The lowered model, and its tokenizer or None where it has none.
+
+    Raises
+    ------
+    UnknownNameError
+        If the name is no known model, no folder and no Hugging Face name.
+    ModelError
+        If the model's files cannot be used; the message names the file.
+    UnsupportedModelError
+        If the model has a feature that the lowering does not know.
+    DeviceError
+        If this machine lacks the device, or the type is unknown.
+    """
+    from acdc.lowering import lower
+
+    place, number = resolve_device(device), resolve_dtype(dtype)
+    if place.type == "mps" and number is torch.float64:
+        raise DeviceError("device 'mps' has no float64: choose float32 or another device")
+    path = _find(name_or_path)
+    with _quiet(), torch.random.fork_rng(devices=[]):
+        bridge, tokenizer = _load(path, name_or_path, place, number, trust_remote_code)
+        name = name_or_path if path is None else path.name
+        model = lower(bridge, split_qkv=split_qkv, split_embed=split_embed, name=name)
+    return model, tokenizer
+
+
+def _load(
+    path: Path | None, name: str, device: torch.device, dtype: torch.dtype, trust_remote_code: bool
+) -> tuple[Any, Tokenizer | None]:
+    """Return bridge and tokenizer of a local folder, or of a name on the hub."""
+    from acdc.models.hugging_face import load_hugging_face
+    from acdc.models.legacy import OWNERS, load_legacy
+    from acdc.models.native import load_native
+
+    if path is None and name.startswith(OWNERS):
+        return load_legacy(name, device, dtype)
+    folder = ModelFolder.on_hub(name) if path is None else ModelFolder(path)
+    if path is not None and not _is_hugging_face(folder):
+        return load_native(folder, device, dtype)
+    return load_hugging_face(folder, device, dtype, trust_remote_code=trust_remote_code)
+
+
+def _find(name: str) -> Path | None:
+    """Return the local folder that a name means; None if it is a name on the hub."""
+    if name in MODELS:
+        return MODELS[name]
+    folder = local_folder(name, "model", "config.json", ModelError)
+    if folder is not None:
+        return folder.resolve()
+    if name in _HUB_SHORT or _HUB_NAME.fullmatch(name):
+        return None
+    if "/" in name or "\\" in name:
+        raise ModelError(f"model {name!r}: there is no such folder")
+    raise UnknownNameError("model", name, MODELS)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back the progress bars and warnings of the libraries that load models."""
+    from huggingface_hub.utils import logging as hub_logging
+    from transformers.utils import logging as hf_logging
+
+    hub, hf, bars = (
+        hub_logging.get_verbosity(),
+        hf_logging.get_verbosity(),
+        hf_logging.is_progress_bar_enabled(),
+    )
+    hub_logging.set_verbosity_error()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        hub_logging.set_verbosity(hub)
+        hf_logging.set_verbosity(hf)
+        if bars:
+            hf_logging.enable_progress_bar()
+
+
+def _is_hugging_face(folder: ModelFolder) -> bool:
+    path = folder.path / "config.json"
+    if not path.exists():
+        raise ModelError(f"{folder.path} is no model folder: it has no {path.name}")
+    config = read_object(path)
+    if "model_type" in config or "architectures" in config:
+        return True
+    if "d_model" in config and "n_layers" in config:
+        return False
+    raise ModelError(
+        f"{path} describes no model: expected Hugging Face's model_type, or the fields of "
+        "TransformerBridgeConfig (n_layers, d_model, d_head, n_heads, n_ctx, d_vocab, ...)"
+    )
