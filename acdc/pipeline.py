@@ -13,6 +13,7 @@ import torch
 
 from acdc.checkpoint import Checkpoint
 from acdc.dictionaries.quality import quality_on_task
+from acdc.engine.attribution import node_scores
 from acdc.engine.constants import FILE_NAME, Constants, load_constants
 from acdc.engine.experiment import Experiment
 from acdc.engine.optimal import optimal_constants
@@ -311,7 +312,7 @@ def reattach(
 def latent_details(attached: Attached, evaluator: Evaluator, circuit: Circuit) -> dict[str, Any]:
     """Return what run.json says of latents: sites, quality, and what error nodes carry."""
     experiment = attached.experiment
-    scores = experiment.attribute_nodes(between_inputs(experiment, _STEPS), _STEPS)
+    scores = node_scores(experiment, between_inputs(experiment, _STEPS), _STEPS)
     return {
         "latents": {
             **attached.summary(),

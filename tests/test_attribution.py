@@ -110,7 +110,7 @@ def test_finite_differences_see_planted_bugs(bug: str, monkeypatch: pytest.Monke
     if bug == "no norm":
         monkeypatch.setattr(Norm, "vjp", lambda self, x, g: g)
     elif bug == "wrong sign":
-        monkeypatch.setattr(attribution, "_products", _negated(attribution._products))
+        monkeypatch.setattr(attribution, "product", _negated(attribution.product))
     else:
         monkeypatch.setattr(Norm, "jvp", lambda self, x, t: t)
     with pytest.raises(AssertionError):

@@ -21,11 +21,11 @@ from test_parity import experiment as parity_experiment
 
 from acdc.checkpoint import Checkpoint
 from acdc.engine import inputs
+from acdc.engine.attribution import integrate_nodes
 from acdc.engine.experiment import Experiment
 from acdc.engine.incremental import IncrementalRun
 from acdc.engine.inputs import Sums
-from acdc.engine.node_attribution import integrate_nodes
-from acdc.engine.patched import PatchedModel, SoftPatchedModel
+from acdc.engine.patched import PatchedModel
 from acdc.methods import METHODS
 from acdc.methods.acdc import acdc
 from acdc.methods.eap import at_base, clean_corrupted, eap, eap_ig, eap_ig_activations
@@ -243,7 +243,7 @@ def test_weights_of_zero_and_one_are_a_mask(family: str) -> None:
     experiment = built_in_float64(family).experiment
     mask = np.random.default_rng(1).random(experiment.graph.n_edges) < 0.5
     weights = torch.tensor(mask, dtype=experiment.model.dtype, requires_grad=True)
-    soft = SoftPatchedModel(experiment)
+    soft = PatchedModel(experiment)
     rows = torch.cat([soft.rows(i, weights) for i in range(len(experiment.batches))])
     assert rows.mean().item() == pytest.approx(PatchedModel(experiment).metric(mask), abs=1e-5)
     rows.sum().backward()

@@ -14,6 +14,7 @@ from latent_oracle import N_LATENTS, LatentOracle, place, random_dictionary
 from oracle import sequential_acdc, small_model, small_task
 
 from acdc.dictionaries import Dictionary, write_dictionary
+from acdc.engine.attribution import node_scores
 from acdc.engine.experiment import Experiment
 from acdc.engine.work import Work
 from acdc.errors import DictionaryError, OptionError
@@ -131,7 +132,7 @@ def test_a_folded_latent_is_carried_by_the_error_node() -> None:
     assert everything.folded_share == 0
     # those kept are the ones with the largest scores, and the share is that of the others
     whole = everything.experiment
-    scores = np.abs(whole.attribute_nodes(between_inputs(whole, 5), 5))
+    scores = np.abs(node_scores(whole, between_inputs(whole, 5), 5))
     latent = [i for i, name in enumerate(whole.graph.senders) if ".f" in name]
     best = sorted(latent, key=lambda i: -scores[i])[:5]
     assert {whole.graph.senders[i] for i in best} <= set(graph.senders)
@@ -190,7 +191,7 @@ def test_a_nodes_score_is_the_sum_of_its_edges(which: str) -> None:
     experiment, _ = build("Gemma2", which)
     edges = eap_ig(experiment, Integration(3))
     total = np.bincount(experiment.graph.edge_sender, edges, experiment.graph.n_senders)
-    nodes = experiment.attribute_nodes(between_inputs(experiment, 3), 3)
+    nodes = node_scores(experiment, between_inputs(experiment, 3), 3)
     np.testing.assert_allclose(nodes, total, atol=2e-5 * np.abs(nodes).max())
 
 
@@ -296,7 +297,7 @@ def test_error_nodes_in_and_out() -> None:
 def test_node_thresholds() -> None:
     experiment, _ = build("LN", "outputs")
     graph = experiment.graph
-    scores = experiment.attribute_nodes(between_inputs(experiment, 5), 5)
+    scores = node_scores(experiment, between_inputs(experiment, 5), 5)
     rows = sweep_nodes(experiment, scores, [1e9, float(np.median(np.abs(scores))), 0.0])
     assert [row.n_nodes for row in rows] == sorted(row.n_nodes for row in rows)
     assert rows[0].n_edges == graph.edge_mask(["input->logits"]).sum()
@@ -351,7 +352,7 @@ def test_methods_that_know_latents(name: str) -> None:
 def test_node_attribution_is_that_of_the_latents() -> None:
     experiment, _ = build("LN", "outputs")
     found = METHODS["nap-ig"].find(experiment, n_edges=30, steps=3)
-    scores = experiment.attribute_nodes(between_inputs(experiment, 3), 3)
+    scores = node_scores(experiment, between_inputs(experiment, 3), 3)
     assert list(found.details["node_scores"].values()) == pytest.approx(scores.tolist())
 
 

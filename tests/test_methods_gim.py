@@ -10,7 +10,7 @@ import torch
 from oracle import FAMILIES
 from test_attribution import FLOAT32_INSIDE, build
 
-from acdc.engine.patched import SoftPatchedModel
+from acdc.engine.patched import PatchedModel
 from acdc.engine.work import Work
 from acdc.lowering.gim import GimRules, with_gim_gradients
 from acdc.lowering.norm import Norm
@@ -45,7 +45,7 @@ def test_scores_are_the_modified_gradients_of_edges(family: str) -> None:
     experiment, _ = build(family, 2)
     modified = replace(experiment, model=with_gim_gradients(experiment.model))
     weights = torch.ones(experiment.graph.n_edges, dtype=experiment.model.dtype, requires_grad=True)
-    model = SoftPatchedModel(modified)
+    model = PatchedModel(modified)
     sum(model.rows(i, weights).sum() for i in range(len(modified.batches))).backward()
     assert weights.grad is not None
     wanted = -weights.grad.double().numpy() / experiment.n_rows

@@ -19,7 +19,7 @@ from test_parity import experiment as parity_experiment
 
 from acdc.cli import main
 from acdc.engine.experiment import Experiment
-from acdc.engine.patched import PatchedModel, SoftPatchedModel
+from acdc.engine.patched import PatchedModel
 from acdc.engine.steps import in_steps
 from acdc.engine.work import Work
 from acdc.errors import OptionError
@@ -45,7 +45,7 @@ TRAINED = (edge_pruning, subnetwork_probing)
 @pytest.mark.parametrize("family", ["LN", "grouped", "GPTNeoX", "Gemma2"])
 def test_weights_of_zero_and_one_are_a_mask(family: str, intervention: str) -> None:
     experiment, _ = build(family, 4, intervention=intervention)
-    soft, hard = SoftPatchedModel(experiment), PatchedModel(experiment)
+    soft, hard = PatchedModel(experiment), PatchedModel(experiment)
     for share in (0.0, 0.5, 1.0):
         mask = np.random.default_rng(1).random(experiment.graph.n_edges) < share
         weights = torch.tensor(mask, dtype=experiment.model.dtype, requires_grad=True)
@@ -60,7 +60,7 @@ def test_gradients_of_weights_are_finite_differences(family: str) -> None:
     rng = np.random.default_rng(0)
     values = rng.uniform(0.2, 0.8, len(names))
     weights = torch.tensor(values, dtype=experiment.model.dtype, requires_grad=True)
-    model = SoftPatchedModel(experiment)
+    model = PatchedModel(experiment)
     total = sum(model.rows(i, weights).sum() for i in range(len(experiment.batches)))
     (total / experiment.n_rows).backward()
     assert weights.grad is not None
@@ -83,7 +83,7 @@ def test_every_prompt_may_have_weights_of_its_own(family: str) -> None:
     (batch,) = experiment.batches
     shape = batch.n_prompts, experiment.graph.n_edges
     weights = torch.tensor(np.random.default_rng(0).random(shape), dtype=experiment.model.dtype)
-    model = SoftPatchedModel(experiment)
+    model = PatchedModel(experiment)
     alone = [model.rows(0, row)[i] for i, row in enumerate(weights)]
     assert float((alone[0] - alone[1]).abs()) > 1e-4
     torch.testing.assert_close(model.rows(0, weights), torch.stack(alone), atol=1e-5, rtol=1e-5)

@@ -1,13 +1,18 @@
-"""Edge attribution from ordinary forward and backward passes, without splitting q, k and v.
+"""Attribution of edges and nodes from ordinary forward and backward passes.
 
-``score(u->v) = sum over batch and pos of (ablated_u - base_u) . d metric / d input_v``, divided
-by the number of scored rows: a first-order estimate of what ablating the edge does to the
-metric (Nanda 2023; Syed et al. 2023, arXiv 2310.10348).
+The score of an edge is a first-order estimate of what ablating it does to the metric (Nanda 2023;
+Syed et al. 2023, arXiv 2310.10348), and that of a node the sum over the edges out of it::
 
-The backward pass gives gradients at q, k and v (``[batch, head, pos, d_head]``) and at the MLP
-inputs; the former are mapped back through W_Q, W_K, W_V and the norm's Jacobian.  One matrix
-product per layer between the senders' differences and these vectors gives the scores.  The
-products are streamed over layers and over chunks of tokens.
+    score(u->v) = sum over batch and pos of (ablated_u - base_u) . d metric / d input_v
+    score(u)    = sum over batch and pos of (ablated_u - base_u) . d metric / d u
+
+divided by the number of scored rows.  The gradient is mapped back by each stage
+(:meth:`acdc.engine.stages.Stage.pull`): through W_Q, W_K, W_V and the norm for heads, so that no
+pass with q, k and v split is needed.  A latent differs between the runs, or is active, on few
+tokens: its products are taken on these alone.
+
+Products are streamed over chunks of tokens and over stages.  No array holds an entry for every
+pair of sender and receiver but the scores themselves.
 """
 
 from __future__ import annotations
@@ -20,49 +25,31 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from acdc.engine.experiment import Batch, Experiment, iter_layers
-from acdc.lowering.attention import KINDS
-from acdc.lowering.model import Trace
-from graphs import Graph
+from acdc.engine.experiment import Batch, Experiment
+from acdc.engine.program import Program
+from acdc.engine.stages import Gradients
+from acdc.engine.values import Rows, Sparse, Values, coefficients, product
+from acdc.lowering.model import Key, Trace
 
 __all__ = [
-    "Differences",
-    "Gradients",
     "Point",
+    "Points",
     "Tokens",
-    "accumulate_scores",
+    "Written",
     "bytes_per_prompt",
+    "chunk_size",
     "gradients",
     "integrate",
+    "integrate_nodes",
+    "node_scores",
     "token_chunks",
 ]
 
 Tokens = slice | Tensor
 """Index into the flattened batch and positions."""
 
-
-@dataclass(frozen=True, eq=False)
-class Gradients:
-    """``d metric / d x`` of one pass, metric summed over rows.
-
-    Parameters
-    ----------
-    trace
-        The pass that was differentiated (detached).
-    q, k, v
-        One ``[batch, head, pos, d_head]`` per layer.
-    mlp_in
-        One ``[batch, pos, d_model]`` per layer.
-    final
-        ``[batch, pos, d_model]``.
-    """
-
-    trace: Trace
-    q: list[Tensor]
-    k: list[Tensor]
-    v: list[Tensor]
-    mlp_in: list[Tensor]
-    final: Tensor
+_MOST_TOKENS = 64
+"""Tokens of one chunk with latents: with more, those that few of them share fill the arrays."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,17 +62,22 @@ class Point:
         ``[batch, pos]``.
     embeds, replaced
         Values to use instead of the run's own, see :meth:`LoweredModel.forward`.
-    senders
-        Which senders (whatever their span) the gradient is credited to; None for all.
+    blocks
+        Positions in :attr:`Program.blocks` of the senders that the gradient is credited to; None
+        for all.
     """
 
     tokens: Tensor
     embeds: list[Tensor] | None = None
-    replaced: dict[tuple[str, int], Tensor] | None = None
-    senders: slice | None = None
+    replaced: dict[Key, Tensor] | None = None
+    blocks: tuple[int, ...] | None = None
 
 
-def gradients(experiment: Experiment, batch: Batch, point: Point) -> Gradients:
+Points = Callable[[Batch, Trace, Trace], Iterator[Point]]
+"""``(batch, base, other) -> points``."""
+
+
+def gradients(experiment: Experiment, batch: Batch, point: Point, keys: Sequence[Key]) -> Gradients:
     """Run forward and backward once.
 
     Parameters
@@ -94,123 +86,227 @@ def gradients(experiment: Experiment, batch: Batch, point: Point) -> Gradients:
         The metric and what it compares with.
     point
         Where.
+    keys
+        What gradients are wanted at.
     """
     model = experiment.model
     embeds = model.embed(point.tokens) if point.embeds is None else point.embeds
     with torch.enable_grad():
         embeds = [embeds[0].detach().requires_grad_(True), *embeds[1:]]
         trace = model.forward(point.tokens, embeds, point.replaced)
-        final = trace.final
-        assert final is not None
+        final = trace.at(("final", 0))
         total = experiment.measure(final[:, batch.scored].flatten(0, 1), batch)
-        wanted = [*trace.q, *trace.k, *trace.v, *trace.mlp_in, final]
         cut = point.replaced is not None  # what feeds a replaced output has no gradient
-        found = torch.autograd.grad(total, wanted, allow_unused=cut, materialize_grads=cut)
-    n = len(model.layers)
-    q, k, v = (list(found[i * n : (i + 1) * n]) for i in range(3))
-    return Gradients(_detached(trace), q, k, v, list(found[3 * n : -1]), found[-1])
+        found = torch.autograd.grad(
+            total, [trace.at(key) for key in keys], allow_unused=cut, materialize_grads=cut
+        )
+    return Gradients(trace.detached(), dict(zip(keys, found, strict=True)))
 
 
-def _detached(trace: Trace) -> Trace:
-    assert trace.final is not None
-    lists = {
-        name: [x.detach() for x in value]
-        for name, value in vars(trace).items()
-        if isinstance(value, list)
-    }
-    return Trace(**lists, final=trace.final.detach())
-
-
-class Differences:
-    """Senders' differences ``ablated_u - base_u``, kept small: heads before W_O.
-
-    Parameters
-    ----------
-    experiment
-        Says what ablated edges carry.
-    base, other
-        Plain runs.
-    """
-
-    def __init__(self, experiment: Experiment, base: Trace, other: Trace) -> None:
-        self.model = experiment.model
-        to = experiment.ablated(other, base)
-        self.embeds = [a - b for a, b in zip(to.embeds, base.embeds, strict=True)]
-        self.z = [a - b for a, b in zip(to.z, base.z, strict=True)]
-        self.mlp_out = [a - b for a, b in zip(to.mlp_out, base.mlp_out, strict=True)]
-
-    def rows(self, tokens: Tokens, at: Trace) -> Tensor:
-        """``[sender, token, d_model]`` for some tokens of the flattened batch and positions.
-
-        ``at`` is the pass at whose point post-norms are linearised.
-        """
-        model = self.model
-        blocks = [x.flatten(0, 1)[None, tokens] for x in self.embeds]
-        for i, layer in enumerate(model.layers):
-            z = self.z[i].transpose(0, 1).flatten(1, 2)[:, tokens]  # (head, token, d_head)
-            heads = z @ layer.attention.W_O
-            if layer.attention_post is not None:
-                point = at.attention_out[i].flatten(0, 1)[tokens]
-                heads = layer.attention_post.jvp(point, heads)
-            blocks.append(heads)
-            if layer.mlp is not None:
-                blocks.append(self.mlp_out[i].flatten(0, 1)[None, tokens])
-        return torch.cat(blocks)
-
-
-def accumulate_scores(
+def integrate(
     experiment: Experiment,
-    found: Gradients,
-    differences: Differences,
-    spans: Sequence[int],
-    scores: NDArray[np.float64],
-    weight: float,
+    points: Points,
+    n_points: int,
     memory: int,
-    senders: slice | None = None,
-) -> None:
-    """Add ``weight * score`` of one batch and one pass to ``scores [edge]``.
+    progress: Callable[[int], None] = lambda n_prompts: None,
+) -> NDArray[np.float64]:
+    """Mean attribution of edges over the points at which the gradient is taken.
 
     Parameters
     ----------
     experiment
-        Model and graph.
-    found
-        Gradients of one pass over the batch.
-    differences
-        Of the batch's senders.
-    spans
-        ``[pos]``: index of the span of each position of the batch.
-    scores
-        ``[edge]``, changed in place.
-    weight
-        Of this pass in the mean over passes.
+        Model, prompts, metric, intervention and direction.
+    points
+        ``(batch, base, other) -> points``.
+    n_points
+        By how many the sum is divided.
     memory
-        Bytes that the differences of one chunk of tokens may take.
-    senders
-        Which senders (whatever their span) are scored; None for all.
+        Bytes that the activations of one pass, and the products of one chunk, may take;
+        prompts are run in parts that fit.
+    progress
+        Called with the number of prompts after each pass.
+
+    Returns
+    -------
+    ndarray
+        ``[edge]`` scores, means over scored rows.
     """
-    graph, model = experiment.graph, experiment.model
-    credited = np.zeros(graph.components.n_senders)
-    credited[slice(None) if senders is None else senders] = weight
-    widest = len(credited) + 3 * model.shape.n_heads
-    chunk = max(1, memory // (widest * model.d_model * found.final.element_size()))
-    for span, tokens in token_chunks(spans, len(found.final), chunk, found.final.device):
-        rows = differences.rows(tokens, found.trace)
-        for components, wanted in _receiver_gradients(experiment, found, tokens):
-            receivers = experiment.receiver_at[span, components]
-            if receivers[0] < 0:  # logits where none is scored
-                continue
-            n_seen = _n_seen(graph.components, int(components[0]))
-            products = _products(rows[:n_seen], wanted)
-            for receiver, column in zip(receivers, products, strict=True):
-                low, high = graph.receiver_start[receiver : receiver + 2]
-                index = graph.sender_component[graph.edge_sender[low:high]]
-                scores[low:high] += credited[index] * column[index]
+    program, graph = experiment.program, experiment.graph
+    keys = tuple(key for stage in program.stages for key in stage.sees_gradients)
+    scores = torch.zeros(graph.shape.n_spans, experiment.components.n_edges, dtype=torch.double)
+    for batch, base, other, differences in _parts(experiment, memory):
+        chunk = chunk_size(program, differences, memory)
+        for point in points(batch, base, other):
+            found = gradients(experiment, batch, point, keys)
+            with torch.no_grad():
+                device = batch.clean.device
+                for span, tokens in token_chunks(batch.spans, batch.n_prompts, chunk, device):
+                    rows = Written(program, differences, tokens, found.trace, point.blocks)
+                    _accumulate(experiment, found, rows, scores[span], 1 / n_points)
+            del found
+            progress(batch.n_prompts)
+    return scores.numpy()[graph.edge_span, experiment.edge_component] / experiment.n_rows
 
 
-def _n_seen(graph: Graph, receiver: int) -> int:
-    """How many senders there are up to the last one that a receiver reads."""
-    return int(graph.edge_sender[graph.receiver_start[receiver + 1] - 1]) + 1
+def _accumulate(
+    experiment: Experiment, found: Gradients, rows: Written, scores: Tensor, weight: float
+) -> None:
+    """Add ``weight * score`` of some tokens to ``scores [edge of the components]``."""
+    start = experiment.components.receiver_start
+    for stage in experiment.program.stages:
+        low, high = experiment.program.senders_seen(stage)
+        seen = list(rows.between(low, high))
+        if not seen:
+            continue
+        for port, pulled in stage.pull(found, rows.tokens):
+            first = int(start[stage.first_receiver + port])
+            n = pulled.n if isinstance(pulled, Sparse) else len(pulled)
+            own = scores[first : first + n * (high - low)].view(n, high - low)
+            for columns, written in seen:
+                own[:, columns] += weight * product(pulled, written).double().cpu()
+
+
+class Written:
+    """What senders write on some tokens, or by how much that differs.
+
+    Parameters
+    ----------
+    program
+        Stages of the model.
+    values
+        By block, ``[sender, token, width]``.
+    tokens
+        Which of them.
+    at
+        The pass at whose point post-norms are linear.
+    blocks
+        Positions of some blocks; None: all.
+    frozen
+        Whether a post-norm's scale is a constant.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        values: Values,
+        tokens: Tokens,
+        at: Trace,
+        blocks: Sequence[int] | None = None,
+        *,
+        frozen: bool = False,
+    ) -> None:
+        self.tokens = tokens
+        dense, ids = [], []
+        self._sparse: list[tuple[int, Sparse]] = []
+        for b in range(len(values)) if blocks is None else blocks:
+            block = program.blocks[b]
+            rows = program.through_post(block, block.rows(values[b], tokens), tokens, at, frozen)
+            if isinstance(rows, Sparse):
+                self._sparse.append((block.start, rows))
+            else:
+                dense.append(rows)
+                ids.append(np.arange(block.start, block.stop))
+        self._dense = torch.cat(dense) if dense else None
+        self._ids = np.concatenate(ids) if ids else np.zeros(0, dtype=np.int64)
+
+    def between(self, low: int, high: int) -> Iterator[tuple[slice | Tensor, Rows]]:
+        """Yield places, counted from ``low``, and rows of the senders ``low .. high - 1``."""
+        first, last = np.searchsorted(self._ids, (low, high))
+        if self._dense is not None and first < last:
+            ids = self._ids[first:last] - low
+            in_a_row = ids[-1] - ids[0] + 1 == len(ids)
+            places = slice(ids[0], ids[-1] + 1) if in_a_row else torch.as_tensor(ids)
+            yield places, self._dense[first:last]
+        for start, rows in self._sparse:
+            if low <= start < high:
+                yield slice(start - low, start - low + rows.n), rows
+
+
+def integrate_nodes(
+    experiment: Experiment,
+    points: Points,
+    n_points: int,
+    memory: int,
+    progress: Callable[[int], None] = lambda n_prompts: None,
+) -> NDArray[np.float64]:
+    """Mean attribution of nodes over the points, prompt by prompt.
+
+    The backward pass stops at what the senders write, so it costs less than that of edges.
+
+    Parameters
+    ----------
+    experiment, points, n_points, memory, progress
+        As of :func:`integrate`; each point credits every sender.
+
+    Returns
+    -------
+    ndarray
+        ``[prompt, sender]`` in the order of ``experiment.batches``, summed over the positions of
+        the sender's span and over the scored positions of a prompt.
+    """
+    program, n_spans = experiment.program, experiment.graph.shape.n_spans
+    writing = [stage for stage in program.stages if stage.blocks]
+    keys: list[Key] = [("embeds", 0), *(stage.written_at for stage in writing)]
+    totals = []
+    for batch, base, other, differences in _parts(experiment, memory):
+        total = torch.zeros(batch.n_prompts, program.n_senders, n_spans, dtype=torch.double)
+        inside = torch.eye(n_spans, dtype=torch.double)[list(batch.spans)]  # (pos, span)
+        for point in points(batch, base, other):
+            found = gradients(experiment, batch, point, keys)
+            # token and position embeddings are added: they share a gradient
+            effects = [program.blocks[0].pull(found.tokens(("embeds", 0)))]
+            for stage in writing:
+                effects += stage.effects(found, [program.blocks[b] for b in stage.blocks])
+            for block, change, g in zip(program.blocks, differences, effects, strict=True):
+                each = torch.linalg.vecdot(change, g).unflatten(1, batch.clean.shape)
+                by_span = each.double().cpu() @ inside  # (sender, batch, span)
+                total[:, block.start : block.stop] += by_span.transpose(0, 1) / n_points
+            progress(batch.n_prompts)
+        totals.append(total.flatten(1))
+    return torch.cat(totals).numpy()
+
+
+def node_scores(
+    experiment: Experiment,
+    points: Points,
+    n_points: int,
+    memory: int = 1 << 30,
+    progress: Callable[[int], None] = lambda n_prompts: None,
+) -> NDArray[np.float64]:
+    """``[sender]``: mean of :func:`integrate_nodes` over scored rows; parameters as there."""
+    found = integrate_nodes(experiment, points, n_points, memory, progress)
+    return found.sum(0) / experiment.n_rows
+
+
+def _parts(experiment: Experiment, memory: int) -> Iterator[tuple[Batch, Trace, Trace, Values]]:
+    """Yield parts of the prompts that fit, with their plain runs and senders' differences.
+
+    Differences ``ablated_u - base_u`` are ``[sender, token, width]`` by block.
+    """
+    program = experiment.program
+    for whole in experiment.batches:
+        n_prompts = max(1, memory // bytes_per_prompt(experiment, whole.clean.shape[1]))
+        for batch in whole.split(n_prompts):
+            with torch.no_grad():
+                base, other = (experiment.model.forward(x) for x in experiment.runs(batch))
+                values = program.values(base)
+                ablated = experiment.ablated_values(program.values(other), values)
+                pairs = zip(ablated, values, strict=True)
+                differences = [(a - b).flatten(1, 3) for a, b in pairs]
+            yield batch, base, other, differences
+
+
+def chunk_size(program: Program, differences: Values, memory: int) -> int:
+    """How many tokens' vectors fit."""
+    model, rows, narrow = program.model, 3 * program.shape.n_heads, False
+    for block, change in zip(program.blocks, differences, strict=True):
+        if block.narrow:
+            rows += 3 * int((coefficients(change) != 0).sum(1).max())
+            narrow = True
+        else:
+            rows += len(block)
+    size = max(1, memory // (rows * model.d_model * model.W_U.element_size()))
+    return min(size, _MOST_TOKENS) if narrow else size
 
 
 def token_chunks(
@@ -240,90 +336,11 @@ def token_chunks(
             yield span, tokens
 
 
-def _products(rows: Tensor, wanted: Tensor) -> NDArray[np.float64]:
-    """``[receiver, sender]`` sums over tokens and d_model."""
-    product = wanted.flatten(1) @ rows.flatten(1).T
-    return product.double().cpu().numpy()
-
-
-def _receiver_gradients(
-    experiment: Experiment, found: Gradients, tokens: Tokens
-) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
-    """Yield receivers and ``d metric / d input``, ``[receiver, token, d_model]``, by layer."""
-    model, graph = experiment.model, experiment.graph.components
-    for layer, receivers in iter_layers(graph):
-        block = model.layers[layer]
-        point = found.trace.attention_in[layer].flatten(0, 1)[tokens]
-        mapped = []
-        for kind, at_projection in (("q", found.q), ("k", found.k), ("v", found.v)):
-            g = at_projection[layer].transpose(0, 1).flatten(1, 2)[:, tokens]
-            mapped.append(g @ block.attention.W[kind].transpose(1, 2))  # (head, token, d_model)
-        heads = np.concatenate([receivers[kind] for kind in KINDS])
-        yield heads, block.ln1.vjp(point, torch.cat(mapped))
-        if block.mlp is not None:
-            yield receivers["mlp"], found.mlp_in[layer].flatten(0, 1)[None, tokens]
-    yield np.array([graph.receiver_index["logits"]]), found.final.flatten(0, 1)[None, tokens]
-
-
-def integrate(
-    experiment: Experiment,
-    points: Callable[[Batch, Trace, Trace], Iterator[Point]],
-    n_points: int,
-    memory: int,
-    progress: Callable[[int], None],
-) -> NDArray[np.float64]:
-    """Mean attribution over the points at which the gradient is taken.
-
-    Parameters
-    ----------
-    experiment
-        Model, prompts, metric, intervention and direction.
-    points
-        ``(batch, base, other) -> points``.
-    n_points
-        By how many the sum is divided.
-    memory
-        Bytes that the activations of one pass, and the products of one chunk, may take;
-        prompts are run in parts that fit.
-    progress
-        Called with the number of prompts after each pass.
-
-    Returns
-    -------
-    ndarray
-        ``[edge]`` scores, means over scored rows.
-    """
-    scores = np.zeros(experiment.graph.n_edges)
-    for whole in experiment.batches:
-        n_prompts = max(1, memory // bytes_per_prompt(experiment, whole.clean.shape[1]))
-        for batch in whole.split(n_prompts):
-            base_tokens, other_tokens = experiment.runs(batch)
-            with torch.no_grad():
-                base = experiment.model.forward(base_tokens)
-                other = experiment.model.forward(other_tokens)
-                differences = Differences(experiment, base, other)
-            for point in points(batch, base, other):
-                found = gradients(experiment, batch, point)
-                with torch.no_grad():
-                    accumulate_scores(
-                        experiment,
-                        found,
-                        differences,
-                        batch.spans,
-                        scores,
-                        1 / n_points,
-                        memory,
-                        point.senders,
-                    )
-                del found
-                progress(batch.n_prompts)
-    return scores / experiment.n_rows
-
-
 def bytes_per_prompt(experiment: Experiment, n_pos: int) -> int:
     """What a forward and backward pass keeps for one prompt, roughly (measured on GPT-2)."""
     shape, model = experiment.model.shape, experiment.model
     stream = 40 * n_pos * model.d_model
     pattern = 4 * shape.n_heads * n_pos * n_pos
     rows = 6 * model.d_vocab_out if experiment.metric.whole_vocab else 0
-    return model.W_U.element_size() * (shape.n_layers * (stream + pattern) + rows)
+    latents = 4 * n_pos * sum(len(block) for block in experiment.program.blocks if block.narrow)
+    return model.W_U.element_size() * (shape.n_layers * (stream + pattern) + rows + latents)

@@ -28,6 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from acdc.engine.values import Values
 from acdc.errors import CircuitFileError, InputError, OptionError, TaskError
 from acdc.lowering.model import LoweredModel, Trace
 from graphs.files import MIB, check_regular, parse_json
@@ -37,15 +38,12 @@ __all__ = [
     "FILE_NAME",
     "Constants",
     "Prompts",
-    "Values",
     "as_trace",
     "load_constants",
     "mean_values",
-    "written",
 ]
 
 Prompts = Sequence[tuple[int, ...]]
-Values = list[Tensor]
 
 CONSTANT = ("mean", "mean-positional", "optimal")
 """Interventions whose ablated edges carry constants."""
@@ -53,7 +51,7 @@ CONSTANT = ("mean", "mean-positional", "optimal")
 FILE_NAME = "constants.safetensors"
 """Constants in the folder of a run."""
 
-_FORMAT = "acdc-constants-1"
+_FORMAT = "acdc-constants-2"
 
 _TOKENS = 512
 """Tokens that are run together for a mean, if a prompt has no more."""
@@ -71,9 +69,8 @@ class Constants:
     intervention, direction
         The ablation that they are of.
     values
-        By prompt length, or under None for all lengths: tensors with a batch axis of length 1
-        and a position axis of length 1 or of that of the prompts, as :func:`written` lists them
-        (with dictionaries, as :meth:`acdc.engine.program.Program.values` does).
+        By prompt length, or under None for all lengths: by block of the program, with a batch axis
+        of length 1 and a position axis of length 1 or of that of the prompts.
     report
         What run.json should say of how they came about; plain JSON values.
     """
@@ -110,7 +107,7 @@ class Constants:
         return Constants(self.intervention, self.direction, moved, self.report)
 
     def check(self, wanted: Sequence[Tensor], where: str) -> None:
-        """Check that they are of the model that wrote ``wanted``, what :func:`written` lists.
+        """Check that they are of the model that wrote ``wanted``, by block of its program.
 
         Raises
         ------
@@ -204,34 +201,25 @@ def _constants(about: dict[str, str], tensors: dict[str, Tensor]) -> Constants:
 
 
 def _check_tensor(name: str, tensor: Tensor, length: int | None) -> None:
-    """Check that a tensor is ``[..., 1, 1 or pos, d]``, of finite numbers."""
+    """Check that a tensor is ``[sender, 1, 1, 1 or pos, width]``, of finite numbers."""
     if tensor.dtype not in _DTYPES:
         raise InputError(f"tensor {name!r} is of type {tensor.dtype}, expected float32")
     shape = tuple(tensor.shape)
-    if len(shape) not in (3, 4) or shape[-3] != 1 or shape[-2] not in (1, length) or 0 in shape:
+    if len(shape) != 5 or shape[1:3] != (1, 1) or shape[3] not in (1, length) or shape[4] == 0:
         raise InputError(
-            f"tensor {name!r} has shape {list(shape)}, expected [1, positions, d] or "
-            "[heads, 1, positions, d]"
+            f"tensor {name!r} has shape {list(shape)}, expected [senders, 1, 1, positions, width]"
         )
     if not torch.isfinite(tensor.float()).all():
         raise InputError(f"tensor {name!r} holds nan or infinite numbers")
 
 
-def written(trace: Trace) -> Values:
-    """Values of all senders in a run, the batch the third axis from behind in each of them.
-
-    Embeddings ``[batch, pos, d_model]``, then by layer z ``[head, batch, pos, d_head]``, then by
-    layer MLP outputs ``[batch, pos, d_model]``.
-    """
-    return [*trace.embeds, *(z.transpose(0, 1) for z in trace.z), *trace.mlp_out]
-
-
-def as_trace(values: Values, like: Trace) -> Trace:
-    """Undo :func:`written`: a trace of the senders alone, expanded to the shapes of ``like``."""
-    n, layers = len(like.embeds), len(like.z)
-    wanted = [x.expand_as(y) for x, y in zip(values, written(like), strict=True)]
-    z = [x.transpose(0, 1) for x in wanted[n : n + layers]]
-    return Trace(wanted[:n], z=z, mlp_out=wanted[n + layers :])
+def as_trace(values: Values, *, has_mlp: bool) -> Trace:
+    """Return a trace of the senders alone, of values of heads and MLPs."""
+    embeds, *rest = values
+    each = 2 if has_mlp else 1
+    z = [x[:, 0].transpose(0, 1) for x in rest[::each]]
+    mlps = [x[0, 0] for x in rest[1::2]] if has_mlp else []
+    return Trace(list(embeds[:, 0]), z=z, mlp_out=mlps)
 
 
 @torch.no_grad()
@@ -251,7 +239,7 @@ def mean_values(
     prompts
         Token ids; a prompt that comes twice counts twice.
     values
-        Tokens ``[batch, pos]`` -> tensors ``[..., batch, pos, d]``.
+        Tokens ``[batch, pos]`` -> values by block.
     positional
         By position and length, or over all tokens.
 

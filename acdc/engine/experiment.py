@@ -10,23 +10,16 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from acdc.engine.constants import (
-    CONSTANT,
-    Constants,
-    Prompts,
-    Values,
-    as_trace,
-    mean_values,
-    written,
-)
+from acdc.engine.constants import CONSTANT, Constants, Prompts, as_trace, mean_values
 from acdc.engine.program import Program
+from acdc.engine.values import Values
 from acdc.errors import TaskError
 from acdc.latents.attachment import Attachment
 from acdc.lowering.model import LoweredModel, Trace
@@ -212,6 +205,14 @@ class Experiment:
         )
 
     @cached_property
+    def edge_component(self) -> NDArray[np.int64]:
+        """``[edge]``: which edge of :attr:`components` it is."""
+        _, receiver, sender = self.edge_place
+        first = self.components.receiver_start[receiver]
+        # a receiver of the components reads senders in a row
+        return first + sender - self.components.edge_sender[first]
+
+    @cached_property
     def receiver_at(self) -> NDArray[np.int64]:
         """``[span, receiver of components]``: receiver index; -1 where there is none."""
         graph = self.graph
@@ -356,18 +357,6 @@ class Experiment:
 
         return IncrementalRun(self, memory)
 
-    def attribute(self, *arguments: Any) -> NDArray[np.float64]:
-        """Return ``[edge]`` scores; arguments as :func:`acdc.engine.attribution.integrate`."""
-        from acdc.engine.attribution import integrate
-
-        return integrate(self, *arguments)
-
-    def attribute_nodes(self, *arguments: Any) -> NDArray[np.float64]:
-        """Return ``[sender]`` scores; arguments as :meth:`attribute`."""
-        from acdc.engine.node_attribution import integrate_nodes
-
-        return integrate_nodes(self, *arguments).sum(0) / self.n_rows
-
     def narrowed(self, n_edges: int, memory: int) -> tuple[Experiment, NDArray[np.bool_]] | None:
         """Where trying every edge would take too long: an experiment on few, and which.
 
@@ -440,21 +429,30 @@ class Experiment:
         return Constants(self.intervention, self.direction, values, report)
 
     def _written(self, tokens: Tensor) -> Values:
-        return written(self.model.forward(tokens))
+        return self.program.values(self.model.forward(tokens))
 
-    def ablated(self, other: Trace, base: Trace) -> Trace:
+    def ablated_values(self, other: Values, base: Values) -> Values:
         """What senders write where they are ablated, given the other and the base run.
 
-        Returns
-        -------
-        Trace
-            ``embeds``, ``z`` and ``mlp_out`` alone.
+        Parameters
+        ----------
+        other, base
+            By block of :attr:`program`.
         """
         if self.intervention == "resample":
             return other
-        if self.carried is not None:
-            return as_trace(self.carried.at(base.embeds[0].shape[1]), base)
-        return as_trace([torch.zeros_like(x) for x in written(base)], base)
+        if self.carried is None:
+            return [torch.zeros_like(x) for x in base]
+        constants = self.carried.at(base[0].shape[-2])
+        return [x.expand_as(y) for x, y in zip(constants, base, strict=True)]
+
+    def ablated(self, other: Trace, base: Trace) -> Trace:
+        """As :meth:`ablated_values`: ``embeds``, ``z`` and ``mlp_out`` of heads and MLPs alone."""
+        if self.intervention == "resample":
+            return other
+        values = self.program.values(base)
+        ablated = self.ablated_values(values, values)
+        return as_trace(ablated, has_mlp=self.model.shape.has_mlp)
 
     def far_inputs(self, other: Trace, base: Trace) -> list[Tensor]:
         """Embeddings at the far end of a path that starts at those of the base run.
@@ -462,7 +460,10 @@ class Experiment:
         Those that ablated edges carry; under zero ablation the other run's, since where the
         whole stream is zero norms have no gradient.
         """
-        return other.embeds if self.intervention == "zero" else self.ablated(other, base).embeds
+        if self.carried is None:
+            return other.embeds
+        (embeds, *_) = self.carried.at(base.embeds[0].shape[1])
+        return [x[0].expand_as(y) for x, y in zip(embeds, base.embeds, strict=True)]
 
 
 def _targets(pairs: list[Pair], device: torch.device) -> Targets:

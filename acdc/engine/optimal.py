@@ -14,7 +14,8 @@ their scored positions; nothing is asked of the answers.  Where the experiment's
 whole outputs itself (mse), it takes the place of the divergence: compiled models have logits that
 are no log-probabilities.
 
-Heads have constants of z, before W_O.  A step sees few prompts, in turn, and the learning rate
+Constants are of what tells senders apart (:mod:`acdc.engine.values`): of heads z, before W_O, of
+latents their activation.  A step sees few prompts, in turn, and the learning rate
 falls to zero; there is nothing random, so no seed.  At the end a constant that does no better than
 the mean on all prompts gives way to it.
 """
@@ -30,10 +31,11 @@ import torch
 from torch import Tensor
 
 from acdc.engine.attribution import bytes_per_prompt
-from acdc.engine.constants import Constants, Values, written
+from acdc.engine.constants import Constants
 from acdc.engine.experiment import Batch, Experiment
 from acdc.engine.steps import in_steps
-from acdc.lowering.model import LoweredModel, Trace
+from acdc.engine.values import Values
+from acdc.lowering.model import Trace
 from acdc.metrics import at_least_float32, get_metric
 
 __all__ = ["STEPS", "optimal_constants"]
@@ -53,29 +55,28 @@ _NOTHING = 1e-5
 
 @dataclass(eq=False)
 class _Group:
-    """Constants that are trained together: of one embedding, a layer's heads or its MLP.
+    """Constants that are trained together: those of a block.
 
     Attributes
     ----------
-    kind, index
-        ``embed``, ``heads`` or ``mlp``, and which embedding or layer.
+    block
+        Position in :attr:`Program.blocks`.
     start
-        ``[sender, d]``: the means.
+        ``[sender, width]``: the means.
     scale
         ``[sender, 1]``: standard deviations.
     moved
-        ``[sender, d]``: what is trained, in standard deviations from the mean.
+        ``[sender, width]``: what is trained, in standard deviations from the mean.
     """
 
-    kind: str
-    index: int
+    block: int
     start: Tensor
     scale: Tensor
     moved: Tensor
 
     @property
     def values(self) -> Tensor:
-        """``[sender, d]``: the constants at this step."""
+        """``[sender, width]``: the constants at this step."""
         return self.start + self.scale * self.moved
 
     @property
@@ -141,16 +142,13 @@ def optimal_constants(
 
 
 def _groups(trainer: Experiment) -> list[_Group]:
-    """Every sender at its mean, in the order of :func:`acdc.engine.constants.written`."""
-    model = trainer.model
+    """Every sender at its mean, by block."""
     (means,) = trainer.means(positional=False).values.values()
     means = [at_least_float32(x) for x in means]
-    layers = range(len(model.layers))
-    kinds = [("heads", i) for i in layers] + [("mlp", i) for i in layers if model.shape.has_mlp]
-    kinds = [("embed", i) for i in range(len(means) - len(kinds))] + kinds
+    pairs = enumerate(zip(means, _deviations(trainer, means), strict=True))
     return [
-        _Group(kind, i, mean.flatten(0, -2), scale, _zeros(mean.flatten(0, -2)))
-        for (kind, i), mean, scale in zip(kinds, means, _deviations(trainer, means), strict=True)
+        _Group(b, mean.flatten(0, -2), scale, _zeros(mean.flatten(0, -2)))
+        for b, (mean, scale) in pairs
     ]
 
 
@@ -166,7 +164,7 @@ def _deviations(trainer: Experiment, means: Values) -> list[Tensor]:
     for batch in trainer.batches:
         tokens = trainer.runs(batch)[0]
         n_tokens += tokens.numel()
-        for i, x in enumerate(written(trainer.model.forward(tokens))):
+        for i, x in enumerate(trainer.program.values(trainer.model.forward(tokens))):
             totals[i] += (x - means[i]).square().mean(-1).sum((-2, -1)).reshape(-1)
     scales = [torch.as_tensor(total / n_tokens).sqrt()[:, None] for total in totals]
     return [torch.where(scale > 0, scale, 1.0) for scale in scales]
@@ -213,9 +211,12 @@ def _parts(trainer: Experiment, case: _Case, which: Tensor, memory: int) -> tupl
 
 def _loss(trainer: Experiment, case: _Case, group: _Group, which: Tensor) -> Tensor:
     """Loss with each of some senders replaced, summed over the rows of a case: ``[which]``."""
-    batch, model = case.batch, trainer.model
-    stream, first = case.stream(model, group, which)
-    final = model.forward(batch.clean, [stream], first=first).final
+    batch, block = case.batch, trainer.program.blocks[group.block]
+    constants = group.values[which][:, None, None].to(trainer.model.dtype)
+    change = constants - case.values[group.block][which, 0]  # (scenario, batch, pos, width)
+    vectors = block.some(which).vectors(change)
+    stream, first = trainer.program.rerun(case.trace, group.block, vectors)
+    final = trainer.model.forward(batch.clean, [stream], first=first).final
     assert final is not None
     return trainer.measure(final[:, :, batch.scored].flatten(1, 2), batch)
 
@@ -226,6 +227,7 @@ class _Case:
 
     batch: Batch
     trace: Trace
+    values: Values
 
     @classmethod
     @torch.no_grad()
@@ -235,34 +237,7 @@ class _Case:
         logits = at_least_float32(trainer.logits(trace, batch.scored, None))
         assert trainer.metric.compares is not None
         targets = replace(batch.targets, clean=trainer.metric.compares(logits))
-        return cls(replace(batch, targets=targets), trace)
-
-    def stream(self, model: LoweredModel, group: _Group, which: Tensor) -> tuple[Tensor, int]:
-        """Stream in front of a block, each sender replaced in a scenario of its own.
-
-        Returns
-        -------
-        tuple
-            ``[scenario, batch, pos, d_model]``, and the block.
-        """
-        trace, i = self.trace, group.index
-        constants = group.values[which][:, None, None].to(model.dtype)  # (scenario, 1, 1, d)
-        if group.kind == "embed":
-            others = [x for j, x in enumerate(trace.embeds) if j != i]
-            return sum(others, torch.zeros_like(trace.embeds[i])) + constants, 0
-        block = model.layers[i]
-        written = trace.attention_out[i]
-        if group.kind == "heads":
-            own = trace.z[i].transpose(0, 1)[which]  # (scenario, batch, pos, d_head)
-            written = written + (constants - own) @ block.attention.W_O[which][:, None]
-        if block.attention_post is not None:
-            written = block.attention_post(written)
-        middle = trace.attention_in[i] + written
-        if group.kind == "mlp":
-            return middle + constants, i + 1
-        if block.mlp is None:
-            return middle, i + 1
-        return middle + (trace.mlp_out[i] if model.shape.parallel else block.mlp(middle)), i + 1
+        return cls(replace(batch, targets=targets), trace, trainer.program.values(trace))
 
 
 def _constants(
@@ -273,18 +248,15 @@ def _constants(
     report: dict[str, Any],
 ) -> Constants:
     """The better of mean and trained constant, and the losses by sender."""
-    values, rows = [], []
-    order = {"embed": 0, "heads": 1, "mlp": 2}
+    values: Values = []
+    pairs: list[tuple[float, float]] = []
     for group, mean, trained in zip(groups, before, after, strict=True):
         better = (trained < mean).to(group.start.device)[:, None]
         chosen = torch.where(better, group.values.detach(), group.start)
-        heads = group.kind == "heads"
-        values.append(chosen.unflatten(0, (-1, 1, 1)) if heads else chosen[None])
-        pairs = zip(mean.tolist(), torch.minimum(mean, trained).tolist(), strict=True)
-        rows.append(((group.kind != "embed", group.index, order[group.kind]), pairs))
-    by_layer = [pair for _, pairs in sorted(rows, key=lambda row: row[0]) for pair in pairs]
+        values.append(chosen[:, None, None, None])
+        pairs += zip(mean.tolist(), torch.minimum(mean, trained).tolist(), strict=True)
     report["losses"] = {
         name: {"mean": mean, "optimal": best}
-        for name, (mean, best) in zip(experiment.graph.components.senders, by_layer, strict=True)
+        for name, (mean, best) in zip(experiment.components.senders, pairs, strict=True)
     }
     return Constants("optimal", experiment.direction, {None: values}, report)

@@ -1,32 +1,43 @@
-"""Running the model with only a circuit's edges intact: any mask, one pass, layer by layer.
+"""Running the model with only a circuit's edges intact: any mask or weights, one pass, by stage.
 
-A receiver reads the current value of the senders whose edge is in the circuit and the ablated
-value of the others::
+A receiver reads ::
 
-    input_v = sum_in current_u + sum_out ablated_u + sum of the b_O below
+    input_v = sum over u of ablated_u + sum over edges of weight * (current_u - ablated_u) + b_O's
 
-In models with a norm on the sum of the heads (Gemma-2) the stream reads each layer's heads
-through that norm, so the sums of heads are taken per layer inside it (as in EAP-IG).
+where an edge that is in has the weight 1 and all others 0; trained masks have weights between.
+In a graph split by spans, an edge counts at the positions of its span alone.  In models with a
+norm on the sum of the heads (Gemma-2) the stream reads each layer's heads through that norm, so
+the sums of heads are taken per layer inside it (as in EAP-IG).
+
+Senders that are vectors lie side by side, so that a stage reads them in one product; latents are
+read block by block.  Receivers with the same edges are read once, and stages from which no kept
+path leads to ``logits`` are not computed.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from acdc.engine.experiment import Batch, Experiment, iter_layers
-from acdc.lowering.attention import KINDS
-from acdc.lowering.model import LoweredLayer
+from acdc.engine.experiment import Batch, Experiment
+from acdc.engine.program import Program
+from acdc.engine.stages import Inputs, Stage
+from acdc.engine.values import Block, Values, coefficients
+from graphs import Graph
+from graphs.kernels import reach_backward
 
-__all__ = ["PatchedModel", "SoftPatchedModel", "metric_of_circuit"]
+__all__ = ["PatchedModel", "alive_before_logits", "distinct_rows", "metric_of_circuit"]
 
 _CUTS_BYTES = 64 << 20
 """Streams of many cuts at the logits are measured in parts of this size."""
+
+Mask = NDArray[np.bool_]
 
 
 class PatchedModel:
@@ -35,7 +46,7 @@ class PatchedModel:
     Parameters
     ----------
     experiment
-        Model, prompts, metric, intervention and direction.
+        Model, prompts, metric, intervention, direction and dictionaries.
     memory
         Bytes of plain runs to keep; beyond that they are run anew for every circuit.
     """
@@ -44,7 +55,7 @@ class PatchedModel:
         self.experiment, self.memory = experiment, memory
         self._kept: dict[int, _PlainRuns] = {}
 
-    def metric(self, mask: NDArray[np.bool_]) -> float:
+    def metric(self, mask: Mask) -> float:
         """Mean metric of the model when every edge outside ``mask`` is ablated.
 
         Parameters
@@ -60,7 +71,7 @@ class PatchedModel:
         return float(self.values(mask).mean())
 
     @torch.no_grad()
-    def values(self, mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    def values(self, mask: Mask) -> NDArray[np.float64]:
         """Metric of each prompt when every edge outside ``mask`` is ablated.
 
         Parameters
@@ -73,16 +84,13 @@ class PatchedModel:
         ndarray
             ``[prompt]``, see :meth:`Experiment.per_prompt`; its mean is :meth:`metric`.
         """
-        rows = [
-            _PatchedRun(self.experiment, batch, self._plain(i), self._matrix(mask)).rows()
-            for i, batch in enumerate(self.experiment.batches)
-        ]
+        weights = _Mask(self._edges, mask)
+        batches = range(len(self.experiment.batches))
+        rows = [_PatchedRun(self._plain(i), weights).rows()[0] for i in batches]
         return self.experiment.per_prompt(rows)
 
     @torch.no_grad()
-    def values_at_logits(
-        self, mask: NDArray[np.bool_], cuts: NDArray[np.bool_]
-    ) -> NDArray[np.float64]:
+    def values_at_logits(self, mask: Mask, cuts: Mask) -> NDArray[np.float64]:
         """Metric of each prompt with further edges into ``logits`` ablated: one pass for all cuts.
 
         Parameters
@@ -98,42 +106,22 @@ class PatchedModel:
         ndarray
             ``[cut, prompt]``, otherwise as :meth:`values`.
         """
-        matrix = self._matrix(mask)
-        rows = [
-            _PatchedRun(self.experiment, batch, self._plain(i), matrix).rows_at_logits(cuts)
-            for i, batch in enumerate(self.experiment.batches)
-        ]
+        weights = _Mask(self._edges, mask)
+        batches = range(len(self.experiment.batches))
+        rows = [_PatchedRun(self._plain(i), weights).rows(cuts) for i in batches]
         return np.stack(
             [self.experiment.per_prompt([of[cut] for of in rows]) for cut in range(len(cuts))]
         )
 
     def full_values(self) -> NDArray[np.float64]:
-        """Metric of each prompt with every edge in, ``[prompt]``."""
+        """Metric of each prompt with every edge in, candidate or not, ``[prompt]``."""
+        if self.experiment.candidates is not None:
+            noising = self.experiment.direction == "noising"
+            return self.experiment.plain_values("clean" if noising else "corrupt")
         return self.values(np.ones(self.experiment.graph.n_edges, dtype=bool))
 
-    def _matrix(self, mask: NDArray[np.bool_]) -> Tensor:
-        """``[span, receiver, sender] bool``: which edges are in."""
-        matrix = torch.as_tensor(self.experiment.by_component(mask))
-        return matrix.to(self.experiment.model.device)
-
-    def _plain(self, i: int) -> _PlainRuns:
-        if i in self._kept:
-            return self._kept[i]
-        runs = _PlainRuns.of(self.experiment, self.experiment.batches[i])
-        if sum(r.n_bytes for r in self._kept.values()) + runs.n_bytes <= self.memory:
-            self._kept[i] = runs
-        return runs
-
-
-class SoftPatchedModel(PatchedModel):
-    """The same with weights in [0, 1] instead of a mask, and gradients to them.
-
-    A receiver reads ``weight * current_u + (1 - weight) * ablated_u`` of each sender; weights of
-    0 and 1 give what :class:`PatchedModel` gives.  Parameters as there.
-    """
-
     def rows(self, i: int, weights: Tensor) -> Tensor:
-        """Metric of every scored row of a batch.
+        """Metric of every scored row of a batch, with weights of edges and gradients to them.
 
         Parameters
         ----------
@@ -141,22 +129,29 @@ class SoftPatchedModel(PatchedModel):
             Which of ``experiment.batches``.
         weights
             ``[edge]``, or ``[prompt, edge]`` of the batch, in [0, 1]; may require a gradient.
+            Weights of 0 and 1 give what :meth:`values` gives.
 
         Returns
         -------
         Tensor
             ``[row]``.
         """
-        graph, batch = self.experiment.graph, self.experiment.batches[i]
         with torch.no_grad():
             plain = self._plain(i)
-        weights = weights.expand(batch.n_prompts, -1)
-        shape = graph.shape.n_spans, len(graph.components.receivers), graph.components.n_senders
-        place = np.ravel_multi_index(self.experiment.edge_place, shape)
-        matrix = weights.new_zeros(len(weights), math.prod(shape))
-        matrix = matrix.index_copy(1, torch.as_tensor(place, device=weights.device), weights)
-        matrix = matrix.unflatten(1, shape)
-        return _SoftPatchedRun(self.experiment, batch, plain, matrix).rows()
+        weights = weights.expand(plain.batch.n_prompts, -1)
+        return _PatchedRun(plain, _Weights(self._edges, weights)).rows()[0]
+
+    @cached_property
+    def _edges(self) -> _Edges:
+        return _Edges(self.experiment)
+
+    def _plain(self, i: int) -> _PlainRuns:
+        if i in self._kept:
+            return self._kept[i]
+        runs = _PlainRuns(self.experiment, self.experiment.batches[i])
+        if sum(r.n_bytes for r in self._kept.values()) + runs.n_bytes <= self.memory:
+            self._kept[i] = runs
+        return runs
 
     def bytes_per_prompt(self, n_pos: int) -> int:
         """Memory that a prompt takes until its gradient is taken, roughly.
@@ -164,162 +159,314 @@ class SoftPatchedModel(PatchedModel):
         Each read keeps the change of every sender that it sees, and each write a copy of the
         senders up to its own; of a receiver's input about three tensors are kept.
         """
-        model, shape = self.experiment.model, self.experiment.model.shape
-        n_vectors, seen = 0, 2 if shape.split_embed else 1
-        for _ in range(shape.n_layers):
-            n_vectors += 3 * (seen + 3 * shape.n_heads)  # q, k, v
-            n_vectors += (seen := seen + shape.n_heads)
-            if shape.has_mlp:
-                n_vectors += seen + 3
-                n_vectors += (seen := seen + 1)
-        return (n_vectors + seen) * n_pos * model.d_model * model.W_U.element_size()
+        program, model = self.experiment.program, self.experiment.model
+        n_numbers = 0
+        for stage in program.stages:
+            seen = [program.blocks[b] for b in stage.seen]
+            vectors = sum(len(block) for block in seen if not block.narrow)
+            latents = sum(len(self._edges.senders(stage, b)) for b in seen if b.narrow)
+            n_numbers += (2 * vectors + 3 * stage.n_receivers) * model.d_model
+            n_numbers += stage.n_receivers * latents
+        return n_numbers * n_pos * model.W_U.element_size()
 
 
-def metric_of_circuit(experiment: Experiment, mask: NDArray[np.bool_]) -> float:
+def metric_of_circuit(experiment: Experiment, mask: Mask) -> float:
     """Mean metric with every edge outside ``mask`` ablated; see :class:`PatchedModel`."""
     return PatchedModel(experiment, memory=0).metric(mask)
 
 
-@dataclass(frozen=True, eq=False)
+def alive_before_logits(graph: Graph, mask: Mask) -> Mask:
+    """``[node]``: some path of kept edges leads from it to ``logits``."""
+    found: Mask = reach_backward(
+        mask, graph.edge_sender, graph.edge_receiver, graph.feeds_start, graph.feeds, graph.n_nodes
+    )
+    return found
+
+
+# -- which edges are in -------------------------------------------------------------------------
+
+
+class _Edges:
+    """Where the edges of an experiment's graph stand in the matrices of its stages."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.graph, self.program = experiment.graph, experiment.program
+        self.n_spans = self.graph.shape.n_spans
+        self._span, self._receiver, self._sender = experiment.edge_place
+        self._found: dict[int, tuple[slice, tuple[int, ...], NDArray[np.int64]]] = {}
+
+    def of(self, stage: Stage) -> tuple[slice, tuple[int, ...], NDArray[np.int64]]:
+        """Edges into a stage, shape ``[span, receiver, sender seen]``, and their flat places."""
+        if stage.first_receiver not in self._found:
+            low, high = self.program.senders_seen(stage)
+            shape = self.n_spans, stage.n_receivers, high - low
+            edges = slice(*np.searchsorted(self._receiver, (stage.ports.start, stage.ports.stop)))
+            at = self._span[edges], self._receiver[edges] - stage.ports.start
+            place = np.ravel_multi_index((*at, self._sender[edges] - low), shape)
+            self._found[stage.first_receiver] = edges, shape, place
+        return self._found[stage.first_receiver]
+
+    def senders(self, stage: Stage, block: Block) -> Tensor:
+        """Senders of a block that an edge into a stage leaves, counted within the block."""
+        edges, _, _ = self.of(stage)
+        found = np.unique(self._sender[edges])
+        inside = found[(block.start <= found) & (found < block.stop)]
+        return torch.from_numpy(inside - block.start)
+
+
+class _Mask:
+    """Edges that are in, ``[edge]``."""
+
+    def __init__(self, edges: _Edges, mask: Mask) -> None:
+        self.edges, self._mask = edges, mask
+        alive = alive_before_logits(edges.graph, mask)
+        # (sender of the components)
+        self._alive: Mask = np.any(alive[:-1].reshape(-1, edges.n_spans), axis=1)
+
+    def matters(self, senders: slice) -> bool:
+        """Whether a kept path leads from one of some senders to ``logits``."""
+        return bool(self._alive[senders].any())
+
+    def rows(self, stage: Stage, cuts: Mask | None = None) -> tuple[Tensor, NDArray[np.int64]]:
+        """Different rows ``[1, span, row, sender seen]``, and which each receiver (or cut) has."""
+        edges, shape, place = self.edges.of(stage)
+        kept = np.zeros(shape, dtype=bool)
+        kept.reshape(-1)[place] = self._mask[edges]
+        if cuts is not None:
+            low, high = self.edges.program.senders_seen(stage)
+            kept = np.where(cuts[:, low:high], False, kept)
+        rows, index = distinct_rows(kept.transpose(1, 0, 2).reshape(kept.shape[1], -1))
+        few = rows.reshape(len(rows), shape[0], shape[2]).transpose(1, 0, 2)
+        return torch.from_numpy(np.ascontiguousarray(few))[None], index
+
+
+class _Weights:
+    """Weights of edges, ``[prompt, edge]``, with gradients."""
+
+    def __init__(self, edges: _Edges, weights: Tensor) -> None:
+        self.edges, self._weights = edges, weights
+
+    def matters(self, senders: slice) -> bool:
+        """Any sender may."""
+        return True
+
+    def rows(self, stage: Stage, cuts: Mask | None = None) -> tuple[Tensor, NDArray[np.int64]]:
+        """``[prompt, span, receiver, sender seen]``, and every receiver's index."""
+        edges, shape, place = self.edges.of(stage)
+        device = self._weights.device
+        flat = self._weights.new_zeros(len(self._weights), int(np.prod(shape)))
+        at = torch.as_tensor(place, device=device)
+        full = flat.index_copy(1, at, self._weights[:, edges]).unflatten(1, shape)
+        return full, np.arange(stage.n_receivers)
+
+
+def distinct_rows(rows: Mask) -> tuple[Mask, NDArray[np.int64]]:
+    """Different rows, and which of them each row is."""
+    if len(rows) == 1:
+        return rows, np.zeros(1, dtype=np.int64)
+    packed = np.ascontiguousarray(np.packbits(rows, axis=1))
+    keys = packed.view(np.dtype((np.void, packed.shape[1])))[:, 0]
+    _, first, index = np.unique(keys, return_index=True, return_inverse=True)
+    return (rows, np.arange(len(rows))) if len(first) == len(rows) else (rows[first], index)
+
+
+# -- one pass -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Senders that a stage reads, as they are or through one post-norm.
+
+    Parameters
+    ----------
+    post
+        Layer of the post-norm, or None.
+    vectors
+        Places in the buffer of the group's senders that are vectors.
+    columns
+        Which of the senders seen these are.
+    narrow
+        Blocks of latents.
+    """
+
+    post: int | None
+    vectors: slice
+    columns: slice | Tensor
+    narrow: tuple[int, ...]
+
+
+class _Layout:
+    """Where senders that are vectors stand, side by side, and what each stage reads of them."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.size: dict[int | None, int] = {}
+        self.place: dict[int, slice] = {}
+        for b, block in enumerate(program.blocks):
+            start = self.size.setdefault(block.post, 0)
+            if not block.narrow:
+                self.place[b] = slice(start, start + len(block))
+                self.size[block.post] += len(block)
+        self.groups = {stage.ports.start: tuple(self._groups(stage)) for stage in program.stages}
+
+    def _groups(self, stage: Stage) -> Iterator[_Group]:
+        blocks = self.program.blocks
+        low, _ = self.program.senders_seen(stage)
+        for post in dict.fromkeys(blocks[b].post for b in stage.seen):
+            inside = [b for b in stage.seen if blocks[b].post == post]
+            wide = [b for b in inside if not blocks[b].narrow]
+            narrow = tuple(b for b in inside if blocks[b].narrow and len(blocks[b]))
+            ids = [i - low for b in wide for i in range(blocks[b].start, blocks[b].stop)]
+            in_a_row = ids[-1] - ids[0] + 1 == len(ids)
+            columns = slice(ids[0], ids[-1] + 1) if in_a_row else torch.tensor(ids)
+            places = slice(self.place[wide[0]].start, self.place[wide[-1]].stop)
+            yield _Group(post, places, columns, narrow)
+
+
 class _PlainRuns:
-    """Senders of the run that ablation starts from, and what ablated edges carry."""
+    """What the embeddings write in the run that ablation starts from, and ablated edges carry."""
 
-    out: Tensor  # (sender, batch, pos, d_model)
-    ablated: Tensor  # likewise
+    def __init__(self, experiment: Experiment, batch: Batch) -> None:
+        self.experiment, self.batch, self.program = experiment, batch, experiment.program
+        base, other = (
+            self.program.values(experiment.model.forward(tokens))
+            for tokens in experiment.runs(batch)
+        )
+        carried = zip(self.program.blocks, experiment.ablated_values(other, base), strict=True)
+        self.ablated: Values = [block.parts(value) for block, value in carried]
+        self.embeds = base[0] - self.ablated[0]
+        self.layout = _Layout(self.program)
+        self._totals: dict[int, dict[int | None, Tensor]] = {}
+        n_sums = len(self.program.stages) + len(self.program.blocks)
+        n_numbers = sum(x.nelement() for x in self.ablated) + n_sums * self.embeds[0].nelement()
+        self.n_bytes = n_numbers * self.embeds.element_size()
 
-    @classmethod
-    def of(cls, experiment: Experiment, batch: Batch) -> _PlainRuns:
-        model = experiment.model
-        base, other = (model.forward(tokens) for tokens in experiment.runs(batch))
-        return cls(model.senders(base), model.senders(experiment.ablated(other, base)))
+    @cached_property
+    def _sums(self) -> Values:
+        pairs = zip(self.program.blocks, self.ablated, strict=True)
+        return [block.total(parts) for block, parts in pairs]
 
-    @property
-    def n_bytes(self) -> int:
-        return 2 * self.out.nelement() * self.out.element_size()
+    def totals(self, stage: Stage) -> dict[int | None, Tensor]:
+        """By group, ``[1, batch, pos, d_model]``: what a receiver without edges reads of it."""
+        if stage.ports.start not in self._totals:
+            blocks, layers = self.program.blocks, self.program.model.layers
+            sums: dict[int | None, Tensor] = {}
+            for b in stage.seen:
+                post = blocks[b].post
+                sums[post] = sums[post] + self._sums[b] if post in sums else self._sums[b]
+            direct = [layers[i].attention.b_O for i in stage.constants]
+            inside = {i: layers[i].attention.b_O for i in sums if i is not None}
+            for post, b_O in [*((None, b_O) for b_O in direct), *inside.items()]:
+                if b_O is not None:
+                    sums[post] = sums[post] + b_O
+            self._totals[stage.ports.start] = sums
+        return self._totals[stage.ports.start]
 
 
 class _PatchedRun:
-    """One pass over one batch."""
+    """One pass over one batch.
 
-    def __init__(
-        self, experiment: Experiment, batch: Batch, plain: _PlainRuns, kept: Tensor
-    ) -> None:
-        self.experiment, self.batch = experiment, batch
-        self.model, self.graph = experiment.model, experiment.graph.components
-        self.ablated = plain.ablated
-        self.current = plain.out.clone()  # replaced layer by layer
-        self.n_sources = 2 if self.model.shape.split_embed else 1
-        self.kept = kept  # (span, receiver, sender), in soft runs (batch, span, receiver, sender)
-        self.spans = np.array(batch.spans)  # of the positions in current and ablated
+    Without gradients, changes are written into one buffer; with them, what was read stays as it
+    was, and blocks that are read later are put beside it.
+    """
 
-    def rows(self) -> Tensor:
-        """Metric of every scored row of the batch: ``[row]``."""
-        self._run_layers()
-        return self._measured(self._logits)[0]
+    def __init__(self, plain: _PlainRuns, weights: _Mask | _Weights) -> None:
+        self.plain, self.weights, self.program = plain, weights, plain.program
+        shape, gradients = plain.embeds.shape[1:], torch.is_grad_enabled()
+        self.vectors = {
+            post: plain.embeds.new_zeros(0 if gradients else n, *shape)
+            for post, n in plain.layout.size.items()
+        }
+        self.latents: dict[int, Tensor] = {}
+        self._write(0, plain.embeds)
 
-    def rows_at_logits(self, cuts: NDArray[np.bool_]) -> Tensor:
-        """``[cut, row]``: as :meth:`rows`, ``logits`` not reading the senders of each cut."""
-        self._run_layers()
-        cut = torch.from_numpy(cuts).to(self.kept.device)
-        self.kept = self.kept[:, self._logits] & ~cut  # in place of the graph's receivers
-        n_bytes = self.batch.n_rows * self.current.shape[-1] * self.current.element_size()
-        each = max(1, _CUTS_BYTES // n_bytes)
-        parts = np.array_split(np.arange(len(cuts)), -(-len(cuts) // each))
-        return torch.cat([self._measured(part) for part in parts])
+    def rows(self, cuts: Mask | None = None) -> Tensor:
+        """Metric of every scored row of the batch, ``[1 or cut, row]``."""
+        *stages, logits = self.program.stages
+        for stage in stages:
+            senders = self.program.senders_written(stage)
+            if self.weights.matters(senders):
+                weights, index = self.weights.rows(stage)
+                values = stage.compute(Inputs(self._read(stage, weights), index))
+                for b, value in zip(stage.blocks, values, strict=True):
+                    self._write(b, self.program.blocks[b].parts(value) - self.plain.ablated[b])
+        batch, experiment = self.plain.batch, self.plain.experiment
+        weights, index = self.weights.rows(logits, cuts)
+        each = batch.n_rows * self.plain.embeds.shape[-1] * self.plain.embeds.element_size()
+        parts = [
+            experiment.measure_rows(self._read(logits, some, batch.scored).flatten(1, 3), batch)
+            for some in weights.split(max(1, _CUTS_BYTES // each), dim=2)
+        ]
+        return torch.cat(parts)[torch.as_tensor(index)]
 
-    @property
-    def _logits(self) -> NDArray[np.int64]:
-        return np.array([self.graph.receiver_index["logits"]])
-
-    def _measured(self, receivers: NDArray[np.int64]) -> Tensor:
-        """Metric of what receivers of every sender read, ``[receiver, row]``."""
-        final = self._read(receivers, self.graph.n_senders, len(self.model.layers))
-        return self.experiment.measure_rows(final.flatten(1, 2), self.batch)
-
-    def _run_layers(self) -> None:
-        """Replace what every sender writes, and keep it at the scored positions."""
-        heads, parallel = self.model.shape.n_heads, self.model.shape.parallel
-        for layer, receivers in iter_layers(self.graph):
-            block = self.model.layers[layer]
-            start = self._start(layer)
-            self._run_heads(block, layer, receivers, start)
-            if block.mlp is not None:
-                below = layer if parallel else layer + 1
-                x = self._read(receivers["mlp"], start if parallel else start + heads, below)[0]
-                self._write(start + heads, block.mlp(x)[None])
-        scored = self.batch.scored
-        self.current, self.ablated = self.current[:, :, scored], self.ablated[:, :, scored]
-        self.spans = self.spans[scored.cpu().numpy()]
-
-    def _start(self, layer: int) -> int:
-        """First sender of a layer."""
-        return self.n_sources + layer * (self.model.shape.n_heads + int(self.model.shape.has_mlp))
-
-    def _run_heads(
-        self, block: LoweredLayer, layer: int, receivers: dict[str, NDArray[np.int64]], start: int
-    ) -> None:
-        attention = block.attention
-        n_pos = self.current.shape[2]
-        placed = {}
-        for kind in KINDS:
-            x = block.ln1(self._read(receivers[kind], start, layer))
-            heads = attention.project_split(kind, x.flatten(1, 2)).unflatten(1, x.shape[1:3])
-            placed[kind] = attention.place(kind, heads, slice(0, n_pos))  # (head batch pos d_head)
-        if attention.group > 1:
-            for kind in ("k", "v"):
-                placed[kind] = placed[kind].repeat_interleave(attention.group, dim=0)
-        mask = attention.mask(n_pos, self.current.device)
-        z = attention.attend(placed["q"], placed["k"], placed["v"], mask)
-        self._write(start, z @ attention.W_O[:, None])
-
-    def _write(self, start: int, out: Tensor) -> None:
-        """Replace the outputs of some senders."""
-        self.current[start : start + len(out)] = out
-
-    def _read(self, receivers: NDArray[np.int64], n_seen: int, below: int) -> Tensor:
-        """Inputs of receivers that read the first ``n_seen`` senders: ``[receiver, b, p, d]``.
-
-        ``below`` counts the layers whose attention they read.
-        """
-        kept = self.kept[..., torch.as_tensor(receivers), :n_seen].to(self.current.dtype)
-        layers = [block.attention for block in self.model.layers[:below]]
-        if not self.model.has_post_norm:
-            out = self._mix(kept, slice(0, n_seen))
-            biases = [a.b_O for a in layers if a.b_O is not None]
-            return out + torch.stack(biases).sum(0) if biases else out
-        heads = self.model.shape.n_heads
-        mlps = [self._start(i) + heads for i in range(len(self.model.layers))]
-        direct = [*range(self.n_sources), *(u for u in mlps if u < n_seen)]
-        out = self._mix(kept[..., direct], torch.tensor(direct, device=self.current.device))
-        for layer, attention in enumerate(layers):
-            nodes = slice(self._start(layer), self._start(layer) + heads)
-            raw = self._mix(kept[..., nodes], nodes)
-            post = self.model.layers[layer].attention_post
-            assert post is not None
-            out = out + post(raw if attention.b_O is None else raw + attention.b_O)
-        return out
-
-    def _mix(self, kept: Tensor, senders: slice | Tensor) -> Tensor:
-        """``sum_in current + sum_out ablated`` of some senders: ``[receiver, b, p, d]``."""
-        current, ablated = self.current[senders], self.ablated[senders]
-        if len(kept) == 1:
-            kept, sums = kept[0], "rs,sbpd->rbpd"
+    def _write(self, b: int, change: Tensor) -> None:
+        """Record by how much the senders of a block differ from what ablated edges carry."""
+        block, places = self.program.blocks[b], self.plain.layout.place.get(b)
+        if places is None:
+            self.latents[b] = change
+        elif torch.is_grad_enabled():
+            self.vectors[block.post] = torch.cat([self.vectors[block.post], change])
         else:
-            kept, sums = kept[self.spans], "prs,sbpd->rbpd"
-        return torch.einsum(sums, kept, current) + torch.einsum(sums, 1 - kept, ablated)
+            self.vectors[block.post][places] = change
+
+    def _read(self, stage: Stage, weights: Tensor, positions: Tensor | None = None) -> Tensor:
+        """``[row, 1, batch, pos, d_model]`` of ``weights [prompt, span, row, sender seen]``."""
+        low, _ = self.program.senders_seen(stage)
+        weights = weights.to(self.plain.embeds)
+        found: Tensor | None = None
+        for group in self.plain.layout.groups[stage.ports.start]:
+            change = self.vectors[group.post][group.vectors]
+            x = self._mix(_at(change, positions), weights[..., group.columns], positions)
+            x += _at(self.plain.totals(stage)[group.post], positions)
+            for b in group.narrow:
+                if b in self.latents:
+                    block = self.program.blocks[b]
+                    own = weights[..., block.start - low : block.stop - low]
+                    x = self._add_latents(x, stage, b, own, positions)
+            if group.post is not None:
+                post = self.program.model.layers[group.post].attention_post
+                assert post is not None
+                x = post(x)
+            found = x if found is None else found + x
+        assert found is not None
+        return found
+
+    def _mix(self, change: Tensor, weights: Tensor, positions: Tensor | None) -> Tensor:
+        """Weighted sums of vectors ``[sender, 1, batch, pos, d_model]``."""
+        per_prompt, per_span = len(weights) > 1, weights.shape[1] > 1
+        if per_span:
+            weights = weights[:, self._spans(positions)]  # (prompt, pos, row, sender)
+        if not per_prompt:
+            weights = weights[0]
+        if not per_span:
+            weights = weights.squeeze(-3)
+        axes = "b" * per_prompt + "p" * per_span
+        return torch.einsum(f"{axes}rs,skbpd->rkbpd", weights, change)
+
+    def _add_latents(
+        self, x: Tensor, stage: Stage, b: int, weights: Tensor, positions: Tensor | None
+    ) -> Tensor:
+        """Add weighted sums of the latents of a block to ``x [row, 1, batch, pos, d_model]``."""
+        block, parts = self.program.blocks[b], _at(self.latents[b], positions)
+        read = self.weights.edges.senders(stage, block)
+        if len(read) < len(block):
+            block, parts, weights = block.some(read), parts[read], weights[..., read]
+        spans = self._spans(positions)
+        if isinstance(self.weights, _Weights):
+            each = weights[:, spans] if weights.shape[1] > 1 else weights
+            rows = each.movedim(2, 0) * coefficients(parts)  # (row, batch, pos, latent)
+            return x + (rows @ block.directions)[:, None]
+        for span in np.unique(spans):
+            at = torch.from_numpy(np.flatnonzero(spans == span))
+            x[..., at, :] += block.mix(parts[..., at, :], weights[0, span])
+        return x
+
+    def _spans(self, positions: Tensor | None) -> NDArray[np.int64]:
+        """Span of each position, of all or some."""
+        spans = np.array(self.plain.batch.spans)
+        return spans if positions is None else spans[positions.cpu().numpy()]
 
 
-class _SoftPatchedRun(_PatchedRun):
-    """A pass that leaves what it has read as it was, so that gradients can be taken."""
-
-    def _write(self, start: int, out: Tensor) -> None:
-        self.current = torch.cat([self.current[:start], out])  # later senders are not read yet
-
-    def _mix(self, kept: Tensor, senders: slice | Tensor) -> Tensor:
-        ablated = self.ablated[senders]
-        change = self.current[senders] - ablated
-        if kept.shape[1] == 1:
-            kept, sums = kept[:, 0], "brs,sbpd->rbpd"
-        else:
-            kept, sums = kept[:, self.spans], "bprs,sbpd->rbpd"
-        return torch.einsum(sums, kept, change) + ablated.sum(0)
+def _at(x: Tensor, positions: Tensor | None) -> Tensor:
+    """``[..., pos, width]`` at some positions."""
+    return x if positions is None else x[..., positions, :]

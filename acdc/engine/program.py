@@ -9,9 +9,11 @@ stage are slices, and whatever goes through a model goes through its stages.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from acdc.engine.stages import (
     Cut,
@@ -24,7 +26,7 @@ from acdc.engine.stages import (
     Stage,
     Transcoder,
 )
-from acdc.engine.values import Block, Values
+from acdc.engine.values import Block, Rows, Sparse, Values
 from acdc.latents.attachment import Attachment, NeuronAttachment
 from acdc.lowering.model import LoweredModel, Trace
 
@@ -128,10 +130,65 @@ class Program:
     def _own(self, stage: Stage) -> list[Block]:
         return [self.blocks[b] for b in stage.blocks]
 
+    def senders_seen(self, stage: Stage) -> tuple[int, int]:
+        """First sender that a stage reads, and the one behind the last."""
+        return self.blocks[stage.seen[0]].start, self.blocks[stage.seen[-1]].stop
+
+    def senders_written(self, stage: Stage) -> slice:
+        """Senders of the blocks that a stage writes."""
+        return slice(self.blocks[stage.blocks[0]].start, self.blocks[stage.blocks[-1]].stop)
+
     def stage_of(self, receiver: int) -> int:
         """Position of the stage of a receiver."""
         firsts = [stage.first_receiver for stage in self.stages]
         return int(np.searchsorted(firsts, receiver, side="right")) - 1
+
+    def through_post(
+        self, block: Block, rows: Rows, tokens: slice | Tensor, at: Trace, frozen: bool = False
+    ) -> Rows:
+        """Map rows of a block through the post-norm through which the stream reads it.
+
+        Parameters
+        ----------
+        block, rows
+            What its senders write on some tokens, or by how much that changes.
+        tokens, at
+            The tokens, and the pass at whose point the norm is linear.
+        frozen
+            Whether the norm's scale is a constant.
+        """
+        if block.post is None:
+            return rows
+        norm = self.model.layers[block.post].attention_post
+        assert norm is not None
+        norm = replace(norm, frozen=norm.frozen or frozen)
+        point = at.attention_out[block.post].flatten(0, 1)[tokens]
+        if isinstance(rows, Sparse):
+            return rows.map(lambda x: norm.jvp(point, x))
+        return norm.jvp(point, rows)
+
+    def rerun(self, trace: Trace, b: int, change: Tensor) -> tuple[Tensor, int]:
+        """What the stream becomes when a block writes something else, all nodes being in.
+
+        Parameters
+        ----------
+        trace
+            A plain run.
+        b
+            Position of the block.
+        change
+            ``[scenario, batch, pos, d_model]``: of the sum of what its senders write.
+
+        Returns
+        -------
+        tuple
+            ``[scenario, batch, pos, d_model]``: the stream in front of a layer, and which
+            (see :meth:`LoweredModel.forward`).
+        """
+        for stage in self.stages:
+            if b in stage.blocks:
+                return stage.rerun(trace, change)
+        return trace.attention_in[0] + change, 0  # embeddings
 
     def values(self, trace: Trace) -> Values:
         """Values of all blocks in an ordinary forward pass."""

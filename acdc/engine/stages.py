@@ -18,7 +18,7 @@ stage                receivers                    writes
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -26,14 +26,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from acdc.engine.values import Values, by_sender
+from acdc.engine.values import Block, Rows, Sparse, Values, by_sender, gather
 from acdc.latents.attachment import Attachment
 from acdc.lowering.attention import KINDS
-from acdc.lowering.model import LoweredModel, Trace
+from acdc.lowering.model import Key, LoweredModel, Trace
 from graphs.graph import attention_rows
 
 __all__ = [
     "Cut",
+    "Gradients",
     "Heads",
     "Inputs",
     "LatentHeads",
@@ -48,6 +49,34 @@ __all__ = [
 
 Layout = list[tuple[int, Tensor | None, int | None]]
 """Number of senders, basis and post-norm layer of each block."""
+
+
+@dataclass(frozen=True, eq=False)
+class Gradients:
+    """``d metric / d x`` of one ordinary pass, metric summed over rows.
+
+    With every node in, the parts of a site add up to what the model writes there, so one plain
+    backward pass gives every gradient: a component's receivers have the gradients that they have
+    without dictionaries, a cut has the gradient of the stream.
+
+    Parameters
+    ----------
+    trace
+        The pass that was differentiated (detached).
+    at
+        By what it is the gradient at: in the shape of that.
+    """
+
+    trace: Trace
+    at: dict[Key, Tensor]
+
+    def tokens(self, key: Key, tokens: slice | Tensor = slice(None)) -> Tensor:
+        """Gradient on some tokens of the flattened batch and positions, ``[token, d_model]``."""
+        return self.at[key].flatten(0, 1)[tokens]
+
+    def of_heads(self, key: Key, tokens: slice | Tensor = slice(None)) -> Tensor:
+        """The same of q, k, v or z: ``[head, token, d_head]``."""
+        return self.at[key].transpose(0, 1).flatten(1, 2)[:, tokens]
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +106,10 @@ class Inputs:
 
     def all(self) -> Tensor:
         """``[receiver, scenario, batch, pos, d_model]``."""
-        x = self.distinct[torch.as_tensor(self.index)]
+        if np.array_equal(self.index, np.arange(len(self.distinct))):
+            x = self.distinct
+        else:
+            x = self.distinct[torch.as_tensor(self.index)]
         if self.tested is None or self.scenarios is None:
             return x
         if len(x) == 1:
@@ -116,9 +148,29 @@ class Stage(ABC):
     constants: tuple[int, ...] = ()
     blocks: tuple[int, ...] = ()
 
+    @property
+    def ports(self) -> slice:
+        """Its receivers, in a graph that is not split by spans."""
+        return slice(self.first_receiver, self.first_receiver + self.n_receivers)
+
     @abstractmethod
     def layout(self) -> Layout:
         """Number of senders, basis and post-norm layer of each block that it writes."""
+
+    @property
+    @abstractmethod
+    def stream(self) -> Key:
+        """The raw stream that its receivers read in an ordinary forward pass."""
+
+    @property
+    def sees_gradients(self) -> tuple[Key, ...]:
+        """Where :meth:`pull` needs gradients."""
+        return (self.stream,)
+
+    @property
+    def written_at(self) -> Key:
+        """Where the sum of what it writes enters the pass."""
+        return self.stream
 
     @abstractmethod
     def compute(self, inputs: Inputs) -> Values:
@@ -127,6 +179,51 @@ class Stage(ABC):
     @abstractmethod
     def of_trace(self, trace: Trace) -> Values:
         """Values of the blocks in an ordinary forward pass."""
+
+    def pull(self, found: Gradients, tokens: slice | Tensor) -> Iterator[tuple[int, Rows]]:
+        """``d metric / d input`` of the receivers on some tokens.
+
+        Yields
+        ------
+        tuple
+            The first receiver, counted within the stage, and rows of it and those that follow.
+        """
+        yield 0, found.tokens(self.stream, tokens)[None]
+
+    def effects(self, found: Gradients, blocks: list[Block]) -> list[Tensor]:
+        """``d metric / d value [sender, token, width]`` of each block that it writes."""
+        return [block.pull(found.tokens(self.written_at)) for block in blocks]
+
+    def replaced(self, total: Tensor) -> dict[Key, Tensor]:
+        """What to replace in a pass for its senders to write another sum.
+
+        Parameters
+        ----------
+        total
+            ``[batch, pos, d_model]``: sum of what they write.
+
+        Returns
+        -------
+        dict
+            See :meth:`LoweredModel.forward`.
+        """
+        return {("mlp", self.layer): total}
+
+    def rerun(self, trace: Trace, change: Tensor) -> tuple[Tensor, int]:
+        """Stream in front of a layer, and which, when what it writes changes in a plain run."""
+        return self._streams(trace)[self.layer + 1] + change, self.layer + 1
+
+    def _streams(self, trace: Trace) -> list[Tensor]:
+        """Raw stream in front of each layer, and behind the last."""
+        return [*trace.attention_in, trace.at(("final", 0))]
+
+    def _behind(self, trace: Trace, middle: Tensor) -> tuple[Tensor, int]:
+        """Stream in front of the next layer, and which, given that between attention and MLP."""
+        mlp = self.model.layers[self.layer].mlp
+        if mlp is not None:
+            done = trace.mlp_out[self.layer] if self.model.shape.parallel else mlp(middle)
+            middle = middle + done
+        return middle, self.layer + 1
 
 
 def _split(attachment: Attachment, read: Tensor, written: Tensor) -> Values:
@@ -148,6 +245,54 @@ class Heads(Stage):
         """Blocks, see :meth:`Stage.layout`."""
         attention = self.model.layers[self.layer].attention
         return [(attention.n_heads, attention.W_O, self._post)]
+
+    @property
+    def stream(self) -> Key:
+        """What is read, see :attr:`Stage.stream`."""
+        return "attention_in", self.layer
+
+    @property
+    def sees_gradients(self) -> tuple[Key, ...]:
+        """Where :meth:`pull` needs gradients."""
+        return tuple((kind, self.layer) for kind in KINDS)
+
+    @property
+    def written_at(self) -> Key:
+        """Where the heads come together, in front of a post-norm; single heads: where z does."""
+        return "z", self.layer
+
+    def pull(self, found: Gradients, tokens: slice | Tensor) -> Iterator[tuple[int, Rows]]:
+        """``d metric / d input``, see :meth:`Stage.pull`: back through W_Q, W_K, W_V and norm."""
+        block, shape = self.model.layers[self.layer], self.model.shape
+        parts = {
+            kind: found.of_heads((kind, self.layer), tokens)
+            @ block.attention.W[kind].transpose(1, 2)
+            for kind in KINDS
+        }  # (head, token, d_model)
+        if shape.split_qkv:
+            g = torch.cat(list(parts.values()))
+        else:  # receivers that are read as several of q, k and v
+            g = parts["q"].new_zeros(self.n_receivers, *parts["q"].shape[1:])
+            for kind, rows in attention_rows(shape).items():
+                g.index_add_(0, torch.tensor(rows, device=g.device), parts[kind])  # type: ignore[index]
+        point = found.trace.at(self.stream).flatten(0, 1)[tokens]
+        yield 0, block.ln1.vjp(point, g)
+
+    def effects(self, found: Gradients, blocks: list[Block]) -> list[Tensor]:
+        """``d metric / d z``, see :meth:`Stage.effects`."""
+        return [found.of_heads(self.written_at)]
+
+    def replaced(self, total: Tensor) -> dict[Key, Tensor]:
+        """What to replace, see :meth:`Stage.replaced`."""
+        b_O = self.model.layers[self.layer].attention.b_O
+        return {("heads", self.layer): total if b_O is None else total + b_O}
+
+    def rerun(self, trace: Trace, change: Tensor) -> tuple[Tensor, int]:
+        """Stream when the sum of the heads changes, see :meth:`Stage.rerun`."""
+        post = self.model.layers[self.layer].attention_post
+        total = trace.attention_out[self.layer] + change
+        gain = total if post is None else post(total)
+        return self._behind(trace, trace.attention_in[self.layer] + gain)
 
     @property
     def _post(self) -> int | None:
@@ -187,14 +332,42 @@ class LatentHeads(Heads):
 
     def layout(self) -> Layout:
         """Blocks, see :meth:`Stage.layout`."""
-        post = self._post if self.attachment.site.kind == "attn_z" else None
-        return _latent_layout(self.attachment, post)
+        return _latent_layout(self.attachment, self._post if self._of_z else None)
+
+    @property
+    def _of_z(self) -> bool:
+        return self.attachment.site.kind == "attn_z"
+
+    @property
+    def written_at(self) -> Key:
+        """In front of a post-norm or behind it, see :attr:`Stage.written_at`."""
+        return "attention_out" if self._of_z else "attention_gain", self.layer
+
+    def effects(self, found: Gradients, blocks: list[Block]) -> list[Tensor]:
+        """``d metric / d value``, see :meth:`Stage.effects`."""
+        return Stage.effects(self, found, blocks)
+
+    def replaced(self, total: Tensor) -> dict[Key, Tensor]:
+        """What to replace, see :meth:`Stage.replaced`."""
+        if self._of_z:
+            return super().replaced(total)
+        b_O = self.model.layers[self.layer].attention.b_O
+        if b_O is not None and self._post is None:  # a post-norm's b_O is in the error
+            total = total + b_O
+        return {("attn", self.layer): total}
+
+    def rerun(self, trace: Trace, change: Tensor) -> tuple[Tensor, int]:
+        """Stream when what is written changes, see :meth:`Stage.rerun`."""
+        if self._of_z:
+            return super().rerun(trace, change)
+        middle = trace.attention_in[self.layer] + trace.attention_gain[self.layer]
+        return self._behind(trace, middle + change)
 
     def split(self, z: Tensor) -> Values:
         """Values of the blocks, from what the component writes."""
         block = self.model.layers[self.layer]
         written = torch.einsum("h...e,hed->...d", z, block.attention.W_O)
-        if self.attachment.site.kind == "attn_z":
+        if self._of_z:
             return _split(self.attachment, z.movedim(0, -2).flatten(-2), written)
         b_O = block.attention.b_O
         y = written if b_O is None else written + b_O
@@ -205,6 +378,16 @@ class LatentHeads(Heads):
 
 class Mlp(Stage):
     """An MLP that is one sender."""
+
+    @property
+    def stream(self) -> Key:
+        """What is read, see :attr:`Stage.stream`."""
+        return "mlp_in", self.layer
+
+    @property
+    def written_at(self) -> Key:
+        """Where it is written, see :attr:`Stage.written_at`."""
+        return "mlp_out", self.layer
 
     def layout(self) -> Layout:
         """Blocks, see :meth:`Stage.layout`."""
@@ -262,7 +445,28 @@ class NeuronMlp(LatentMlp):
 
 @dataclass(eq=False)
 class Transcoder(LatentMlp):
-    """An MLP behind a transcoder: every latent and the error node reads for itself."""
+    """An MLP behind a transcoder: every latent and the error node reads for itself.
+
+    The receiver of latent ``i`` has the gradient ``(g . direction_i) * d coefficient_i / d
+    stream``, where ``g`` is that of what the MLP writes; the rest of the MLP's gradient is its
+    error node's.
+    """
+
+    @property
+    def sees_gradients(self) -> tuple[Key, ...]:
+        """Where :meth:`pull` needs gradients."""
+        return self.stream, self.written_at
+
+    def pull(self, found: Gradients, tokens: slice | Tensor) -> Iterator[tuple[int, Rows]]:
+        """``d metric / d input`` of the latents active on each token, and of the error node."""
+        attachment = self.attachment
+        stream = found.trace.at(self.stream).flatten(0, 1)[tokens]
+        active = self._coefficients(stream) != 0
+        effect = found.tokens(self.written_at, tokens) @ attachment.directions.T
+        index, slots = gather(torch.where(active, effect, 0.0))
+        g = attachment.gradients(stream, index.T).transpose(0, 1) * slots[..., None]
+        yield 0, Sparse(len(attachment.latents), index, g)
+        yield len(attachment.latents), (found.tokens(self.stream, tokens) - g.sum(1))[None]
 
     def compute(self, inputs: Inputs) -> Values:
         """Each latent from what it reads itself."""
@@ -304,6 +508,18 @@ class Cut(Stage):
         """Blocks, see :meth:`Stage.layout`."""
         return _latent_layout(self.attachment)
 
+    @property
+    def stream(self) -> Key:
+        """What is read, and what its parts add up to."""
+        if self._in_the_middle:
+            return "middle", self.layer
+        behind = self.layer == self.model.shape.n_layers
+        return ("final", 0) if behind else ("attention_in", self.layer)
+
+    @property
+    def _in_the_middle(self) -> bool:
+        return self.attachment.site.kind == "resid_mid"
+
     def compute(self, inputs: Inputs) -> Values:
         """Values of the blocks, from what the receivers read."""
         x = inputs.all()[0]
@@ -311,19 +527,27 @@ class Cut(Stage):
 
     def of_trace(self, trace: Trace) -> Values:
         """Values of the blocks in an ordinary forward pass."""
-        x = self.stream(trace)[None]
+        x = trace.at(self.stream)[None]
         return _split(self.attachment, x, x)
 
-    def stream(self, trace: Trace) -> Tensor:
-        """Raw stream that it reads, ``[batch, pos, d_model]``."""
-        if self.attachment.site.kind == "resid_mid":
-            return trace.mlp_in[self.layer]
-        assert trace.final is not None
-        return [*trace.attention_in, trace.final][self.layer]
+    def replaced(self, total: Tensor) -> dict[Key, Tensor]:
+        """What to replace, see :meth:`Stage.replaced`."""
+        return {("mid" if self._in_the_middle else "resid", self.layer): total}
+
+    def rerun(self, trace: Trace, change: Tensor) -> tuple[Tensor, int]:
+        """Stream when its parts change, see :meth:`Stage.rerun`."""
+        if self._in_the_middle:
+            return self._behind(trace, trace.middle[self.layer] + change)
+        return self._streams(trace)[self.layer] + change, self.layer
 
 
 class Logits(Stage):
     """The end of the stream; it writes nothing."""
+
+    @property
+    def stream(self) -> Key:
+        """What is read, see :attr:`Stage.stream`."""
+        return "final", 0
 
     def layout(self) -> Layout:
         """Blocks, see :meth:`Stage.layout`."""

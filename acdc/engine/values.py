@@ -20,12 +20,13 @@ values for that purpose, and nothing above a block needs to know which it is.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-__all__ = ["Block", "Values"]
+__all__ = ["Block", "Rows", "Sparse", "Values", "by_sender", "coefficients", "product"]
 
 Values = list[Tensor]
 """By block, ``[sender, scenario, batch, pos, width]``."""
@@ -68,6 +69,10 @@ class Block:
         assert self.basis is not None
         return self.basis[:, 0]
 
+    def some(self, which: Tensor) -> Block:
+        """A block of some of its senders, for what asks for no index."""
+        return self if self.basis is None else replace(self, basis=self.basis[which])
+
     def vectors(self, value: Tensor) -> Tensor:
         """What the senders write, ``[sender, ..., d_model]``, of ``value [sender, ..., width]``."""
         if self.basis is None:
@@ -78,18 +83,49 @@ class Block:
         """What sums are made of: values of narrow blocks, of others the vectors."""
         return value if self.narrow else self.vectors(value)
 
+    def sum(self, value: Tensor) -> Tensor:
+        """Sum of what the senders write, ``[scenario, batch, pos, d_model]``, of their values."""
+        return self.total(self.parts(value))
+
     def total(self, parts: Tensor) -> Tensor:
         """Sum over the senders, ``[scenario, batch, pos, d_model]``."""
         return coefficients(parts) @ self.directions if self.narrow else parts.sum(0)
 
     def mix(self, parts: Tensor, weights: Tensor) -> Tensor:
-        """Sums over the senders with ``weights [row, sender]``: ``[row, scenario, ...]``."""
+        """Sums over those with weight 1, not 0, of ``weights [row, sender]``: ``[row, ...]``."""
         if not self.narrow:
             return torch.einsum("rs,sk...->rk...", weights, parts)
         if len(weights) * parts.numel() <= _MOST:
             rows = weights[:, None, None, None] * coefficients(parts)
             return rows @ self.directions
         return torch.stack([self._row(parts, row) for row in weights])
+
+    def pull(self, g: Tensor) -> Tensor:
+        """``d metric / d value [sender, token, width]``, given that at the stream.
+
+        Parameters
+        ----------
+        g
+            ``[token, d_model]``: gradient at the stream that the block is written to.
+        """
+        if self.narrow:
+            return by_sender(g @ self.directions.T)
+        return g[None] if self.basis is None else g @ self.basis.transpose(1, 2)
+
+    def rows(self, value: Tensor, tokens: slice | Tensor) -> Rows:
+        """What the senders write on some tokens.
+
+        Parameters
+        ----------
+        value
+            ``[sender, token, width]``.
+        tokens
+            Index into the tokens.
+        """
+        if not self.narrow:
+            return self.vectors(value[:, tokens])
+        index, slots = gather(coefficients(value)[tokens])
+        return Sparse(len(self), index, self.directions[index] * slots[..., None])
 
     def _row(self, parts: Tensor, row: Tensor) -> Tensor:
         inside = row.nonzero()[:, 0]
@@ -106,3 +142,62 @@ def coefficients(parts: Tensor) -> Tensor:
 def by_sender(coefficients: Tensor) -> Tensor:
     """Undo :func:`coefficients`: values of a narrow block, a view."""
     return coefficients.movedim(-1, 0)[..., None]
+
+
+@dataclass(frozen=True, eq=False)
+class Sparse:
+    """Vectors of which each token has few, padded to equally many.
+
+    Parameters
+    ----------
+    n
+        How many there could be.
+    index
+        ``[token, slot]``: which of them.
+    vectors
+        ``[token, slot, d_model]``; 0 where there is none.
+    """
+
+    n: int
+    index: Tensor
+    vectors: Tensor
+
+    def map(self, f: Callable[[Tensor], Tensor]) -> Sparse:
+        """Apply a linear function of ``[row, token, d_model]``."""
+        return replace(self, vectors=f(self.vectors.transpose(0, 1)).transpose(0, 1))
+
+
+Rows = Tensor | Sparse
+"""Vectors on each token: ``[row, token, d_model]``, or the few that are not zero."""
+
+
+def gather(dense: Tensor) -> tuple[Tensor, Tensor]:
+    """Index and value, ``[token, slot]`` each, of the entries of ``[token, latent]`` not zero."""
+    token, latent = dense.nonzero(as_tuple=True)
+    counts = torch.bincount(token, minlength=len(dense))
+    slot = torch.arange(len(token), device=dense.device)
+    slot = slot - (counts.cumsum(0) - counts)[token]
+    width = int(counts.max()) if len(token) else 0
+    index = torch.zeros(len(dense), width, dtype=torch.long, device=dense.device)
+    value = dense.new_zeros(len(dense), width)
+    index[token, slot], value[token, slot] = latent, dense[token, latent]
+    return index, value
+
+
+def product(a: Rows, b: Rows) -> Tensor:
+    """Sums over tokens and d_model of the products of each pair, ``[row of a, row of b]``.
+
+    Those with few rows per token are multiplied on these alone, and added up by row.
+    """
+    if isinstance(a, Tensor):
+        if isinstance(b, Tensor):
+            return a.flatten(1) @ b.flatten(1).T
+        products = torch.bmm(b.vectors, a.permute(1, 2, 0))  # (token, slot of b, row of a)
+        total = products.new_zeros(b.n, len(a))
+        return total.index_add_(0, b.index.flatten(), products.flatten(0, 1)).T
+    if isinstance(b, Tensor):
+        return product(b, a).T
+    products = torch.bmm(a.vectors, b.vectors.transpose(1, 2))  # (token, slot of a, slot of b)
+    pair = a.index[:, :, None] * b.n + b.index[:, None, :]
+    total = products.new_zeros(a.n * b.n)
+    return total.index_add_(0, pair.flatten(), products.flatten()).view(a.n, b.n)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from acdc.dictionaries import Dictionary
 from acdc.dictionaries.activations import activation
+from acdc.engine.attribution import node_scores
 from acdc.engine.experiment import Experiment
 from acdc.errors import OptionError
 from acdc.latents.attachment import Attachment, NeuronAttachment, check_dictionaries
@@ -238,7 +239,7 @@ def active_latents(
 def _latent_scores(experiment: LatentExperiment, memory: int) -> list[NDArray[np.float64]]:
     """Node scores of every attachment's latents."""
     program, attachments = experiment.program, experiment.attachments
-    scores = experiment.attribute_nodes(between_inputs(experiment, _STEPS), _STEPS, memory)
+    scores = node_scores(experiment, between_inputs(experiment, _STEPS), _STEPS, memory)
     by_site = {
         stage.attachment.site.name: scores[program.blocks[stage.blocks[0]].start :]
         for stage in program.stages

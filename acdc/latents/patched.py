@@ -8,34 +8,20 @@ from which no kept edge path leads to ``logits`` are not computed.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from acdc.engine.experiment import Batch
-from acdc.engine.program import Program
+from acdc.engine.experiment import Batch, Experiment
+from acdc.engine.patched import distinct_rows
 from acdc.engine.stages import Inputs, Stage
 from acdc.lowering.model import LoweredLayer
-from graphs import Graph
-from graphs.kernels import reach_backward
 
-if TYPE_CHECKING:
-    from acdc.latents.experiment import LatentExperiment
-
-__all__ = ["BatchRuns", "LatentPatchedModel", "Scenarios", "alive_before_logits"]
+__all__ = ["BatchRuns", "Scenarios"]
 
 Mask = NDArray[np.bool_]
-
-
-def alive_before_logits(graph: Graph, mask: Mask) -> Mask:
-    """``[node]``: some path of kept edges leads from it to ``logits``."""
-    found: Mask = reach_backward(
-        mask, graph.edge_sender, graph.edge_receiver, graph.feeds_start, graph.feeds, graph.n_nodes
-    )
-    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,19 +46,15 @@ class BatchRuns:
     Parameters
     ----------
     experiment
-        Model, metric, intervention and direction.
-    program
-        Stages of the model with its dictionaries.
-    graph
-        Its edges are the only ones that can be in.
+        Model, metric, intervention, direction and dictionaries.
     batch
         Prompts of one length.
     """
 
-    def __init__(
-        self, experiment: LatentExperiment, program: Program, graph: Graph, batch: Batch
-    ) -> None:
-        self.experiment, self.program, self.graph, self.batch = experiment, program, graph, batch
+    def __init__(self, experiment: Experiment, batch: Batch) -> None:
+        self.experiment, self.batch = experiment, batch
+        self.graph, self.program = experiment.graph, experiment.program
+        program = self.program
         base, other = (program.values(program.model.forward(t)) for t in experiment.runs(batch))
         ablated = experiment.ablated_values(other, base)
         self.ablated, self.base = (
@@ -149,7 +131,7 @@ class BatchRuns:
     ) -> Inputs:
         """What the receivers of a stage read."""
         rows = self._rows(stage, mask)
-        distinct, index = _distinct(rows)
+        distinct, index = distinct_rows(rows)
         x = self._read(stage, changes, distinct)
         if scenarios is None:
             return Inputs(x, index)
@@ -159,7 +141,7 @@ class BatchRuns:
         each = np.repeat(rows[tested][None], len(scenarios.ablated), axis=0)
         low = self.program.blocks[stage.seen[0]].start
         each[:, self.graph.edge_sender[scenarios.edges] - low] &= ~scenarios.ablated
-        few, which = _distinct(each)
+        few, which = distinct_rows(each)
         read = self._read(stage, changes, few)[torch.as_tensor(which)]
         return Inputs(x, index, tested, read[:, 0])
 
@@ -203,58 +185,3 @@ def _post_norm(layer: LoweredLayer, heads: Tensor) -> Tensor:
     assert layer.attention_post is not None
     b_O = layer.attention.b_O
     return layer.attention_post(heads if b_O is None else heads + b_O)
-
-
-def _distinct(rows: Mask) -> tuple[Mask, NDArray[np.int64]]:
-    """Different rows, and which of them each row is."""
-    if len(rows) == 1:
-        return rows, np.zeros(1, dtype=np.int64)
-    packed = np.ascontiguousarray(np.packbits(rows, axis=1))
-    keys = packed.view(np.dtype((np.void, packed.shape[1])))[:, 0]
-    _, first, index = np.unique(keys, return_index=True, return_inverse=True)
-    return rows[first], index
-
-
-class LatentPatchedModel:
-    """Evaluates circuits; plain runs are done once and kept while they fit into memory.
-
-    Parameters
-    ----------
-    experiment
-        With dictionaries.
-    memory
-        Bytes of plain runs to keep; beyond that they are run anew for every circuit.
-    """
-
-    def __init__(
-        self, experiment: LatentExperiment, program: Program, graph: Graph, memory: int = 2 << 30
-    ) -> None:
-        self.experiment, self.program, self.graph = experiment, program, graph
-        self.memory = memory
-        self._kept: dict[int, BatchRuns] = {}
-
-    def metric(self, mask: Mask) -> float:
-        """Mean metric of the model when every edge outside ``mask [edge]`` is ablated."""
-        return float(self.values(mask).mean())
-
-    @torch.no_grad()
-    def values(self, mask: Mask) -> NDArray[np.float64]:
-        """``[prompt]``: as :meth:`metric`, see :meth:`Experiment.per_prompt`."""
-        alive = alive_before_logits(self.graph, mask)
-        batches = range(len(self.experiment.batches))
-        return self.experiment.per_prompt([self.runs(i).rows(mask, alive)[0] for i in batches])
-
-    def full_values(self) -> NDArray[np.float64]:
-        """``[prompt]`` of the model as it is: edges that the graph leaves out are in too."""
-        noising = self.experiment.direction == "noising"
-        return self.experiment.plain_values("clean" if noising else "corrupt")
-
-    def runs(self, i: int) -> BatchRuns:
-        """Plain runs of a batch."""
-        if i in self._kept:
-            return self._kept[i]
-        batch = self.experiment.batches[i]
-        runs = BatchRuns(self.experiment, self.program, self.graph, batch)
-        if sum(r.n_bytes for r in self._kept.values()) + runs.n_bytes <= self.memory:
-            self._kept[i] = runs
-        return runs

@@ -10,19 +10,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from acdc.engine.experiment import Experiment
 from acdc.engine.incremental import Work
 from acdc.engine.moved import Read
-from acdc.latents.patched import Scenarios, alive_before_logits
-
-if TYPE_CHECKING:
-    from acdc.latents.experiment import LatentExperiment
+from acdc.engine.patched import alive_before_logits
+from acdc.latents.patched import BatchRuns, Scenarios
 
 __all__ = ["LatentRun"]
 
@@ -41,14 +39,13 @@ class LatentRun:
         Bytes that one evaluation's scenarios may take.
     """
 
-    def __init__(self, experiment: LatentExperiment, memory: int = 1 << 30) -> None:
+    def __init__(self, experiment: Experiment, memory: int = 1 << 30) -> None:
         self.experiment, self.graph, self.memory = experiment, experiment.graph, memory
         self.work = Work()
         self.mask = np.ones(self.graph.n_edges, dtype=bool)
-        patched = experiment.patched()
         everything = np.ones(self.graph.n_nodes, dtype=bool)
         with torch.no_grad():
-            self._runs = [patched.runs(i) for i in range(len(experiment.batches))]
+            self._runs = [BatchRuns(experiment, batch) for batch in experiment.batches]
             self._upstream = [runs.changes(self.mask, everything) for runs in self._runs]
         self._differs = np.any([_differs(c) for c in self._upstream], axis=0)
         self._alive: NDArray[np.bool_] | None = None

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from acdc.dictionaries import Dictionary
 from acdc.dictionaries.quality import Quality, quality_on_task
+from acdc.engine.attribution import node_scores
 from acdc.errors import CircuitFileError, OptionError
 from acdc.latents.experiment import LatentExperiment
 from acdc.looking.activations import Activations, record
@@ -268,7 +269,7 @@ def look(
     experiment, tokenizer = reopen(folder, settings, circuit, summary)
     assert isinstance(experiment, LatentExperiment)  # its circuit has sites
     texts = Texts(tokenizer, experiment.task.pairs[0].clean[-1])
-    scores = experiment.attribute_nodes(between_inputs(experiment, _STEPS), _STEPS)
+    scores = node_scores(experiment, between_inputs(experiment, _STEPS), _STEPS)
     of_nodes = scores[[circuit.graph.sender_index[n] for n in nodes]]
     order = np.argsort(-np.abs(of_nodes), kind="stable")
     nodes, of_nodes = [nodes[i] for i in order], of_nodes[order]

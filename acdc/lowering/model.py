@@ -16,7 +16,10 @@ from acdc.lowering.attention import Attention
 from acdc.lowering.norm import Norm
 from graphs import GraphShape
 
-__all__ = ["FeedForward", "LoweredLayer", "LoweredModel", "Trace"]
+__all__ = ["FeedForward", "Key", "LoweredLayer", "LoweredModel", "Trace"]
+
+Key = tuple[str, int]
+"""Attribute of a trace and layer (embeddings: which one; ``final``: any)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +116,11 @@ class Trace:
         Head outputs before W_O, ``[batch, head, pos, d_head]``.
     attention_out
         Sum of the heads' outputs plus b_O before a post-norm, ``[batch, pos, d_model]``.
+    attention_gain
+        The same behind a post-norm: what the stream gains.
+    middle
+        Stream between attention and MLP, ``[batch, pos, d_model]``; of no layer where they run
+        in parallel or there is no MLP.
     mlp_out
         ``[batch, pos, d_model]``.
     final
@@ -127,8 +135,26 @@ class Trace:
     v: list[Tensor] = field(default_factory=list)
     z: list[Tensor] = field(default_factory=list)
     attention_out: list[Tensor] = field(default_factory=list)
+    attention_gain: list[Tensor] = field(default_factory=list)
+    middle: list[Tensor] = field(default_factory=list)
     mlp_out: list[Tensor] = field(default_factory=list)
     final: Tensor | None = None
+
+    def at(self, key: Key) -> Tensor:
+        """Return one tensor."""
+        name, layer = key
+        found = getattr(self, name)
+        return found[layer] if isinstance(found, list) else found
+
+    def detached(self) -> Trace:
+        """Return the same without gradients."""
+        assert self.final is not None
+        lists = {
+            name: [x.detach() for x in value]
+            for name, value in vars(self).items()
+            if isinstance(value, list)
+        }
+        return Trace(**lists, final=self.final.detach())
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,8 +267,9 @@ class LoweredModel:
             Replaces the embedding senders' outputs (integrated gradients).
         replaced
             Replaces ``("z", layer)``: ``[batch, head, pos, d_head]``, or, each
-            ``[batch, pos, d_model]``: ``("attn", layer)`` and ``("mlp", layer)``, what the stream
-            gains from them (behind post-norms); ``("mid", layer)``, the stream between them;
+            ``[batch, pos, d_model]``: ``("heads", layer)``, their sum with b_O in front of a
+            post-norm; ``("attn", layer)`` and ``("mlp", layer)``, what the stream gains from them
+            (behind post-norms); ``("mid", layer)``, the stream between them;
             ``("resid", n)``, the stream in front of block n, or behind the last one.
         first
             Block to start with; ``embeds`` is then the stream in front of it, with any leading
@@ -256,12 +283,14 @@ class LoweredModel:
         for i, layer in enumerate(self.layers[first:], first):
             stream = replaced.get(("resid", i), stream)
             trace.attention_in.append(stream)
-            written = self._attention(layer, layer.ln1(stream), trace, replaced.get(("z", i)))
-            written = replaced.get(("attn", i), written)
-            middle = replaced.get(("mid", i), stream + written)
+            written = self._attention(i, layer.ln1(stream), trace, replaced)
+            trace.attention_gain.append(replaced.get(("attn", i), written))
+            middle = replaced.get(("mid", i), stream + trace.attention_gain[-1])
             if layer.mlp is None:
                 stream = middle
                 continue
+            if not self.shape.parallel:
+                trace.middle.append(middle)
             mlp_in = stream if self.shape.parallel else middle
             trace.mlp_in.append(mlp_in.view_as(mlp_in))  # a branch with a gradient of its own
             mlp_in = trace.mlp_in[-1]
@@ -272,16 +301,15 @@ class LoweredModel:
         trace.final = replaced.get(("resid", len(self.layers)), stream)
         return trace
 
-    def _attention(
-        self, layer: LoweredLayer, x: Tensor, trace: Trace, replaced: Tensor | None
-    ) -> Tensor:
+    def _attention(self, i: int, x: Tensor, trace: Trace, replaced: dict[Key, Tensor]) -> Tensor:
         """What the stream gains from attention, ``[batch, pos, d_model]``."""
-        attention = layer.attention
+        layer, attention = self.layers[i], self.layers[i].attention
         q, k, v = (attention.project(kind, x) for kind in ("q", "k", "v"))
-        z = attention.heads(q, k, v) if replaced is None else replaced
+        z = replaced[("z", i)] if ("z", i) in replaced else attention.heads(q, k, v)
         out = z.transpose(-3, -2).flatten(-2) @ attention.W_O.flatten(0, 1)
         if attention.b_O is not None:
             out = out + attention.b_O
+        out = replaced.get(("heads", i), out)
         for store, value in (
             (trace.q, q), (trace.k, k), (trace.v, v), (trace.z, z), (trace.attention_out, out)
         ):  # fmt: skip

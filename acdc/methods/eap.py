@@ -6,15 +6,14 @@ Belinkov 2024, arXiv 2403.17806.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from acdc.engine.attribution import Point
+from acdc.engine.attribution import Point, Points, integrate
 from acdc.engine.experiment import Batch, Experiment
 from acdc.engine.work import Work
 from acdc.lowering.model import Trace
@@ -32,7 +31,6 @@ __all__ = [
 ]
 
 Scores = NDArray[np.float64]
-Points = Callable[[Batch, Trace, Trace], Iterator[Point]]
 
 _NONE, _WORK = NoOptions(), Work()
 
@@ -111,7 +109,7 @@ def eap(experiment: Experiment, options: NoOptions = _NONE, work: Work = _WORK) 
         Misleads where the metric is flat at the base run (a saturated softmax); integrated
         gradients help there.
     """
-    return experiment.attribute(at_base(experiment), 1, work.memory, work.progress)
+    return integrate(experiment, at_base(experiment), 1, work.memory, work.progress)
 
 
 @method(
@@ -130,7 +128,7 @@ def eap_ig(experiment: Experiment, options: Integration = _FIVE, work: Work = _W
     to the error of the sum (completeness); no other set of edges does.
     """
     points = between_inputs(experiment, options.steps)
-    return experiment.attribute(points, options.steps, work.memory, work.progress)
+    return integrate(experiment, points, options.steps, work.memory, work.progress)
 
 
 @method(
@@ -151,7 +149,7 @@ def clean_corrupted(
         yield Point(batch.clean)
         yield Point(batch.corrupt)
 
-    return experiment.attribute(points, 2, work.memory, work.progress)
+    return integrate(experiment, points, 2, work.memory, work.progress)
 
 
 def _group_passes(experiment: Experiment, options: Integration) -> int:
@@ -170,32 +168,25 @@ def eap_ig_activations(
 ) -> Scores:
     """EAP with gradients integrated over the senders' own outputs.
 
-    For the embeddings, and for the heads and the MLP of every layer in turn, the gradient is
-    averaged over outputs ``ablated + k / steps * (base - ablated)`` of these senders alone, for
+    For what each stage of the model writes in turn (the embeddings, the heads of a layer, its MLP;
+    with dictionaries the latents of a site with their error node), the gradient is averaged over
+    outputs ``ablated + k / steps * (base - ablated)`` of these senders alone, for
     ``k = 0 .. steps - 1``, and only they are credited with it (Hanna et al. 2024; their code
-    credits every sender).  Costs ``steps`` passes per group.  Parameters and result as
-    :func:`eap`; the edges out of one group add up to the effect of ablating them all.
+    credits every sender).  Costs ``steps`` passes per stage.  Parameters and result as
+    :func:`eap`; the edges out of one stage add up to the effect of ablating them all.
     """
-    steps = options.steps
-
-    def between(base: Tensor, ablated: Tensor, k: int) -> Tensor:
-        return torch.lerp(ablated, base, k / steps)
+    program, steps = experiment.program, options.steps
 
     def points(batch: Batch, base: Trace, other: Trace) -> Iterator[Point]:
-        tokens, ablated = experiment.runs(batch)[0], experiment.ablated(other, base)
+        tokens, values = experiment.runs(batch)[0], program.values(base)
+        ablated = experiment.ablated_values(program.values(other), values)
         for k in range(steps):
-            pairs = zip(base.embeds, ablated.embeds, strict=True)
-            embeds = [between(b, a, k) for b, a in pairs]
-            yield Point(tokens, embeds, senders=slice(0, len(embeds)))
-            start = len(embeds)
-            for layer, block in enumerate(experiment.model.layers):
-                groups = [("z", base.z, ablated.z, block.attention.n_heads)]
-                if block.mlp is not None:
-                    groups.append(("mlp", base.mlp_out, ablated.mlp_out, 1))
-                for name, b, a, width in groups:
-                    value = between(b[layer], a[layer], k)
-                    senders = slice(start, start + width)
-                    yield Point(tokens, None, {(name, layer): value}, senders)
-                    start += width
+            between = [torch.lerp(a, b, k / steps) for a, b in zip(ablated, values, strict=True)]
+            yield Point(tokens, list(between[0][:, 0]), blocks=(0,))
+            for stage in program.stages:
+                if stage.blocks:
+                    sums = [program.blocks[b].sum(between[b])[0] for b in stage.blocks]
+                    replaced = stage.replaced(torch.stack(sums).sum(0))
+                    yield Point(tokens, None, replaced, stage.blocks)
 
-    return experiment.attribute(points, steps, work.memory, work.progress)
+    return integrate(experiment, points, steps, work.memory, work.progress)

@@ -45,5 +45,7 @@ def gim(
         longer estimate what an edge's ablation does.  Costs one forward and backward pass.
     """
     model = with_gim_gradients(experiment.model, rules)
-    modified = replace(experiment.pinned(), model=model)  # constants are of true gradients
+    attachments = tuple(replace(a, model=model) for a in experiment.attachments)
+    pinned = experiment.pinned()  # constants are of true gradients
+    modified = replace(pinned, model=model, attachments=attachments)
     return eap(modified, work=work or Work())

@@ -16,8 +16,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from acdc.engine.attribution import integrate_nodes
 from acdc.engine.experiment import Experiment
-from acdc.engine.node_attribution import integrate_nodes
 from acdc.engine.work import Work
 from acdc.methods.base import NoOptions, Score, method
 from acdc.methods.eap import at_base

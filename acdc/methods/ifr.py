@@ -13,19 +13,15 @@ same stream and have one score.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from acdc.engine.attribution import Tokens, token_chunks
-from acdc.engine.experiment import Experiment, iter_layers
+from acdc.engine.attribution import Written, chunk_size, token_chunks
+from acdc.engine.experiment import Experiment
+from acdc.engine.values import Rows
 from acdc.engine.work import Work
-from acdc.lowering import LoweredModel
-from acdc.lowering.attention import KINDS
-from acdc.lowering.model import Trace
 from acdc.methods.base import NoOptions, Score, method
 
 __all__ = ["ifr"]
@@ -59,59 +55,51 @@ def ifr(
         ``[edge]`` in [0, 1]; the edges into a receiver add up to 1 (to less where nothing that is
         read comes near the sum).
     """
-    graph, model = experiment.graph, experiment.model
-    scores, n_prompts = np.zeros(graph.n_edges), np.zeros(graph.shape.n_spans)
-    n_senders = graph.components.n_senders
-    chunk = max(1, work.memory // (3 * n_senders * model.d_model * model.W_U.element_size()))
+    graph, model, program = experiment.graph, experiment.model, experiment.program
+    start = experiment.components.receiver_start
+    scores = np.zeros((graph.shape.n_spans, experiment.components.n_edges))
+    n_prompts = np.zeros(graph.shape.n_spans)
     for batch in experiment.batches:
         trace = model.forward(experiment.runs(batch)[0])
+        values = [value.flatten(1, 3) for value in program.values(trace)]
+        chunk = chunk_size(program, values, work.memory)
         n_prompts[list(set(batch.spans))] += batch.n_prompts
         for span, tokens in token_chunks(batch.spans, batch.n_prompts, chunk, batch.clean.device):
             weight = 1 / batch.spans.count(span)  # a prompt's positions count as much as another's
-            parts = _written(model, trace, tokens)
-            for components, stream in _streams(experiment, trace):
-                receivers = experiment.receiver_at[span, components]
-                if receivers[0] < 0:  # logits where none is scored
-                    continue
-                low, high = graph.receiver_start[receivers[0] : receivers[0] + 2]
-                n_seen = int(high - low)
-                shares = _shares(parts[:n_seen], stream.flatten(0, 1)[tokens])
-                for low in graph.receiver_start[receivers]:
-                    scores[low : low + n_seen] += weight * shares
+            written = Written(program, values, tokens, trace, frozen=True)
+            for stage in program.stages:
+                low, high = program.senders_seen(stage)
+                stream = trace.at(stage.stream).flatten(0, 1)[tokens]
+                shares = _shares(list(written.between(low, high)), stream, high - low)
+                first, n = stage.first_receiver, stage.n_receivers
+                scores[span, start[first] : start[first + n]] += np.tile(weight * shares, n)
         work.progress(batch.n_prompts)
-    return scores / n_prompts[graph.edge_span]
+    return scores[graph.edge_span, experiment.edge_component] / n_prompts[graph.edge_span]
 
 
-def _shares(parts: Tensor, whole: Tensor) -> NDArray[np.float64]:
-    """``[sender]``: shares of ``parts [sender, token, d_model]``, summed over tokens."""
-    near = torch.stack([whole.abs().sum(-1) - (whole - part).abs().sum(-1) for part in parts])
-    near = near.clamp(min=0)
-    total = near.sum(0)
-    return (near / total.where(total > 0, 1)).sum(1).double().cpu().numpy()
+def _shares(
+    written: list[tuple[slice | Tensor, Rows]], whole: Tensor, n: int
+) -> NDArray[np.float64]:
+    """``[sender]``: shares of what senders write in ``whole [token, d_model]``, over tokens."""
+    size = whole.abs().sum(-1)
+    near = [(places, rows, _near(rows, whole, size)) for places, rows in written]
+    sums = [part.sum(0 if isinstance(rows, Tensor) else 1) for _, rows, part in near]
+    total = torch.stack(sums).sum(0)
+    scale = 1 / total.where(total > 0, 1)
+    shares = whole.new_zeros(n)
+    for places, rows, part in near:
+        if isinstance(rows, Tensor):
+            shares[places] = part @ scale
+        else:
+            own = shares[places]
+            own.index_add_(0, rows.index.flatten(), (part * scale[:, None]).flatten())
+    return shares.double().cpu().numpy()
 
 
-def _written(model: LoweredModel, trace: Trace, tokens: Tokens) -> Tensor:
-    """What senders write, ``[sender, token, d_model]``; heads through a post-norm of their sum."""
-    blocks = [x.flatten(0, 1)[None, tokens] for x in trace.embeds]
-    for i, layer in enumerate(model.layers):
-        heads = trace.z[i].transpose(0, 1).flatten(1, 2)[:, tokens] @ layer.attention.W_O
-        if layer.attention_post is not None:  # linear in each head once its scale is known
-            point = trace.attention_out[i].flatten(0, 1)[tokens]
-            heads = replace(layer.attention_post, frozen=True).jvp(point, heads)
-        blocks.append(heads)
-        if layer.mlp is not None:
-            blocks.append(trace.mlp_out[i].flatten(0, 1)[None, tokens])
-    return torch.cat(blocks)
-
-
-def _streams(experiment: Experiment, trace: Trace) -> list[tuple[list[int], Tensor]]:
-    """Receivers that read one stream, and the stream, ``[batch, pos, d_model]``."""
-    found: list[tuple[list[int], Tensor]] = []
-    graph = experiment.graph.components
-    for layer, receivers in iter_layers(graph):
-        heads = sorted({int(v) for kind in KINDS for v in receivers[kind]})
-        found.append((heads, trace.attention_in[layer]))
-        if "mlp" in receivers:
-            found.append((receivers["mlp"].tolist(), trace.mlp_in[layer]))
-    assert trace.final is not None
-    return [*found, ([graph.receiver_index["logits"]], trace.final)]
+def _near(rows: Rows, whole: Tensor, size: Tensor) -> Tensor:
+    """How much nearer each row brings zero to the sum: ``[row, token]``, or ``[token, slot]``."""
+    if isinstance(rows, Tensor):
+        left = torch.stack([(whole - row).abs().sum(-1) for row in rows])
+        return (size - left).clamp(min=0)
+    left = (whole[:, None] - rows.vectors).abs().sum(-1)
+    return (size[:, None] - left).clamp(min=0)

@@ -50,7 +50,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from acdc.engine.experiment import Experiment
-from acdc.engine.patched import SoftPatchedModel
+from acdc.engine.patched import PatchedModel
 from acdc.engine.steps import in_steps
 from acdc.engine.work import Work
 from acdc.methods.base import Score, method
@@ -287,9 +287,9 @@ class _Loss:
     ) -> None:
         self._weights = weights
         longest = max(len(pair.clean) for pair in experiment.task.pairs)
-        each = SoftPatchedModel(experiment).bytes_per_prompt(longest)
+        each = PatchedModel(experiment).bytes_per_prompt(longest)
         parts, self._steps = in_steps(experiment, _PROMPTS, each)
-        self._batches, self._model = parts.batches, SoftPatchedModel(parts, memory)
+        self._batches, self._model = parts.batches, PatchedModel(parts, memory)
         every = torch.ones(n_masks, device=experiment.model.device)
         with torch.no_grad():
             self._base = [self._rows(i, every) for i in range(len(self._batches))]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from acdc.engine.attribution import node_scores
 from acdc.engine.experiment import Experiment
 from acdc.engine.work import Work
 from acdc.methods.base import NoOptions, method
@@ -45,7 +46,7 @@ def nap(experiment: Experiment, options: NoOptions = _NONE, work: Work = _WORK) 
         sender writes is ablated, mean over scored rows.  It is the sum of the EAP scores of the
         edges out of the sender, and misleads where EAP does.
     """
-    return experiment.attribute_nodes(at_base(experiment), 1, work.memory, work.progress)
+    return node_scores(experiment, at_base(experiment), 1, work.memory, work.progress)
 
 
 @method(
@@ -65,4 +66,4 @@ def nap_ig(experiment: Experiment, options: Integration = _FIVE, work: Work = _W
     the embeddings' score tends to the metric's difference between the runs (completeness).
     """
     points = between_inputs(experiment, options.steps)
-    return experiment.attribute_nodes(points, options.steps, work.memory, work.progress)
+    return node_scores(experiment, points, options.steps, work.memory, work.progress)
