@@ -186,7 +186,8 @@ def assess(
     >>> found = acdc.assess(circuit, settings, discovery=settings)  # doctest: +SKIP
     >>> found.judgement["minimality"].says  # doctest: +SKIP
     """
-    _check(circuit, n_resamples, optimal)
+    if n_resamples < 1:
+        raise OptionError(f"n_resamples {n_resamples}: expected at least 1")
     reporter, timer = reporter or Silent(), Timer()
     with timer.phase("load"), reporter.phase("load model and task", None):
         circuit, experiment = fit(circuit, settings, PromptChoice(discovery, seen), constants)
@@ -221,7 +222,8 @@ def assess_loaded(
     timer
         Of what was done before; None: nothing.
     """
-    _check(circuit, n_resamples, optimal)
+    if n_resamples < 1:
+        raise OptionError(f"n_resamples {n_resamples}: expected at least 1")
     reporter, trials, timer = reporter or Silent(), trials or Trials(), timer or Timer()
     steps = settings.optimal_steps
     with timer.phase("constants"):
@@ -257,19 +259,11 @@ def assess_loaded(
     )
 
 
-def _check(circuit: Circuit, n_resamples: int, optimal: bool) -> None:
-    if n_resamples < 1:
-        raise OptionError(f"n_resamples {n_resamples}: expected at least 1")
-    if optimal and circuit.graph.shape.sites:
-        raise OptionError("optimal: constants of latents are not trained, leave it out")
-
-
 def _left_out(experiment: Experiment, optimal: bool) -> dict[str, str]:
     """Interventions that are not measured, unless they are the experiment's own, and why."""
     why = {}
     if not optimal:
-        latents = bool(experiment.graph.shape.sites)
-        why["optimal"] = "not of latents" if latents else "needs training, say --optimal"
+        why["optimal"] = "needs training, say --optimal"
     if experiment.mean_over is not None:
         needed = {batch.clean.shape[1] for batch in experiment.batches}
         missing = needed - {len(prompt) for prompt in experiment.mean_over}

@@ -397,11 +397,6 @@ def check_settings(settings: Settings) -> Settings:
             f"positions {settings.positions!r} with {'neurons' if settings.neurons else 'saes'}: "
             "latents are not split by positions, leave one of the two out"
         )
-    if splits and settings.intervention == "optimal":
-        raise OptionError(
-            "intervention 'optimal' trains constants of heads and MLPs only: choose another one "
-            f"with {'neurons' if settings.neurons else 'saes'}, as mean"
-        )
     if settings.task not in TASKS and not is_task_file(settings.task):
         raise UnknownNameError("task", settings.task, TASKS)
     if is_task_file(settings.task) and not Path(settings.task).is_file():

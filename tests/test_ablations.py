@@ -16,7 +16,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from latent_oracle import random_dictionary
+from latent_oracle import LatentPass, random_dictionary
 from oracle import Oracle
 from safetensors.torch import save_file
 from test_cli import Call, call, place, read, shared  # noqa: F401  fixtures
@@ -70,17 +70,16 @@ def build(
 
 
 def vectors(experiment: Experiment) -> dict[str, torch.Tensor]:
-    """By sender, the constant ``[d_model]`` that it writes, from the lists of an experiment."""
+    """By sender, the constant ``[d_model]`` that it writes, from the values of an experiment."""
     model, carried = experiment.model, experiment.carried
     assert carried is not None
-    values = [x.reshape(-1, x.shape[-1]) for x in carried.at(4)]
-    n, layers = len(oracle.sources(model.shape)), len(model.layers)
-    found = dict(zip(oracle.sources(model.shape), (x[0] for x in values), strict=False))
+    embeds, *rest = [x.reshape(-1, x.shape[-1]) for x in carried.at(4)]
+    found = dict(zip(oracle.sources(model.shape), embeds, strict=True))
     for i, layer in enumerate(model.layers):
-        z = values[n + i]
+        z, *rest = rest
         found |= {f"a{i}.h{h}": z[h] @ layer.attention.W_O[h] for h in range(len(z))}
         if layer.mlp is not None:
-            found[f"m{i}"] = values[n + layers + i][0]
+            (found[f"m{i}"],), *rest = rest
     return found
 
 
@@ -357,7 +356,7 @@ def test_constants_survive_a_file(tmp_path: Path) -> None:
         load_constants(tmp_path / "torn")
 
 
-ONE = torch.ones(1, 1, 4)
+ONE = torch.ones(1, 1, 1, 1, 4)
 WRONG: dict[str, tuple[dict[str, Any], dict[str, str], str]] = {
     "nan": ({"all.0": ONE * math.nan}, {}, r"tensor 'all\.0' holds nan or infinite"),
     "infinity": ({"all.0": -ONE * math.inf}, {}, r"tensor 'all\.0' holds nan or infinite"),
@@ -366,13 +365,13 @@ WRONG: dict[str, tuple[dict[str, Any], dict[str, str], str]] = {
     "whole numbers": ({"all.0": ONE.int()}, {}, r"is of type torch\.int32"),
     "complex": ({"all.0": ONE * 1j}, {}, r"is of type torch\.complex64"),
     "float8": ({"all.0": ONE.to(torch.float8_e4m3fn)}, {}, "is of type torch.float8"),
-    "a number": ({"all.0": torch.tensor(1.0)}, {}, r"has shape \[\], expected \[1, positions, d\]"),
-    "a matrix": ({"all.0": ONE[0]}, {}, r"has shape \[1, 4\]"),
-    "five axes": ({"all.0": ONE[None, None]}, {}, r"has shape \[1, 1, 1, 1, 4\]"),
-    "a batch": ({"all.0": torch.ones(2, 1, 4)}, {}, r"has shape \[2, 1, 4\]"),
-    "positions for all": ({"all.0": torch.ones(1, 3, 4)}, {}, r"has shape \[1, 3, 4\]"),
-    "other positions": ({"5.0": torch.ones(1, 3, 4)}, {}, r"has shape \[1, 3, 4\]"),
-    "nothing in it": ({"all.0": torch.ones(1, 1, 0)}, {}, r"has shape \[1, 1, 0\]"),
+    "a number": ({"all.0": torch.tensor(1.0)}, {}, r"has shape \[\], expected \[senders, 1"),
+    "four axes": ({"all.0": ONE[0]}, {}, r"has shape \[1, 1, 1, 4\]"),
+    "six axes": ({"all.0": ONE[None]}, {}, r"has shape \[1, 1, 1, 1, 1, 4\]"),
+    "a batch": ({"all.0": torch.ones(1, 1, 2, 1, 4)}, {}, r"has shape \[1, 1, 2, 1, 4\]"),
+    "positions for all": ({"all.0": torch.ones(1, 1, 1, 3, 4)}, {}, r"has shape \[1, 1, 1, 3, 4\]"),
+    "other positions": ({"5.0": torch.ones(1, 1, 1, 3, 4)}, {}, r"has shape \[1, 1, 1, 3, 4\]"),
+    "nothing in it": ({"all.0": torch.ones(1, 1, 1, 1, 0)}, {}, r"has shape \[1, 1, 1, 1, 0\]"),
     "no tensors": ({}, {}, "at least one"),
     "a gap": ({"all.0": ONE, "all.2": ONE.clone()}, {}, "not numbered from 0 without gaps"),
     "more for one length": (
@@ -392,7 +391,7 @@ WRONG: dict[str, tuple[dict[str, Any], dict[str, str], str]] = {
 @pytest.mark.parametrize("name", WRONG)
 def test_a_file_that_holds_no_constants_is_refused(name: str, tmp_path: Path) -> None:
     tensors, changes, words = WRONG[name]
-    about = {"format": "acdc-constants-1", "intervention": "mean", "direction": "noising"}
+    about = {"format": "acdc-constants-2", "intervention": "mean", "direction": "noising"}
     save_file(tensors, tmp_path / FILE_NAME, {**about, "report": "{}", **changes})
     with pytest.raises(CircuitFileError, match=f"{FILE_NAME}: .*{words}.*: delete the file"):
         load_constants(tmp_path / FILE_NAME)
@@ -519,17 +518,42 @@ def test_evaluation_reports_every_ablation(place: Path, call: Call) -> None:  # 
     assert content["ablations_left_out"] == {"mean-positional": "no means for prompts of 14 tokens"}
 
 
-def test_latents_have_means_but_no_trained_constants() -> None:
-    model: LoweredModel = oracle.small_model("LN", 0)
-    plain = Experiment(model, oracle.small_task(0), get_metric("kl"), intervention="mean")
-    attached = attach(plain, [random_dictionary(model, "standard", "mlp_out", 0)]).experiment
-    scores = exact(attached)
-    assert np.isfinite(scores).all()
-    assert scores.any()
-    with pytest.raises(OptionError, match="trains constants of heads and MLPs only"):
-        check_settings(Settings("ioi", saes="bundled", intervention="optimal"))
-    with pytest.raises(OptionError, match="constants of heads and MLPs alone"):
-        replace(attached, intervention="optimal").pinned()
+@pytest.mark.parametrize(
+    ("family", "kind", "site"),
+    [
+        ("LN", "standard", "mlp_out"),
+        ("Gemma2", "standard", "attn_z"),
+        ("Gemma2", "standard", "attn_out"),
+        ("GPTNeoX", "standard", "resid_pre"),
+        ("LN", "transcoder", "ln2_out"),
+    ],
+)
+def test_latents_have_trained_constants(family: str, kind: str, site: str) -> None:
+    """Losses of means and of constants are those of an explicit pass with every edge cut."""
+    model: LoweredModel = oracle.small_model(family, 0)
+    plain = Experiment(model, oracle.small_task(0), get_metric("kl"), intervention="optimal")
+    experiment = attach(plain, [random_dictionary(model, kind, site, 1)]).experiment
+    constants = optimal_constants(experiment, 10)
+    losses = constants.report["losses"]
+    assert list(losses) == list(experiment.graph.senders)
+    (values,) = constants.values.values()
+    blocks = zip(experiment.program.blocks, values, strict=True)
+    vectors = torch.cat([block.vectors(x)[:, 0, 0, 0] for block, x in blocks])
+    attachment = experiment.attachments[0]
+    nodes = {attachment.site.name: (attachment.dictionary, attachment.latents)}
+    for sender, vector in zip(losses, vectors, strict=True):
+        total = 0.0
+        for pair in experiment.task.pairs:
+            tokens = torch.tensor([pair.clean])
+            whole = LatentPass(model, tokens, nodes)
+            share = {e: 1 for e in whole.edges if e.startswith(f"{sender}->")}
+            ablated = {sender: vector.expand(1, tokens.shape[1], -1)}
+            cut = LatentPass(model, tokens, nodes, share, ablated)
+            logits = (model.unembed(run.final[:, -1])[0].double() for run in (cut, whole))
+            total += oracle.METRICS["kl"](*(x.detach().numpy() for x in logits), pair)
+        wanted = total / len(experiment.task)
+        assert losses[sender]["optimal"] == pytest.approx(wanted, abs=2e-4, rel=2e-3), sender
+    assert any(row["optimal"] < 0.8 * row["mean"] for row in losses.values())
 
 
 # --- mistakes -------------------------------------------------------------------------------
