@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 from acdc.checkpoint import Checkpoint
-from acdc.errors import OptionError
 from acdc.pipeline import Reporter, Silent, discover
 from acdc.runs import Run, check_output, versions
 from graphs.comparison import Comparison, compare, to_dot_comparison
@@ -186,10 +185,7 @@ def discover_both(
     BothDirections
         With ``noising``, ``denoising``, ``comparison``, ``candidates`` and ``save(folder)``.
 
-    Raises
-    ------
-    OptionError
-        If there are latents: which ones are nodes depends on the direction.
+    Latents or neurons that are nodes are chosen by the first direction, for both.
 
     Examples
     --------
@@ -197,18 +193,16 @@ def discover_both(
     >>> found = acdc.discover_both("ioi", method="eap-ig", n_edges=60)  # doctest: +SKIP
     >>> found.comparison.edges.only_a  # doctest: +SKIP
     """
-    if options.get("saes") is not None:
-        raise OptionError(
-            "direction 'both' with saes: which latents are nodes depends on the direction; run "
-            "each and use acdc compare"
-        )
-    runs = {}
+    runs: dict[str, Run] = {}
+    sites = options.pop("sites", None)
     for direction in _GATES:
         folder = None if checkpoint is None else Path(checkpoint) / direction
         runs[direction] = discover(
             task,
             reporter=reporter or Silent(),
             checkpoint=folder,
+            sites=sites,
             **{**options, "direction": direction},
         )
+        sites = runs[direction].circuit.graph.shape.site_at or None
     return BothDirections(**runs)

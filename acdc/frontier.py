@@ -19,11 +19,12 @@ import numpy as np
 from acdc.errors import OptionError
 from acdc.evaluation import Evaluation, Evaluator
 from acdc.methods import METHODS
-from acdc.methods.acdc import expected_changes
+from acdc.methods.acdc import expected_changes, widened
 from acdc.methods.sweep import sweep as sweep_thresholds
 from acdc.pipeline import (
     Reporter,
     Silent,
+    attached_nodes,
     build_experiment,
     check_discovery,
     circuit_info,
@@ -157,7 +158,9 @@ def sweep(
     taus = None if thresholds is None else check_thresholds(thresholds)
     timer = Timer()
     with timer.phase("load"), reporter.phase("load model and task", None):
-        experiment = with_means(build_experiment(asked))
+        experiment = build_experiment(asked)
+        attached = attached_nodes(experiment, asked, memory)
+        experiment = with_means(experiment if attached is None else attached.experiment)
     experiment = with_constants(experiment, asked.optimal_steps, memory, reporter)
     with timer.phase("load"):
         evaluator = Evaluator(experiment)
@@ -169,6 +172,10 @@ def sweep(
                     "say with --thresholds which taus to try"
                 )
             taus = tuple(sorted(fraction * gap for fraction in _DEFAULT_FRACTIONS))
+    whole, candidates = experiment.graph, np.ones(experiment.graph.n_edges, dtype=bool)
+    narrowed = experiment.narrowed(options.candidates, memory)
+    if narrowed is not None:
+        experiment, candidates = narrowed
     total = len(taus) * experiment.graph.n_edges
     with timer.phase("discover"), reporter.phase("discover (acdc)", total):
         expected = expected_changes(experiment, options, memory)
@@ -177,7 +184,8 @@ def sweep(
         )
     points = []
     with timer.phase("evaluate"), reporter.phase("evaluate", len(taus)):
-        for tau, circuit in circuits.items():
+        for tau, found in circuits.items():
+            circuit = found if narrowed is None else widened(found, whole, candidates)
             evaluation = evaluator.evaluate(circuit.in_circuit)
             info = circuit_info(experiment, asked, evaluation)
             points.append(Point(tau, replace(circuit, info={**circuit.info, **info}), evaluation))

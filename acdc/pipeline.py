@@ -44,6 +44,7 @@ __all__ = [
     "Reporter",
     "Silent",
     "attach_dictionaries",
+    "attached_nodes",
     "build_experiment",
     "check_discovery",
     "check_settings",
@@ -98,6 +99,7 @@ def discover(
     reporter: Reporter | None = None,
     memory: int = 1 << 30,
     checkpoint: str | Path | None = None,
+    sites: Mapping[str, Site] | None = None,
     **asked: Any,
 ) -> Run:
     """Find the circuit of a task in a model.
@@ -113,6 +115,9 @@ def discover(
     checkpoint
         Folder of the run, if what ``acdc`` has decided is to be kept there while it works: a
         killed search then goes on where it was.  :meth:`Run.save` to it removes that again.
+    sites
+        With latents or neurons: which are nodes, as ``run.circuit.graph.shape.site_at`` of an
+        earlier run has them, so that the two have one graph; None: chosen on these prompts.
     **asked
         Fields of :class:`acdc.settings.Settings` (``model``, ``method``, ``metric``,
         ``threshold``, ``n_edges``, ``n_prompts``, ``seed``, ...) and options of the method
@@ -136,7 +141,7 @@ def discover(
     timer = Timer()
     with timer.phase("load"), reporter.phase("load model and task", None):
         experiment = build_experiment(settings)
-        attached = _attached(experiment, settings, memory)
+        attached = attached_nodes(experiment, settings, memory, sites)
         experiment = experiment if attached is None else attached.experiment
         experiment = with_means(experiment)
     if checkpoint is not None:
@@ -233,12 +238,20 @@ def _fingerprint(experiment: Experiment) -> dict[str, str]:
     return {name: hashlib.sha256(part).hexdigest()[:16] for name, part in parts.items()}
 
 
-def _attached(experiment: Experiment, settings: Settings, memory: int) -> Attached | None:
-    """Attach what settings name, if anything."""
+def attached_nodes(
+    experiment: Experiment,
+    settings: Settings,
+    memory: int = 1 << 30,
+    sites: Mapping[str, Site] | None = None,
+) -> Attached | None:
+    """Attach what settings name, if anything; ``sites`` as in :func:`discover`."""
     if settings.saes is not None:
-        return attach_dictionaries(experiment, settings, memory)
+        return attach_dictionaries(experiment, settings, memory, sites)
     if settings.neurons:
-        return attach_neurons(experiment, max_neurons=settings.max_latents, memory=memory)
+        chosen = None if sites is None else {site.layer: site.latents for site in sites.values()}
+        return attach_neurons(
+            experiment, max_neurons=settings.max_latents, neurons=chosen, memory=memory
+        )
     return None
 
 

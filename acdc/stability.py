@@ -161,8 +161,10 @@ def stability(
         )
     runs: list[Run] = []
     with reporter.phase("discover over seeds", n_seeds):
+        sites = None  # latents or neurons are chosen on the first prompts, for all
         for seed in range(asked.seed, asked.seed + n_seeds):
-            runs.append(discover(task, **{**options, "seed": seed}))
+            runs.append(discover(task, sites=sites, **{**options, "seed": seed}))
+            sites = runs[0].circuit.graph.shape.site_at or None
             reporter.advance(1)
     timings: dict[str, float] = {}
     for run in runs:

@@ -271,7 +271,6 @@ def test_a_killed_pair_goes_on_and_a_finished_one_is_kept(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--saes", "bundled"], "direction 'both' with saes"),
         (["--direction", "sideways"], "direction 'sideways': expected noising, denoising or both"),
         (["--intervention", "nothing"], "intervention 'nothing': expected one of resample"),
     ],

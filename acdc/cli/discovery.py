@@ -99,7 +99,7 @@ def _discover_both(settings: Settings, folder: Path, *, memory: int, overwrite: 
     "computing",
     "ablation",
     "nodes",
-    leave=("method", "saes", "neurons", "max_latents"),
+    leave=("method",),
 )
 def sweep(
     task: opt.Task,
@@ -110,6 +110,9 @@ def sweep(
         ),
     ] = None,
     guess: opt.Guess = "removed",
+    candidates: Annotated[
+        int, typer.Option("--candidates", help="With latents: edges that are tried at most.")
+    ] = 3000,
     memory: opt.Memory = 1.0,
     out: Annotated[
         Path | None,
@@ -132,7 +135,9 @@ def sweep(
     folder = out or _default_folder(f"sweep-{Path(task).stem}")
     check_output(folder, overwrite=overwrite)
     reporter = TerminalReporter()
-    frontier = run_sweep(task, taus, reporter=reporter, memory=n_bytes, guess=guess, **asked)
+    frontier = run_sweep(
+        task, taus, reporter=reporter, memory=n_bytes, guess=guess, candidates=candidates, **asked
+    )
     with reporter.phase("draw and write", None):
         frontier.save(folder, overwrite=overwrite)
     show(frontier_table(frontier.rows(), f"ACDC on {task}, {frontier.settings.model}"))

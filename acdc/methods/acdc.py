@@ -21,7 +21,7 @@ from acdc.settings import option
 from graphs import Circuit, Graph
 from graphs.order import edge_order, receiver_order
 
-__all__ = ["GUESSES", "Options", "acdc", "expected_changes", "find"]
+__all__ = ["GUESSES", "Options", "acdc", "expected_changes", "find", "widened"]
 
 GUESSES = ("removed", "eap", "eap-ig")
 """What the search can expect of edges."""
@@ -166,7 +166,7 @@ def find(experiment: Experiment, options: Options, work: Means) -> Found:
         return _search(experiment, options, work)
     few, candidates = narrowed
     found = _search(few, options, work)
-    return replace(found, circuit=_widened(found.circuit, experiment.graph, candidates))
+    return replace(found, circuit=widened(found.circuit, experiment.graph, candidates))
 
 
 def _search(experiment: Experiment, options: Options, work: Means) -> Found:
@@ -189,7 +189,7 @@ def _search(experiment: Experiment, options: Options, work: Means) -> Found:
     return tau.at_threshold(experiment, options.threshold, options.n_edges, run)
 
 
-def _widened(circuit: Circuit, graph: Graph, candidates: NDArray[np.bool_]) -> Circuit:
+def widened(circuit: Circuit, graph: Graph, candidates: NDArray[np.bool_]) -> Circuit:
     """Put a circuit on some edges of a graph back into it; the other edges are out."""
     scores, mask = np.zeros(graph.n_edges), np.zeros(graph.n_edges, dtype=bool)
     scores[candidates], mask[candidates] = circuit.scores, circuit.in_circuit
