@@ -575,6 +575,11 @@ _OTHERS: dict[str, tuple[str, dict[str, Any], str]] = {
         _NEO | {"attention_types": [[["global"], 10**9]]},
         "attention_types is [[['global'], 1000000000]], expected a list as",
     ),
+    "layers": (
+        "gpt_neo",
+        _NEO | {"attention_layers": ["global", "locally"]},
+        "attention_layers is ['global', 'locally'], expected a list of global and local",
+    ),
     "few kinds": (
         "qwen2", _SMALL | {"layer_types": [_FULL]}, "must be equal to the number of"
     ),

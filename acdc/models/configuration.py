@@ -17,7 +17,6 @@ from acdc.files.fields import Field, at_least, check_fields, flag, number, one_o
 __all__ = ["check_configuration", "check_relations"]
 
 _MAX_LAYERS, _MAX_CONTEXT = 10_000, 1 << 27
-_KINDS_OF_LAYERS = ("full_attention", "sliding_attention")
 _ROTATIONS = ("default", "linear", "dynamic", "yarn", "llama3")  # longrope's change with length
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 _HEADS = ("num_attention_heads", "n_head", "num_heads")
@@ -38,8 +37,11 @@ def _is_attention_types(value: Any) -> bool:
     )
 
 
-def _is_layer_types(value: Any) -> bool:
-    return isinstance(value, list) and all(kind in _KINDS_OF_LAYERS for kind in value)
+def _list_of(kinds: tuple[str, ...]) -> Field:
+    return Field(
+        f"a list of {' and '.join(kinds)}",
+        lambda value: isinstance(value, list) and all(kind in kinds for kind in value),
+    )
 
 
 _ROPE: dict[str, Field] = {
@@ -88,7 +90,8 @@ _FIELDS: dict[str, Field] = {
         f'a list as [[["global", "local"], 6]] of at most {_MAX_LAYERS:,} layers',
         _is_attention_types,
     ),
-    "layer_types": Field(f"a list of {' and '.join(_KINDS_OF_LAYERS)}", _is_layer_types).or_none(),
+    "attention_layers": _list_of(("global", "local")),
+    "layer_types": _list_of(("full_attention", "sliding_attention")).or_none(),
     "rope_parameters": _OLD_ROPE["rope_scaling"],
     **dict.fromkeys(("add_cross_attention", "use_bidirectional_attention"),
                     Field("false", lambda value: value in (False, None))),
@@ -98,7 +101,6 @@ _NO_EFFECT = frozenset((
     "architectures", "dtype", "id2label", "label2id", "problem_type", "is_encoder_decoder",
     "output_hidden_states", "return_dict", "use_cache", "chunk_size_feed_forward", "pretraining_tp",
     "transformers_version", "pad_token_id", "bos_token_id", "eos_token_id", "initializer_range",
-    "attention_layers",
 ))  # fmt: skip
 """Fields that say nothing about logits; so do all whose names speak of dropout and summaries."""
 

@@ -105,7 +105,8 @@ def is_the_model_of(folder: Path) -> Callable[[Any], None]:
             theirs = transformers.AutoModelForCausalLM.from_pretrained(
                 folder, dtype=torch.float32, attn_implementation="eager"
             ).eval()
-        except (ValueError, TypeError, KeyError, AttributeError, StrictDataclassError):
+        except (ValueError, TypeError, KeyError, AttributeError, NotImplementedError,
+                StrictDataclassError):  # fmt: skip
             return  # for fields that we leave alone
         model = loaded[0]
         with torch.no_grad():
