@@ -33,19 +33,22 @@ from acdc.engine.incremental import Work
 from acdc.engine.moved import Read, StateError
 from acdc.errors import OutputError
 from graphs import Graph
+from graphs.beside import new_files, remove_leftovers, settle
 from graphs.files import MIB, check_regular, json_text, read_bytes, read_json, write_whole
 from graphs.order import edge_order, receiver_order
 
-__all__ = ["Checkpoint", "Decided"]
+__all__ = ["PERIOD", "Checkpoint", "Decided"]
+
+PERIOD = 20.0
+"""Seconds between two writes, unless a checkpoint is told otherwise."""
 
 _NAME = "checkpoint"
 _FORMAT = {"format": "acdc-checkpoint-1"}
 _SETTINGS = "settings.json"
 _FILES = re.compile(
-    r"\.?(settings\.json|acdc-[0-9.e+-]+\.npz|state-[0-9.e+-]+\.bin|constants\.safetensors)"
-    r"(\.[0-9a-f]{8}\.tmp)?"
+    r"settings\.json|acdc-[0-9.e+-]+\.npz|state-[0-9.e+-]+\.bin|constants\.safetensors"
 )
-"""Names of what is written here, and of what a killed write leaves."""
+"""Names of what is written here."""
 
 _LONG = 0.4
 """Seconds that a write may take at the usual period: a fiftieth of it."""
@@ -115,8 +118,8 @@ class Checkpoint:
     settings
         What decides the result, as plain JSON values.
     period
-        Seconds between two writes; a search that ends earlier leaves nothing behind.  Longer where
-        writing takes long: it takes at most a fiftieth of the time.
+        Seconds between two writes (:data:`PERIOD`); a search that ends earlier leaves nothing
+        behind.  Longer where writing takes long: it takes at most a fiftieth of the time.
 
     Raises
     ------
@@ -124,10 +127,12 @@ class Checkpoint:
         If the folder holds the checkpoint of a run with other settings, or a damaged one.
     """
 
-    def __init__(self, folder: str | Path, settings: dict[str, Any], period: float = 20.0) -> None:
-        self.folder, self.period = Path(folder) / _NAME, period
+    def __init__(
+        self, folder: str | Path, settings: dict[str, Any], period: float | None = None
+    ) -> None:
+        self.folder, self.period = Path(folder) / _NAME, PERIOD if period is None else period
         self._settings = json.loads(json_text(_FORMAT | settings))
-        self._next = time.monotonic() + period
+        self._next = time.monotonic() + self.period
         path = self.folder / _SETTINGS
         if not self.folder.exists():
             return
@@ -149,10 +154,14 @@ class Checkpoint:
 
     @staticmethod
     def is_all_of(folder: Path) -> bool:
-        """Whether a folder holds a checkpoint and nothing else."""
-        return [path.name for path in folder.iterdir()] == [_NAME] and _is_checkpoint(
-            folder / _NAME
-        )
+        """Whether a folder holds nothing, or a checkpoint and nothing else."""
+        names = [path.name for path in folder.iterdir()]
+        return not names or (names == [_NAME] and _is_checkpoint(folder / _NAME))
+
+    @staticmethod
+    def settle(folder: Path) -> None:
+        """Finish or remove a checkpoint that a killed command began in the folder of its run."""
+        settle(folder / _NAME)
 
     @staticmethod
     def remove(folder: Path) -> None:
@@ -163,6 +172,7 @@ class Checkpoint:
         checkpoint = folder / _NAME
         if not _is_checkpoint(checkpoint):
             return
+        remove_leftovers(checkpoint)
         own = [p for p in checkpoint.iterdir() if _FILES.fullmatch(p.name) and p.is_file()]
         for path in sorted(own, key=lambda path: path.name == _SETTINGS):  # what says so last
             path.unlink()
@@ -264,10 +274,11 @@ class Checkpoint:
         return path if path.is_file() else None
 
     def _prepare(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        settings = self.folder / _SETTINGS
-        if not settings.exists():
-            write_whole(settings, json.dumps(self._settings, indent=1) + "\n")
+        if self.folder.exists():
+            return
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        with new_files(self.folder) as new:  # there is no checkpoint without settings
+            write_whole(new / _SETTINGS, json.dumps(self._settings, indent=1) + "\n")
 
     def _file(self, threshold: float) -> Path:
         return self.folder / f"acdc-{threshold!r}.npz"

@@ -22,7 +22,7 @@ from typing import Any
 
 from acdc.checkpoint import Checkpoint
 from acdc.pipeline import Reporter, Silent, discover
-from acdc.runs import Run, check_output, versions
+from acdc.runs import Run, check_output, finish_killed, versions, write_folder
 from graphs.comparison import Comparison, compare, to_dot_comparison
 from graphs.draw import render
 from graphs.files import write_json
@@ -112,7 +112,7 @@ class BothDirections:
         }
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
-        """Write the folder; the runs first, ``directions.json`` last.
+        """Write the folder, all of its files or none.
 
         Raises
         ------
@@ -120,8 +120,12 @@ class BothDirections:
             If the folder exists and is not empty, unless ``overwrite``, or cannot be written.
         """
         path = check_folder(folder, overwrite=overwrite)
+        return write_folder(path, self._fill, overwrite=True, then=self._tidy)
+
+    def _fill(self, folder: Path) -> None:
         for run in self.runs:
-            run.save(path / run.settings.direction, overwrite=overwrite)
+            (folder / run.settings.direction).mkdir()
+            run.fill(folder / run.settings.direction)
         info = self.noising.circuit.info
         dot = to_dot_comparison(
             self.noising.circuit,
@@ -130,9 +134,12 @@ class BothDirections:
             title=f"{info['task']} \u00b7 {info['model']} \u00b7 noising and denoising",
         )
         for kind in ("svg", "png"):
-            render(dot, path / f"directions.{kind}")
-        write_json(path / "directions.json", self.summary())
-        return path
+            render(dot, folder / f"directions.{kind}")
+        write_json(folder / "directions.json", self.summary())
+
+    def _tidy(self, folder: Path) -> None:
+        for run in self.runs:
+            run.tidy(folder / run.settings.direction)
 
 
 def _by_receiver(edges: tuple[str, ...]) -> dict[str, list[str]]:
@@ -150,6 +157,7 @@ def check_folder(folder: str | Path, *, overwrite: bool) -> Path:
     of a killed command.
     """
     path = Path(folder)
+    finish_killed(path, tuple(_GATES))
     runs = [path / direction for direction in _GATES]
     killed = path.is_dir() and all(
         p in runs and p.is_dir() and Checkpoint.is_all_of(p) for p in path.iterdir()

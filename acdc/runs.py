@@ -11,20 +11,20 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from acdc.checkpoint import Checkpoint
-from acdc.engine.constants import FILE_NAME, Constants, load_constants
+from acdc.engine.constants import CONSTANT, FILE_NAME, Constants, load_constants
 from acdc.errors import CircuitFileError, OutputError
 from acdc.evaluation import Evaluation
 from acdc.settings import Settings
 from graphs import Circuit
+from graphs.beside import new_files, settle
 from graphs.draw import render, to_dot
 from graphs.files import MIB, read_json, write_json, write_whole
 from graphs.formats import load_circuit, save_circuit
@@ -34,6 +34,7 @@ __all__ = [
     "Timer",
     "check_output",
     "check_single",
+    "finish_killed",
     "load_run",
     "run_constants",
     "versions",
@@ -117,13 +118,16 @@ class Run:
         CircuitFileError
             If a score is no finite number.
         """
-        path = write_folder(folder, self._write, overwrite=overwrite)
-        if self.constants is None:  # those of a run that was overwritten are not this one's
-            (path / FILE_NAME).unlink(missing_ok=True)
-        Checkpoint.remove(path)
-        return path
+        return write_folder(folder, self.fill, overwrite=overwrite, then=self.tidy)
 
-    def _write(self, folder: Path) -> None:
+    def tidy(self, folder: Path) -> None:
+        """Remove from a folder what is no longer of use once this run is in it."""
+        if self.constants is None:  # those of a run that was overwritten are not this one's
+            (folder / FILE_NAME).unlink(missing_ok=True)
+        Checkpoint.remove(folder)
+
+    def fill(self, folder: Path) -> None:
+        """Write all files into an empty folder."""
         save_circuit(self.circuit, folder / "circuit.json")
         if self.constants is not None:
             write_whole(folder / FILE_NAME, self.constants.as_bytes())
@@ -137,20 +141,24 @@ class Run:
         write_json(folder / "run.json", self.summary())
 
 
-def write_folder(folder: str | Path, write: Callable[[Path], None], *, overwrite: bool) -> Path:
+def write_folder(
+    folder: str | Path,
+    write: Callable[[Path], None],
+    *,
+    overwrite: bool,
+    then: Callable[[Path], None] = lambda folder: None,
+) -> Path:
     """Let ``write`` fill a folder beside the wanted one, then move its files in.
 
-    So all files appear or none; files of other names in the wanted folder stay.  Errors as
+    So all files appear or none; files of other names in the wanted folder stay, see
+    :func:`graphs.beside.new_files`.  ``then`` is told the folder once they are there.  Errors as
     :meth:`Run.save`.
     """
     folder = check_output(folder, overwrite=overwrite)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=f".{folder.name[:100]}-", dir=folder.parent) as beside:
-            write(Path(beside))
-            folder.mkdir(exist_ok=True)
-            for path in Path(beside).iterdir():
-                path.replace(folder / path.name)
+        with new_files(folder, then=lambda: then(folder)) as new:
+            write(new)
     except OSError as error:
         raise OutputError(f"cannot write {folder}: {error.strerror or error}") from error
     return folder
@@ -161,8 +169,25 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{p: version(p) for p in _PACKAGES}}
 
 
+def finish_killed(folder: Path, runs: Sequence[str] = ("",)) -> None:
+    """Remove what killed commands left beside an output; finish what was all written.
+
+    Parameters
+    ----------
+    folder
+        The output.
+    runs
+        Folders of runs in it, with checkpoints that are then done with.
+    """
+    finished = settle(folder)
+    for run in runs:
+        Checkpoint.settle(folder / run)
+        if finished:
+            Checkpoint.remove(folder / run)
+
+
 def check_output(folder: str | Path, *, overwrite: bool) -> Path:
-    """Return the folder as a path if it may be written.
+    """Return the folder as a path if it may be written, killed commands having been tidied up.
 
     Raises
     ------
@@ -171,13 +196,14 @@ def check_output(folder: str | Path, *, overwrite: bool) -> Path:
         the checkpoint of a killed run (unless ``overwrite``).
     """
     path = Path(folder)
+    finish_killed(path)
     try:
         there = next(p for p in (path, *path.absolute().parents) if p.exists())
         if not there.is_dir():
             raise OutputError(f"output {str(path)!r}: {str(there)!r} is a file, give a folder")
         if not os.access(there, os.W_OK):
             raise OutputError(f"output {str(path)!r}: {str(there)!r} may not be written")
-        if path.is_dir() and any(path.iterdir()) and not (overwrite or Checkpoint.is_all_of(path)):
+        if path.is_dir() and not (overwrite or Checkpoint.is_all_of(path)):
             raise OutputError(
                 f"output folder {str(path)!r} exists and is not empty: "
                 "choose another with --out or pass --overwrite"
@@ -215,6 +241,8 @@ def run_constants(folder: str | Path, settings: Settings) -> Constants | None:
     if not (path / FILE_NAME).is_file():
         return None
     own = Settings.read(_read_summary(path / "run.json"))
+    if own.intervention not in CONSTANT:  # of an older run, which was overwritten by a killed one
+        return None
     same = all(getattr(own, name) == getattr(settings, name) for name in _SAME_CONSTANTS)
     return load_constants(path / FILE_NAME) if same else None
 

@@ -10,12 +10,12 @@ import json
 import math
 import os
 import re
-import secrets
 import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from graphs.beside import beside
 from graphs.errors import InputError
 
 __all__ = [
@@ -134,7 +134,9 @@ def _reason(error: Exception) -> str:
 
 
 def write_whole(path: PathLike, data: str | bytes | Iterable[memoryview]) -> None:
-    """Write a file beside its place, then rename it, so that no reader ever sees half of it.
+    """Write a file beside its place, then move it there, so that no reader ever sees half of it.
+
+    What killed processes left of the same file goes, see :mod:`graphs.beside`.
 
     Parameters
     ----------
@@ -152,17 +154,16 @@ def write_whole(path: PathLike, data: str | bytes | Iterable[memoryview]) -> Non
     if isinstance(data, str):
         data = data.encode()
     parts = (memoryview(data),) if isinstance(data, bytes) else data
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with open(beside, "xb") as file:
-            file.writelines(parts)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
+        with beside(path) as place:
+            new = place / "new"
+            with open(new, "xb") as file:
+                file.writelines(parts)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(new, path)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def json_text(value: Any) -> str:

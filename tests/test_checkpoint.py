@@ -13,6 +13,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
+from killed import left_by_a_killed_writer
 from test_parity import experiment
 
 from acdc.checkpoint import Checkpoint, Decided
@@ -333,7 +334,7 @@ def test_a_users_own_folder_is_never_removed(tmp_path: Path) -> None:
 def test_a_users_files_in_a_checkpoint_stay(tmp_path: Path) -> None:
     keep = kept(tmp_path)
     keep.keep("constants.safetensors", b"")
-    (keep.folder / ".acdc-0.1.npz.0123abcd.tmp").write_bytes(b"")  # a killed write
+    left_by_a_killed_writer(keep.folder / "acdc-0.1.npz")
     (keep.folder / "notes.txt").write_text("mine")
     (keep.folder / "acdc-old.npz").write_text("mine")
     (keep.folder / "acdc-1.npz").mkdir()

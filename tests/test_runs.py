@@ -144,7 +144,8 @@ def test_overwriting_keeps_unknown_files(run: Run, tmp_path: Path) -> None:
 
 def test_constants_of_an_overwritten_run_are_gone(run: Run, tmp_path: Path) -> None:
     constants = Constants("mean", "noising", {None: [torch.zeros(1, 1, 3)]})
-    folder = replace(run, constants=constants).save(tmp_path / "run")
+    settings = run.settings.replace(intervention="mean")
+    folder = replace(run, settings=settings, constants=constants).save(tmp_path / "run")
     assert run_constants(folder, run.settings) is not None
     run.save(folder, overwrite=True)
     assert run_constants(folder, run.settings) is None
@@ -223,7 +224,7 @@ def test_outputs_that_cannot_be(run: Run, tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_folder_that_cannot_be_made(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("acdc.runs.TemporaryDirectory", lambda **options: full_disk())
+    monkeypatch.setattr("acdc.runs.new_files", lambda folder, then: full_disk())
     with pytest.raises(OutputError, match=r"cannot write .*run: No space left"):
         run.save(tmp_path / "run")
 

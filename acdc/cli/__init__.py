@@ -6,10 +6,13 @@ Nothing heavy (torch, numba) is imported before a command runs, so that ``acdc -
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 
@@ -49,15 +52,31 @@ for _name, _command in _COMMANDS.items():
     app.command(_name, cls=MethodCommand if _name in _WITH_METHODS else None)(_command)
 
 
+class _TerminatedError(BaseException):
+    """The process was told to end; no handler but :func:`main` has it."""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; a user's mistake is one line on standard error and status 2."""
+    """Run the command line; a user's mistake is one line on standard error and status 2.
+
+    A process that is told to end (SIGTERM) removes what it has half written, says so and ends with
+    status 143, as the system has it (128 + 15).
+    """
     # Before torch is loaded: idle OpenMP threads sleep instead of spinning.  On a busy machine
     # small models run ten times faster so.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _add_plugins()
     command = typer.main.get_command(app)
     try:
-        status = command.main(args=arguments, prog_name="acdc", standalone_mode=False)
+        with _ends_when_told():
+            status = command.main(args=arguments, prog_name="acdc", standalone_mode=False)
+    except _TerminatedError:
+        typer.echo(
+            "acdc: told to end: nothing half-written is left; the same command goes on from its "
+            "checkpoint if it has one, or starts again",
+            err=True,
+        )
+        sys.exit(128 + signal.SIGTERM)
     except ValueError as error:
         from graphs.errors import InputError  # not at the top: graphs brings in numba
 
@@ -76,6 +95,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if status == 130:
             typer.echo("acdc: stopped", err=True)
         sys.exit(status if isinstance(status, int) else 0)
+
+
+@contextmanager
+def _ends_when_told() -> Iterator[None]:
+    """Leave a block by an exception when the process is told to end, so that it tidies up."""
+    known = signal.getsignal(signal.SIGTERM)
+    ours = threading.current_thread() is threading.main_thread() and known is signal.SIG_DFL
+    if not ours:  # who runs this as a part has said what is to be done
+        yield
+        return
+
+    def leave(number: int, frame: object) -> NoReturn:
+        raise _TerminatedError
+
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, known)
 
 
 def _add_plugins() -> None:
