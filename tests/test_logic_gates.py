@@ -27,7 +27,7 @@ from acdc.methods.acdc import acdc
 from acdc.methods.exact import exact
 from acdc.metrics import get_metric
 from acdc.models import load_model
-from acdc.pipeline import _fingerprint, build_experiment, check_settings
+from acdc.pipeline import _fingerprint, build_experiment, check_discovery, check_settings
 from acdc.runs import load_run, versions
 from acdc.settings import Direction, Intervention, Settings
 from acdc.tasks.base import Pair, Task
@@ -255,7 +255,7 @@ def test_a_killed_pair_goes_on_and_a_finished_one_is_kept(
             check_settings(Settings("bits.jsonl", model="AND", threshold=0.5, direction=direction))
         )
         settings = Settings("bits.jsonl", model="AND", threshold=0.5, direction=direction)
-        identity = {**vars(check_settings(settings)), **_fingerprint(run), "versions": versions()}
+        identity = {**vars(check_discovery(settings)), **_fingerprint(run), "versions": versions()}
         Checkpoint(Path("found") / direction, identity, period=0).keep("note", b"")
     for status, words in ((0, ""), (2, "exists and is not empty")):
         with pytest.raises(SystemExit) as ended:
