@@ -143,7 +143,7 @@ def test_overwriting_keeps_unknown_files(run: Run, tmp_path: Path) -> None:
 
 
 def test_constants_of_an_overwritten_run_are_gone(run: Run, tmp_path: Path) -> None:
-    constants = Constants("mean", "noising", {None: [torch.zeros(1, 1, 3)]})
+    constants = Constants("mean", "noising", {None: [torch.zeros(1, 1, 1, 1, 3)]})
     settings = run.settings.replace(intervention="mean")
     folder = replace(run, settings=settings, constants=constants).save(tmp_path / "run")
     assert run_constants(folder, run.settings) is not None
