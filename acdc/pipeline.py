@@ -400,7 +400,6 @@ def _check_use(settings: Settings, method: Method, options: Any) -> None:
 def check_settings(settings: Settings) -> Settings:
     """Check names before anything is loaded, and fill in the task's model and metric."""
     splits = settings.saes is not None or settings.neurons
-    METHODS[settings.method].check_nodes(latents=splits)
     if settings.metric is not None:
         get_metric(settings.metric)
     if settings.saes is not None and settings.neurons:

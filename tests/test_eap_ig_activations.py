@@ -11,6 +11,7 @@ from test_parity import experiment as parity_experiment
 
 from acdc.engine.experiment import Experiment
 from acdc.engine.patched import metric_of_circuit
+from acdc.engine.work import Work
 from acdc.methods.eap import Integration, eap, eap_ig, eap_ig_activations
 from acdc.metrics import get_metric
 from graphs.graph import parse_node
@@ -46,7 +47,7 @@ def test_memory_bound_gives_the_same_scores(memory: int) -> None:
         lambda e, **k: eap_ig_activations(e, Integration(2), **k),
     ):
         whole = method(experiment)
-        parts = method(experiment, memory=memory)
+        parts = method(experiment, work=Work(memory))
         np.testing.assert_allclose(parts, whole, atol=1e-5 * max(np.abs(whole).max(), 1e-3))
 
 

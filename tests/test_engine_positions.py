@@ -26,6 +26,7 @@ from acdc.engine.experiment import Experiment
 from acdc.engine.incremental import IncrementalRun
 from acdc.engine.inputs import Sums
 from acdc.engine.patched import PatchedModel
+from acdc.engine.work import Work
 from acdc.methods import METHODS
 from acdc.methods.acdc import acdc
 from acdc.methods.eap import at_base, clean_corrupted, eap, eap_ig, eap_ig_activations
@@ -190,7 +191,7 @@ SCORES: dict[str, Callable[[Experiment], NDArray[np.float64]]] = {
 def test_scores_of_spans_add_up_to_those_of_the_edge(name: str, memory: int) -> None:
     for family, direction in (("LN", "noising"), ("Gemma2", "denoising"), ("grouped", "noising")):
         split, whole = both(family, direction=direction)
-        found = SCORES[name](split, memory=memory)  # type: ignore[call-arg]
+        found = SCORES[name](split, work=Work(memory))  # type: ignore[call-arg]
         wanted = SCORES[name](whole)
         near = 1e-5 if family == "Gemma2" else 1e-10  # its norms compute in float32
         np.testing.assert_allclose(

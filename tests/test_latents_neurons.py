@@ -196,7 +196,7 @@ def test_neurons_of_the_bundled_model() -> None:
 # --- methods, files -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [m.name for m in METHODS.values() if m.latents])
+@pytest.mark.parametrize("name", METHODS)
 def test_methods(name: str) -> None:
     case = parity_experiment("ln2", "logit_diff")
     neurons = split(replace(case, task=Task("few", case.task.pairs[:4])), 12)
@@ -276,12 +276,7 @@ def test_a_circuit_of_a_wider_model() -> None:
     [
         (["--neurons", "--saes", "bundled"], "saes 'bundled' and neurons: give one of them"),
         (["--neurons", "--max-latents", "0"], "max_latents 0: expected at least 1"),
-        (["--max-latents", "5"], "max_latents 5: give it together with saes or neurons"),
-        (
-            ["--neurons", "--method", "gim"],
-            "method 'gim' works on heads and MLPs only: choose another one with dictionaries, as "
-            "eap-ig",
-        ),
+        (["--max-latents", "5"], "max_latents 5 does nothing without latents: leave it out"),
         (
             ["--neurons", "--model", "docstring-small"],
             "neurons: 'docstring-small' has attention only, no MLPs; leave --neurons out",

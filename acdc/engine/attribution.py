@@ -93,7 +93,10 @@ def gradients(experiment: Experiment, batch: Batch, point: Point, keys: Sequence
     embeds = model.embed(point.tokens) if point.embeds is None else point.embeds
     with torch.enable_grad():
         embeds = [embeds[0].detach().requires_grad_(True), *embeds[1:]]
-        trace = model.forward(point.tokens, embeds, point.replaced)
+        replaced = {
+            key: x.detach().requires_grad_(True) for key, x in (point.replaced or {}).items()
+        }  # behind a cut nothing else has a gradient
+        trace = model.forward(point.tokens, embeds, replaced)
         final = trace.at(("final", 0))
         total = experiment.measure(final[:, batch.scored].flatten(0, 1), batch)
         cut = point.replaced is not None  # what feeds a replaced output has no gradient

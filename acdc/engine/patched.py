@@ -120,7 +120,7 @@ class PatchedModel:
             return self.experiment.plain_values("clean" if noising else "corrupt")
         return self.values(np.ones(self.experiment.graph.n_edges, dtype=bool))
 
-    def rows(self, i: int, weights: Tensor) -> Tensor:
+    def rows(self, i: int, weights: Tensor, *, of_senders: bool = False) -> Tensor:
         """Metric of every scored row of a batch, with weights of edges and gradients to them.
 
         Parameters
@@ -130,6 +130,9 @@ class PatchedModel:
         weights
             ``[edge]``, or ``[prompt, edge]`` of the batch, in [0, 1]; may require a gradient.
             Weights of 0 and 1 give what :meth:`values` gives.
+        of_senders
+            Weights are ``[sender]`` or ``[prompt, sender]``: all edges out of a sender have its
+            weight, so what a stage reads is read once.
 
         Returns
         -------
@@ -139,7 +142,8 @@ class PatchedModel:
         with torch.no_grad():
             plain = self._plain(i)
         weights = weights.expand(plain.batch.n_prompts, -1)
-        return _PatchedRun(plain, _Weights(self._edges, weights)).rows()[0]
+        kind = _SenderWeights if of_senders else _Weights
+        return _PatchedRun(plain, kind(self._edges, weights)).rows()[0]
 
     @cached_property
     def _edges(self) -> _Edges:
@@ -258,6 +262,16 @@ class _Weights:
         at = torch.as_tensor(place, device=device)
         full = flat.index_copy(1, at, self._weights[:, edges]).unflatten(1, shape)
         return full, np.arange(stage.n_receivers)
+
+
+class _SenderWeights(_Weights):
+    """Weights of senders, ``[prompt, sender]``, with gradients."""
+
+    def rows(self, stage: Stage, cuts: Mask | None = None) -> tuple[Tensor, NDArray[np.int64]]:
+        """``[prompt, span, 1, sender seen]``, which every receiver has."""
+        by_span = self._weights.unflatten(1, (-1, self.edges.n_spans)).movedim(2, 1)
+        low, high = self.edges.program.senders_seen(stage)
+        return by_span[:, :, None, low:high], np.zeros(stage.n_receivers, dtype=np.int64)
 
 
 def distinct_rows(rows: Mask) -> tuple[Mask, NDArray[np.int64]]:

@@ -157,7 +157,6 @@ def _n_decisions(experiment: Experiment, options: Options) -> int:
     over="circuit",
     score=Score.COST,
     passes=_n_decisions,
-    latents=True,
 )
 def find(experiment: Experiment, options: Options, work: Means) -> Found:
     """Run :func:`acdc` at the threshold that is asked for, or look for one."""

@@ -124,8 +124,6 @@ class Method:
         ``(experiment, options)`` -> how much the function tells ``work.progress`` in all.
     size
         ``(options, n_edges)`` -> how many of all edges the options ask for, None if they do not.
-    latents
-        Whether it knows graphs with latents of dictionaries.
     """
 
     name: str
@@ -136,7 +134,6 @@ class Method:
     score: Score = Score.CHANGE
     passes: Callable[[Experiment, Any], int] = _prompts
     size: Callable[[Any, int], int | None] = _unsized
-    latents: bool = False
 
     @property
     def option_names(self) -> tuple[str, ...]:
@@ -179,14 +176,6 @@ class Method:
             )
         return options
 
-    def check_nodes(self, *, latents: bool) -> None:
-        """Raise OptionError if the method does not know such nodes."""
-        if latents and not self.latents:
-            raise OptionError(
-                f"method {self.name!r} works on heads and MLPs only: choose another one with "
-                "dictionaries, as eap-ig"
-            )
-
     def find(self, experiment: Experiment, work: Work | None = None, **asked: Any) -> Found:
         """Find a circuit.
 
@@ -209,7 +198,6 @@ class Method:
 
     def search(self, experiment: Experiment, settings: Settings, work: Work) -> Found:
         """As :meth:`find`, with what is asked for as settings."""
-        self.check_nodes(latents=bool(experiment.graph.shape.sites))
         options = self.configured(settings)
         found = self.function(experiment, options, work)
         if self.over == "circuit":

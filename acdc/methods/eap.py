@@ -89,7 +89,7 @@ def between_inputs(experiment: Experiment, steps: int) -> Points:
     return points
 
 
-@method("eap", "edge attribution patching (Syed et al. 2023)", latents=True)
+@method("eap", "edge attribution patching (Syed et al. 2023)")
 def eap(experiment: Experiment, options: NoOptions = _NONE, work: Work = _WORK) -> Scores:
     """Edge attribution patching: gradients at the base run.
 
@@ -117,7 +117,6 @@ def eap(experiment: Experiment, options: NoOptions = _NONE, work: Work = _WORK) 
     "EAP with integrated gradients over the inputs (Hanna et al. 2024)",
     Integration,
     passes=_passes,
-    latents=True,
 )
 def eap_ig(experiment: Experiment, options: Integration = _FIVE, work: Work = _WORK) -> Scores:
     """EAP with integrated gradients over the input embeddings.
@@ -135,7 +134,6 @@ def eap_ig(experiment: Experiment, options: Integration = _FIVE, work: Work = _W
     "clean-corrupted",
     "EAP with the mean gradient of the clean and the corrupt run",
     passes=lambda experiment, options: 2 * len(experiment.task),
-    latents=True,
 )
 def clean_corrupted(
     experiment: Experiment, options: NoOptions = _NONE, work: Work = _WORK
@@ -153,8 +151,8 @@ def clean_corrupted(
 
 
 def _group_passes(experiment: Experiment, options: Integration) -> int:
-    shape = experiment.model.shape
-    return options.passes(experiment) * (1 + shape.n_layers * (1 + int(shape.has_mlp)))
+    writing = [stage for stage in experiment.program.stages if stage.blocks]
+    return options.passes(experiment) * (1 + len(writing))
 
 
 @method(

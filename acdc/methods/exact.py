@@ -92,7 +92,6 @@ class Candidates(Checked):
     "ablate each edge alone",
     Candidates,
     passes=lambda experiment, options: options.n_tried(experiment),
-    latents=True,
 )
 def _exact(experiment: Experiment, options: Candidates, work: Work) -> NDArray[np.float64]:
     narrowed = experiment.narrowed(options.candidates, work.memory)

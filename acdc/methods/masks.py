@@ -53,6 +53,7 @@ from acdc.engine.experiment import Experiment
 from acdc.engine.patched import PatchedModel
 from acdc.engine.steps import in_steps
 from acdc.engine.work import Work
+from acdc.errors import OptionError
 from acdc.methods.base import Score, method
 from acdc.settings import Checked, option
 
@@ -108,6 +109,43 @@ class Training(Checked):
         return None if self.sparsity is None else max(1, round((1 - self.sparsity) * n_edges))
 
 
+@dataclass(frozen=True)
+class EdgeTraining(Training):
+    """Options of a training with a mask per edge.
+
+    Parameters
+    ----------
+    candidates
+        On a graph with latents at most so many edges have masks, those with the largest attribution
+        scores; all others are ablated from the start.  The sparsity is that of the whole graph.
+    """
+
+    candidates: int = option(
+        3000,
+        "With latents: edges that have masks at most.",
+        at_least=1,
+        at_most=10**9,
+        only="latents",
+    )
+
+    def of_few(self, n_edges: int, n_few: int) -> Training:
+        """Return the training on some edges that ends with as many in as this one on all.
+
+        Raises
+        ------
+        OptionError
+            If that are more than there are.
+        """
+        kept = self.n_edges(n_edges)
+        if kept is not None and kept >= n_few:
+            raise OptionError(
+                f"sparsity {self.sparsity} keeps {kept:,} of {n_edges:,} edges, of which {n_few:,} "
+                "have masks: raise it, or --candidates"
+            )
+        sparsity = None if kept is None else 1 - kept / n_few
+        return Training(sparsity, self.mask_steps, self.learning_rate, self.seed)
+
+
 class HardConcrete:
     """Masks in [0, 1] that are exactly 0 or 1 with some probability.
 
@@ -139,14 +177,6 @@ class HardConcrete:
         return torch.sigmoid(self.log_alpha - self.beta * math.log(-self.gamma / self.zeta))
 
 
-@method(
-    "edge-pruning",
-    "train a hard-concrete mask per edge to a target --sparsity (Bhaskar et al. 2024)",
-    Training,
-    score=Score.MAGNITUDE,
-    passes=lambda experiment, training: training.mask_steps,
-    size=lambda training, n_edges: training.n_edges(n_edges),
-)
 def edge_pruning(
     experiment: Experiment, training: Training | None = None, work: Work | None = None
 ) -> Scores:
@@ -175,6 +205,24 @@ def edge_pruning(
 
 
 @method(
+    "edge-pruning",
+    "train a hard-concrete mask per edge to a target --sparsity (Bhaskar et al. 2024)",
+    EdgeTraining,
+    score=Score.MAGNITUDE,
+    passes=lambda experiment, training: training.mask_steps,
+    size=lambda training, n_edges: training.n_edges(n_edges),
+)
+def _edge_pruning(experiment: Experiment, training: EdgeTraining, work: Work) -> Scores:
+    narrowed = experiment.narrowed(training.candidates, work.memory)
+    if narrowed is None:
+        return edge_pruning(experiment, training, work)
+    few, candidates = narrowed
+    n_edges, scores = experiment.graph.n_edges, np.zeros(experiment.graph.n_edges)
+    scores[candidates] = edge_pruning(few, training.of_few(n_edges, few.graph.n_edges), work)
+    return scores
+
+
+@method(
     "subnetwork-probing",
     "train a hard-concrete mask per node to a target --sparsity (Cao et al. 2021)",
     Training,
@@ -186,7 +234,7 @@ def edge_pruning(
 def subnetwork_probing(
     experiment: Experiment, training: Training | None = None, work: Work | None = None
 ) -> Scores:
-    """Train a mask for every head and MLP; all edges out of it carry that.
+    """Train a mask for every sender but the embeddings; all edges out of it carry that.
 
     Parameters as :func:`edge_pruning`; the sparsity is that of the edges between nodes that
     are in.
@@ -211,7 +259,7 @@ def subnetwork_probing(
         return torch.cat([ends[..., :-1], z, ends[..., -1:]], -1)
 
     def weights(z: Tensor) -> Tensor:
-        return nodes(z)[..., sender]
+        return nodes(z)[..., :-1]
 
     def both_ends(p: Tensor) -> Tensor:
         """Probability of each edge that its ends are in, the likeliest where several are fed."""
@@ -226,6 +274,7 @@ def subnetwork_probing(
         both_ends,
         training or Training(),
         work or Work(),
+        of_senders=True,
     )
     return np.concatenate([np.ones(n_sources), found])
 
@@ -237,13 +286,15 @@ def _train(
     edges: Callable[[Tensor], Tensor],
     training: Training,
     work: Work,
+    *,
+    of_senders: bool = False,
 ) -> Scores:
     """``[mask]``: mean probability over the training.
 
-    ``weights`` turns masks into what edges carry, ``[..., mask] -> [..., edge]``, and ``edges``
-    probabilities of masks into those of edges, ``[mask] -> [edge]``.
+    ``weights`` turns masks into what edges (or senders) carry, ``[..., mask] -> [..., edge]``, and
+    ``edges`` probabilities of masks into those of edges, ``[mask] -> [edge]``.
     """
-    loss = _Loss(experiment, weights, n_masks, work.memory)
+    loss = _Loss(experiment, weights, n_masks, work.memory, of_senders=of_senders)
     device, generator = experiment.model.device, torch.Generator().manual_seed(training.seed)
     every, total = torch.ones(n_masks, device=device), torch.zeros(n_masks, dtype=torch.double)
 
@@ -274,7 +325,7 @@ class _Loss:
 
     Parameters
     ----------
-    experiment, weights, n_masks, memory
+    experiment, weights, n_masks, memory, of_senders
         As of :func:`_train`.
     """
 
@@ -284,8 +335,10 @@ class _Loss:
         weights: Callable[[Tensor], Tensor],
         n_masks: int,
         memory: int,
+        *,
+        of_senders: bool,
     ) -> None:
-        self._weights = weights
+        self._weights, self._of_senders = weights, of_senders
         longest = max(len(pair.clean) for pair in experiment.task.pairs)
         each = PatchedModel(experiment).bytes_per_prompt(longest)
         parts, self._steps = in_steps(experiment, _PROMPTS, each)
@@ -298,7 +351,7 @@ class _Loss:
         self._scale = 1 / gap if gap > 0 else torch.ones_like(gap)
 
     def _rows(self, i: int, masks: Tensor) -> Tensor:
-        return self._model.rows(i, self._weights(masks))
+        return self._model.rows(i, self._weights(masks), of_senders=self._of_senders)
 
     def _parts(self, step: int) -> tuple[int, ...]:
         return self._steps[step % len(self._steps)]

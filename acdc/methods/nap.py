@@ -25,7 +25,6 @@ _NONE, _WORK, _FIVE = NoOptions(), Work(), Integration()
     "nap",
     "node attribution patching, an edge ranks as the lower of its ends (Nanda 2023)",
     over="nodes",
-    latents=True,
 )
 def nap(experiment: Experiment, options: NoOptions = _NONE, work: Work = _WORK) -> Scores:
     """Node attribution patching: gradients at the base run.
@@ -55,7 +54,6 @@ def nap(experiment: Experiment, options: NoOptions = _NONE, work: Work = _WORK) 
     Integration,
     over="nodes",
     passes=lambda experiment, options: options.passes(experiment),
-    latents=True,
 )
 def nap_ig(experiment: Experiment, options: Integration = _FIVE, work: Work = _WORK) -> Scores:
     """Node attribution patching with integrated gradients over the input embeddings.
