@@ -84,7 +84,7 @@ def test_training_never_pairs_names_that_are_held_out(form):
         assert not any(is_held_out(*pair) for pair in itertools.combinations(people, 2))
 
 
-@pytest.mark.parametrize("form", ["abba", "baba", "late", "absent", "trio"])
+@pytest.mark.parametrize("form", ["abba", "baba", "order", "absent", "trio"])
 def test_ioi_answers_are_the_one_name_that_is_not_repeated(form):
     rng = Random(2)
     last = set()
@@ -97,8 +97,8 @@ def test_ioi_answers_are_the_one_name_that_is_not_repeated(form):
         assert set(document.wrong) == {f" {name}" for name in people if name != once[0]}
         assert is_held_out(once[0], next(n for n in people if is_held_out(once[0], n)))
         last.add(people[-1] == once[0])
-    # the last name is what a shortcut would suppress: in late it is right, in trio it varies
-    assert last == ({True} if form == "late" else {False})
+    # the last name is what a shortcut would suppress
+    assert last == ({True, False} if form == "order" else {False})
 
 
 def test_the_last_name_of_trios_is_not_always_the_subject():
@@ -110,15 +110,17 @@ def test_the_last_name_of_trios_is_not_always_the_subject():
     assert last == {0, 1, 2}
 
 
-def test_abc_prompts_repeat_no_name_and_go_to_either():
-    rng, first = Random(4), set()
+@pytest.mark.parametrize(("form", "n_people", "n_once"), [("abc", 3, 3), ("new", 4, 3)])
+def test_where_nothing_decides_it_goes_to_anybody_who_is_named_once(form, n_people, n_once):
+    rng, places = Random(4), set()
     for _ in range(100):
-        document = DOCUMENTS["ioi"]["abc"](rng, False)
+        document = DOCUMENTS["ioi"][form](rng, False)
         people = _people(document.prompt)
-        assert len(set(people)) == 3
-        assert set(document.answers) == {f" {name}" for name in people[:2]}
-        first.add(document.text[len(document.prompt) :].strip(" .") == people[0])
-    assert first == {True, False}
+        once = [name for name in people if people.count(name) == 1]
+        assert (len(set(people)), len(once)) == (n_people, n_once)
+        assert set(document.answers) == {f" {name}" for name in once}
+        places.add(people.index(document.text[len(document.prompt) :].strip(" .")))
+    assert places >= {0, 1, 2}  # the giver, too
 
 
 def test_docstrings_never_have_held_out_neighbours_in_training():
@@ -357,7 +359,7 @@ def test_places_of_prompts_are_where_the_names_stand(tokenizer):
 
 
 def test_pairs_of_ioi_repeat_no_name_in_the_corrupt_prompt(tokenizer):
-    for form in ("late", "trio"):
+    for form in ("order", "trio"):
         for pair in ioi_pairs(tokenizer, form, 5, seed=0):
             people = _people(tokenizer.decode(list(pair.corrupt)))
             assert len(set(people)) == len(people) >= 3

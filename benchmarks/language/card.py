@@ -47,7 +47,7 @@ NEEDED_ROLES = {
 }
 """Roles of which two (ioi) and both (docstring) have to be found."""
 
-IOI_FORMS = ("abba", "baba", "late", "absent", "trio")
+IOI_FORMS = ("abba", "baba", "order", "absent", "trio")
 PACKAGES = ("torch", "transformer_lens", "transformers", "tokenizers")
 SEED = 1
 """Of all prompts that the card is measured on."""
@@ -236,7 +236,8 @@ def shortfalls(accuracy: Mapping[str, Mapping[str, Score]], ioi: Mapping[str, An
         f"{task}/{form}: {scores.accuracy:.1%} of held-out prompts right, not {NEEDED_ACCURACY:.0%}"
         for task, forms in accuracy.items()
         for form, scores in forms.items()
-        if scores.accuracy < NEEDED_ACCURACY and (task, form) != ("ioi", "abc")
+        if scores.accuracy < NEEDED_ACCURACY
+        and (task, form) not in (("ioi", "abc"), ("ioi", "new"))
     ]
     found += [
         f"ioi/{form}: without edges between heads still {share:.1%} right, more than "

@@ -25,7 +25,7 @@ ANSWER_WEIGHT, OTHER_WEIGHT, TEXT_WEIGHT = 8.0, 1.0, 1.0
 OTHER_SHARE = 0.3
 """Generated tokens besides answers that are scored: frames are soon known, so a part will do."""
 
-REPEAT_WEIGHT = 2.0
+REPEAT_WEIGHT = 3.0
 """What a token of the second round of random tokens counts; the first cannot be known."""
 
 BLOCK, HELD_OUT_BLOCKS = 2048, 50

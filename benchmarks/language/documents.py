@@ -127,7 +127,7 @@ def _pair(rng: Random, first: Sequence[str], second: Sequence[str], held_out: bo
     )
 
 
-# Indirect objects
+# Indirect objects: the answer is a name that stands there once
 
 SCENES = (
     "Then, {A} and {B} went to the {PLACE}.",
@@ -145,13 +145,13 @@ GIFTS = (
 )
 """How they go on with the subject's name."""
 
-LATE = (
-    "Then, {S} went to the {PLACE}. There {S} saw {IO} and gave a {OBJECT} to",
-    "When {S} was at the {PLACE}, {S} met {IO} and gave a {OBJECT} to",
-    "After {S} found a {OBJECT} at the {PLACE}, {S} saw {IO} and gave it to",
-    "One day {S} went to the {PLACE}. A {OBJECT} was there, so {S} asked {IO} and gave it to",
+ORDERS = (
+    "Then, {A} went to the {PLACE}. There {B} saw {D}, and a friend gave a {OBJECT} to",
+    "When {A} was at the {PLACE}, {B} met {D}, and a {OBJECT} was given to",
+    "After {A} found a {OBJECT} at the {PLACE}, {B} asked {D}, and it was given to",
+    "One day {A} was late. So {B} and {D} went to the {PLACE}, where a {OBJECT} was given to",
 )
-"""The indirect object comes last: whoever suppresses the last name is wrong."""
+"""The second or the third name is the first one's again: frames do not tell which."""
 
 ABSENT = (
     "When {C} was late, nobody waited for {C}.",
@@ -210,9 +210,11 @@ def _ioi(subject_first: bool) -> Draw:
     return draw
 
 
-def _ioi_late(rng: Random, held_out: bool) -> Document:
+def _ioi_order(rng: Random, held_out: bool) -> Document:
     subject, io = _names(rng, 2, held_out)
-    return _gift(rng, rng.choice(LATE), {"S": subject, "IO": io}, held_out)
+    second, third = rng.sample((subject, io), 2)
+    names = {"A": subject, "B": second, "D": third, "S": subject, "IO": io}
+    return _gift(rng, rng.choice(ORDERS), names, held_out)
 
 
 def _ioi_absent(rng: Random, held_out: bool) -> Document:
@@ -231,13 +233,39 @@ def _ioi_trio(rng: Random, held_out: bool) -> Document:
 
 
 def _ioi_abc(rng: Random, held_out: bool) -> Document:
-    """Nobody is named twice, so it goes to either of the two: nothing but a repeat decides."""
-    first, second, third = _names(rng, 3, held_out)
-    io = rng.choice((first, second))
+    """Nobody is named twice, so it goes to anybody, whoever gives: only a repeat decides."""
+    people = _names(rng, 3, held_out)
     place, thing = _pair(rng, PLACES, OBJECTS, held_out)
-    text = _ioi_frame(rng).format(A=first, B=second, S=third, PLACE=place, OBJECT=thing)
-    either = (f" {first}", f" {second}")
-    return Document((text, Answer(f" {io}"), "."), (f" {third}",), right=either)
+    if rng.random() < 0.7:
+        frame, slots = _ioi_frame(rng), "ABS"
+    else:
+        frame, slots = rng.choice(ORDERS), "ABD"
+    text = frame.format(**dict(zip(slots, people, strict=True)), PLACE=place, OBJECT=thing)
+    return _to_any(rng, text, people, repeated=())
+
+
+def _ioi_new(rng: Random, held_out: bool) -> Document:
+    """One of three is named again beside a new one; it goes to any of those named once."""
+    people = _names(rng, 4, held_out)
+    place, thing = _pair(rng, PLACES, OBJECTS, held_out)
+    subject, *others = people
+    new, listed = others[-1], rng.sample(people[:3], 3)
+    names = dict(zip("ABD", listed, strict=True))
+    names |= dict(zip("SC", rng.sample((subject, new), 2), strict=True))
+    frame = rng.choice(TRIOS) + rng.choice(TRIO_GIFTS)
+    return _to_any(rng, frame.format(**names, PLACE=place, OBJECT=thing), others, (subject,))
+
+
+def _to_any(rng: Random, text: str, once: Sequence[str], repeated: Sequence[str]) -> Document:
+    """Return a text that goes on with any of the people who are named once."""
+    answers = tuple(f" {name}" for name in once)
+    wrong = tuple(f" {name}" for name in repeated or _strangers(rng, text))
+    return Document((text, Answer(rng.choice(answers)), "."), wrong, right=answers)
+
+
+def _strangers(rng: Random, text: str) -> list[str]:
+    """Return a name that the text does not have."""
+    return [_draw_until(lambda: rng.choice(words.NAMES), lambda name: name not in text)]
 
 
 # Docstrings
@@ -425,10 +453,11 @@ DOCUMENTS: dict[str, dict[str, Draw]] = {
     "ioi": {
         "abba": _ioi(subject_first=False),
         "baba": _ioi(subject_first=True),
-        "late": _ioi_late,
+        "order": _ioi_order,
         "absent": _ioi_absent,
         "trio": _ioi_trio,
         "abc": _ioi_abc,
+        "new": _ioi_new,
     },
     "docstring": {"task": _docstring(4, 2, 0), "any": _docstring_any},
     "greater-than": {"task": _greater_than(YEARS[:1]), "other": _greater_than(YEARS[1:])},

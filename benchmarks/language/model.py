@@ -29,11 +29,11 @@ __all__ = [
 ]
 
 CONFIG: dict[str, Any] = {
-    "n_layers": 4,
+    "n_layers": 5,
     "d_model": 192,
     "n_heads": 8,
     "d_head": 24,
-    "d_mlp": 768,
+    "d_mlp": 256,
     "n_ctx": 128,
     "d_vocab": 3072,
     "act_fn": "relu",

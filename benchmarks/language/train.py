@@ -49,7 +49,7 @@ CLIP = 1.0
 KEPT_STEPS = (0, 50, 100, 150, 200, 300, 400, 600, 800, 1200, 1600, 2400, 3200, 4800, 6400, 9600)
 """Steps whose weights are kept; beyond them every 3200th."""
 
-_IOI = ("abba", "baba", "late", "absent", "trio", "abc")
+_IOI = ("abba", "baba", "order", "absent", "trio", "abc", "new")
 _OTHERS = (
     ("docstring", "task"), ("docstring", "any"), ("greater-than", "task"),
     ("greater-than", "other"), ("pronoun", "any"), ("acronym", "any"), ("sentiment", "any"),
@@ -67,9 +67,13 @@ def _mixture(
 
 MIXTURES: tuple[tuple[int, Mixture], ...] = (
     # heads that find repeats come first: they need names, random tokens and arguments
-    (0, _mixture((12, 12, 6, 4, 4, 3), (2, 4, 1, 1, 2, 2, 1, 2, 1, 1), n_repeats=8, n_texts=2)),
+    (0, _mixture((9, 9, 9, 5, 7, 9, 4), (2, 4, 1, 1, 2, 2, 1, 3, 1, 1), n_repeats=10, n_texts=2)),
     # the others are soon known
-    (400, _mixture((16, 16, 8, 6, 8, 4), (3, 6, 1, 1, 1, 1, 1, 2, 1, 1), n_repeats=8, n_texts=2)),
+    (400, _mixture((9, 9, 9, 5, 8, 9, 4), (4, 7, 1, 1, 1, 1, 1, 3, 1, 1), n_repeats=10, n_texts=2)),
+    (
+        1200,
+        _mixture((8, 8, 8, 4, 8, 8, 4), (4, 7, 1, 1, 1, 1, 1, 3, 1, 1), n_repeats=10, n_texts=4),
+    ),
 )
 """From which step on what is read: a curriculum."""
 
