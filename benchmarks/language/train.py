@@ -46,7 +46,10 @@ MUON_DECAY, ADAM_DECAY = 0.05, 0.01
 CLIP = 1.0
 """Largest norm of a gradient."""
 
-KEPT_STEPS = (0, 50, 100, 150, 200, 300, 400, 600, 800, 1200, 1600, 2400, 3200, 4800, 6400, 9600)
+KEPT_STEPS = (
+    0, 50, 100, 150, 200, 300, 400, 500, 600, 800, 1000, 1200, 1600, 2000, 2400, 3200, 4000, 4800,
+    6400, 9600,
+)  # fmt: skip
 """Steps whose weights are kept; beyond them every 3200th."""
 
 _IOI = ("abba", "baba", "order", "absent", "trio", "abc", "new")
