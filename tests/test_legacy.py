@@ -65,3 +65,39 @@ def test_out_of_reach() -> None:
     with pytest.raises(ModelError, match="the Hugging Face hub is out of reach") as caught:
         load_model("NeelNanda/Attn_Only_4L512W_C4_Code")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"d_model": "wide"}, "d_model is 'wide', expected a whole number of at least 1"),
+        ({"n_layers": 10**9}, "n_layers is 1,000,000,000, more than the weights can have"),
+        ({"d_vocab": 10**9}, "d_vocab is 1,000,000,000, more than the weights can have"),
+        ({"n_heads": 0}, "n_heads is 0, expected a whole number of at least 1"),
+        ({"act_fn": 1}, "act_fn is 1, expected a text"),
+    ],
+)
+def test_configurations_that_make_no_model(
+    changes: dict[str, Any], words: str, repository: Path
+) -> None:
+    config = json.loads((repository / "config.json").read_text())
+    (repository / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(ModelError) as caught:
+        load_model("NeelNanda/Toy")
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ({"embed.W_E": torch.eye(3).to_sparse()}, "entry 'embed.W_E' is a sparse tensor"),
+        ({"embed.W_E": torch.zeros(3, dtype=torch.complex64)}, "is stored as complex64, expected"),
+        ([torch.zeros(3)], "the .pth file holds something else than tensors by name"),
+        ({"embed.W_E": print}, "it is truncated or damaged, or holds other objects"),
+    ],
+)
+def test_weights_that_are_none(value: Any, words: str, repository: Path) -> None:
+    torch.save(value, repository / "toy_final.pth")
+    with pytest.raises(ModelError) as caught:
+        load_model("NeelNanda/Toy")
+    assert words in str(caught.value)

@@ -894,6 +894,15 @@ def test_a_word_that_the_tokenizer_lacks(tokenized: Path) -> None:
         tokenizer.encode("Zaphod")
 
 
+def test_a_pattern_that_backtracks_for_ever(tokenized: Path) -> None:
+    pattern = {"Regex": "(a+)+b"}
+    edit_json(tokenized / "tokenizer.json", lambda t: t["pre_tokenizer"].update(pattern=pattern))
+    _, tokenizer = load_model(str(tokenized))
+    assert tokenizer is not None
+    with pytest.raises(ModelError, match=r"its tokenizer cannot encode .aaa.*retry-limit"):
+        tokenizer.encode("a" * 40 + "!")
+
+
 def test_a_tokenizer_with_code_of_its_own(tokenized: Path) -> None:
     (tokenized / "tokenizer.json").unlink()
     (tokenized / "vocab.txt").write_text("a\nb\n")
@@ -945,4 +954,66 @@ def test_mps_of_a_torch_that_computes_wrong_numbers(
     assert str(caught.value) == (
         f"device 'mps': torch {version} computes wrong numbers on it; update torch to 2.9 or "
         "later, or choose cpu"
+    )
+
+
+# --- repositories of the hub --------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(tokenized: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let the hub serve a folder as any repository; return the files that were asked for."""
+    from huggingface_hub.errors import EntryNotFoundError
+
+    asked: list[str] = []
+
+    def download(repository: str, name: str, **options: Any) -> str:
+        asked.append(name)
+        if not (tokenized / name).exists():
+            raise EntryNotFoundError(name)
+        return str(tokenized / name)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    return asked
+
+
+def test_a_model_of_the_hub_is_its_folder(hub: list[str], tokenized: Path) -> None:
+    model, tokenizer = load_model("owner/name")
+    assert model.name == "owner/name"
+    tokens = torch.arange(12)[None]
+    final = model.forward(tokens).final
+    assert final is not None
+    assert torch.equal(model.unembed(final), logits(tokenized, tokens))
+    assert tokenizer is not None
+    assert tokenizer.encode("Mary")
+    assert hub[0] == "config.json"
+    assert {"model.safetensors", "tokenizer.json", "added_tokens.json"} <= set(hub)
+    assert "pytorch_model.bin" not in hub
+
+
+def test_what_is_wrong_with_a_model_of_the_hub(hub: list[str], tokenized: Path) -> None:
+    edit_config(tokenized, max_position_embeddings=0)
+    assert refusal("owner/name").startswith("model 'owner/name': no usable config.json: max_posit")
+    edit_config(tokenized, max_position_embeddings=32)
+    (tokenized / "model.safetensors").unlink()
+    assert refusal("owner/name").startswith("model 'owner/name': no usable weights: neither model.")
+    (tokenized / "config.json").unlink()
+    assert refusal("owner/name").startswith("model 'owner/name': no such folder, and the Hugging ")
+
+
+def test_a_hub_out_of_reach_is_no_file_that_is_missing(
+    hub: list[str], tokenized: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Online a tokenizer that could not be downloaded must not count as none."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def download(repository: str, name: str, **options: Any) -> str:
+        if name != "tokenizer.json":
+            return str(tokenized / name)
+        raise LocalEntryNotFoundError(name)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    monkeypatch.setattr("huggingface_hub.is_offline_mode", lambda: False)
+    assert "model 'owner/name': no such folder, and the Hugging Face hub is out of reach; give" in (
+        refusal("owner/name")
     )

@@ -285,14 +285,16 @@ def _is_added(token: Any) -> bool:
 def _errors(start: str) -> Iterator[None]:
     """Turn what is raised on a damaged tokenizer into one line.
 
-    The library under transformers raises objects of the class Exception itself.
+    The library under transformers is written in Rust: it raises objects of the class Exception
+    itself, and of a class of its own, no Exception, where it panics (a pattern that backtracks
+    for ever); of that it also writes a line to stderr, which nothing can keep back.
     """
     try:
         yield
     except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError,
             ImportError, OverflowError) as error:  # fmt: skip
         raise ModelError(f"{start}: {error or type(error).__name__}") from error
-    except Exception as error:
-        if type(error) is not Exception:
+    except BaseException as error:
+        if type(error) is not Exception and type(error).__module__ != "pyo3_runtime":
             raise
         raise ModelError(f"{start}: {error}") from error
