@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise, zip_longest
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +47,8 @@ __all__ = [
     "shape_to_config",
     "split_edge_name",
 ]
+
+Kind = Literal["q", "k", "v"]
 
 _MOST_HEADS = 100_000
 _MOST_EDGES = 50_000_000
@@ -531,7 +533,7 @@ def _port(shape: GraphShape, receiver: str) -> str:
     return match[2] or ("kv" if match[1] == "kv" else whole)
 
 
-def attention_rows(shape: GraphShape) -> dict[str, list[int]]:
+def attention_rows(shape: GraphShape) -> dict[Kind, list[int]]:
     """Which of the receivers of an attention layer are q, k and v, in the order of their heads.
 
     Examples
@@ -540,7 +542,8 @@ def attention_rows(shape: GraphShape) -> dict[str, list[int]]:
     {'q': [0, 1], 'k': [2, 3], 'v': [4, 5]}
     """
     ports = [_port(shape, name) for name, _ in _attention_receivers(shape, 0)]
-    return {kind: [i for i, port in enumerate(ports) if kind in port] for kind in "qkv"}
+    kinds: tuple[Kind, ...] = ("q", "k", "v")
+    return {kind: [i for i, port in enumerate(ports) if kind in port] for kind in kinds}
 
 
 class _Builder:

@@ -167,6 +167,7 @@ class Planner:
         self._port_start, self._ports = _ports(components)
         self._live = np.zeros((n_receivers, n_pos), dtype=bool)
         self.kept: list[NDArray[np.int32]] = [np.zeros(0, np.int32)] * n_receivers
+        self._kept_units: list[NDArray[np.int64]] = [np.zeros(0, np.int64)] * n_receivers
         self._links: dict[int, list[_Link]] = {}
         self._plans: dict[tuple[int, bytes], Plan] = {}
         self._flat: tuple[NDArray[np.int64], NDArray[np.int64]] | None = None
@@ -195,6 +196,9 @@ class Planner:
         graph, component = self.graph, int(self.graph.receiver_component[receiver])
         senders = np.sort(graph.edge_sender[kept_edges])
         self.kept[component] = np.concatenate([self.kept[component], senders])
+        n_spans = len(self.at)
+        by_unit = self.unit[self.kept[component] // n_spans] * n_spans
+        self._kept_units[component] = np.unique(by_unit + self.kept[component] % n_spans)
         self._links.pop(component, None)
         self._flat = None
         self._live[component] = live = self._live_of(component)
@@ -233,10 +237,8 @@ class Planner:
     def _kept_csr(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Kept edges by receiver: ``unit * n_spans + span``, each once."""
         if self._flat is None:
-            n_spans = len(self.at)
-            found = [np.unique(self.unit[u // n_spans] * n_spans + u % n_spans) for u in self.kept]
-            start = np.cumsum([0, *map(len, found)]).astype(np.int64)
-            self._flat = start, np.concatenate(found).astype(np.int64)
+            start = np.cumsum([0, *map(len, self._kept_units)]).astype(np.int64)
+            self._flat = start, np.concatenate(self._kept_units)
         return self._flat
 
     def _collect(self, tested: int, in_pos: NDArray[np.bool_], out_pos: NDArray[np.bool_]) -> Plan:

@@ -17,11 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from acdc.engine.experiment import Batch, Experiment
-from acdc.engine.inputs import Changes, Input, Output, Sums, index_of, insert
-from acdc.engine.moved import Moved, Read
-from acdc.lowering.attention import KINDS, Kind
-from graphs.plan import Plan, Planner, Step
+from acdc.engine.experiment import Experiment
+from acdc.engine.inputs import Changes, Input, Output, Places, Sums, insert
+from acdc.engine.moved import Read
+from acdc.engine.start import Start
+from acdc.engine.units import News, Projections, Unit, units_of
+from graphs.plan import Plan, Planner
 
 _SPEED = {"cpu": (3e-4, 1e11, 1e10), "gpu": (3e-4, 2e13, 2e12)}
 """Order of magnitude of seconds per node, operations and bytes per second."""
@@ -70,18 +71,17 @@ class Outcome:
         ``[scenario, edge]``: which of them a scenario ablates.
     values
         ``[scenario]``: metric summed over the rows of the batch.
-    inputs, outputs
-        New values by receiver and by node.
-    projected
-        New placed projections by receiver and kind; heads of a group share them.
+    news
+        New inputs, and what heads make of them.
+    outputs
+        New values by unit.
     """
 
     edges: NDArray[np.int64]
     scenarios: NDArray[np.bool_]
     values: Tensor
-    inputs: dict[int, Input] = field(default_factory=dict)
+    news: News = field(default_factory=News)
     outputs: dict[int, Output] = field(default_factory=dict)
-    projected: dict[tuple[int, str], Tensor] = field(default_factory=dict)
 
 
 class BatchState:
@@ -91,56 +91,39 @@ class BatchState:
     ----------
     experiment
         Model, metric, intervention and direction.
-    batch
-        Prompts of one length.
+    i
+        Which of its batches: prompts of one length.
+    places, units
+        Where values are kept, and what recomputes each unit; the same for all batches.
     """
 
-    def __init__(self, experiment: Experiment, batch: Batch) -> None:
-        self.experiment, self.batch = experiment, batch
+    def __init__(
+        self, experiment: Experiment, i: int, places: Places, units: dict[int, Unit]
+    ) -> None:
+        self.experiment, self.batch, self.units = experiment, experiment.batches[i], units
         self.model, self.graph = experiment.model, experiment.graph
-        self.components = self.graph.components
-        base_tokens, other_tokens = experiment.runs(batch)
-        trace = self.model.forward(base_tokens)
-        out = self.model.senders(trace)  # (sender, batch, pos, d_model)
-        carried = experiment.ablated(self.model.forward(other_tokens), trace)
-        ablation = self.model.senders(carried).sub_(out)
-        self.touched = ablation.ne(0).any(3).any(1).cpu().numpy()  # (sender, pos)
-        kind = Sums if experiment.intervention == "zero" else Changes
-        self.inputs = kind(experiment, batch, trace, out, ablation)
-        self.n_pos = batch.clean.shape[1]
-        self.scored = tuple(batch.scored.tolist())
-        self._place_heads(trace.q, trace.k, trace.v)
-        causal = all(layer.attention.causal for layer in self.model.layers)
-        n_heads = len(self.model.layers) * self.model.shape.n_heads
-        self.moved = Moved(dict.fromkeys(KINDS, n_heads), self.n_pos)  # projections of heads
-        self.planner = Planner(
-            self.graph, self.n_pos, self.scored, causal=causal, spans=batch.spans
+        start = Start(experiment, i)
+        self.inputs = (
+            Sums(start, places, experiment, self.batch)
+            if experiment.intervention == "zero"
+            else Changes(start, places)
         )
-        self.nodes = self.inputs.nodes
-        self.ports: dict[Kind, dict[int, int]] = {
-            kind: {
-                int(node): v
-                for v, port in enumerate(self.components.port)
-                for node in self.components.fed_by(v)
-                if kind in port
-            }
-            for kind in KINDS
-        }
+        self.touched = self.inputs.ablation.somewhere()  # (sender, pos)
+        self.device = self.batch.clean.device
+        self.n_pos = self.batch.clean.shape[1]
+        self.scored = tuple(self.batch.scored.tolist())
+        attentions = [layer.attention for layer in self.model.layers]
+        masks = [attention.mask(self.n_pos, self.device) for attention in attentions]
+        self.now = Projections(start.placed, start.z, masks, self.n_pos)
+        self.planner = Planner(
+            self.graph,
+            self.n_pos,
+            self.scored,
+            causal=all(attention.causal for attention in attentions),
+            spans=self.batch.spans,
+        )
+        self._logits = len(experiment.components.receivers) - 1
         self._metric: float | None = None
-        self.masks = [a.attention.mask(self.n_pos, out.device) for a in self.model.layers]
-
-    def _place_heads(self, q: list[Tensor], k: list[Tensor], v: list[Tensor]) -> None:
-        """Placed projections of every head, ``[layer][kind]: (head, batch, pos, d_head)``."""
-        every = slice(0, self.n_pos)
-        self.placed: list[dict[str, Tensor]] = []
-        for layer, block in enumerate(self.model.layers):
-            by_kind: dict[Kind, Tensor] = {"q": q[layer], "k": k[layer], "v": v[layer]}
-            self.placed.append(
-                {
-                    kind: block.attention.place(kind, x, every).transpose(0, 1).contiguous()
-                    for kind, x in by_kind.items()
-                }
-            )
 
     # -- planning ---------------------------------------------------------------------------
 
@@ -153,40 +136,48 @@ class BatchState:
     def can_change(self, edges: NDArray[np.int64]) -> NDArray[np.bool_]:
         """``[edge]``: whether ablating the edge alone can change the metric at all."""
         live = self.planner.live(int(self.graph.edge_receiver[edges[0]]))
-        return np.logical_and(self.touched[self._senders(edges)], live).any(axis=1)
+        found: NDArray[np.bool_] = np.logical_and(self.touched[self._senders(edges)], live)
+        return np.any(found, axis=1)
 
     def _senders(self, edges: NDArray[np.int64]) -> NDArray[np.int64]:
         """``[edge]``: senders, whatever their span."""
         return self.graph.sender_component[self.graph.edge_sender[edges]]
+
+    def _place(self, receiver: int) -> tuple[int, int]:
+        """Span of a receiver, and which it is whatever its span."""
+        graph = self.graph
+        return int(graph.receiver_span[receiver]), int(graph.receiver_component[receiver])
 
     def cost(self, plan: Plan) -> tuple[float, float]:
         """Seconds that a batch of scenarios takes, roughly: once, and for each scenario.
 
         An estimate from counts, not from a clock, so that runs repeat exactly.
         """
-        shape, d = self.model.shape, self.model.d_model
         flops, weights = 0.0, 0.0
         for step in plan.steps:
-            kind, _, _ = self.nodes[step.unit]
-            if kind == "logits":
-                size = d * (self.model.d_vocab_out if self.experiment.metric.whole_vocab else 8)
-            elif kind == "mlp":
-                size = 8 * d * d
-            else:
-                size = 4 * d * d // shape.n_heads
+            if step.unit in self.units:
+                size = self.units[step.unit].n_weights(step)
+            else:  # logits
+                size = self.model.d_model * self._n_logits
             flops += 2.0 * size * len(step.positions) * self.batch.n_prompts
             weights += 4.0 * size
-        once, rate, bandwidth = _SPEED["cpu" if self.inputs.out.device.type == "cpu" else "gpu"]
+        once, rate, bandwidth = _SPEED["cpu" if self.device.type == "cpu" else "gpu"]
         return once * (4 + len(plan.steps)) + weights / bandwidth, flops / rate
+
+    @property
+    def _n_logits(self) -> int:
+        """Logits that a scored row needs, roughly."""
+        return self.model.d_vocab_out if self.experiment.metric.whole_vocab else 8
 
     def bytes_per_scenario(self, plan: Plan) -> int:
         """Memory that one scenario of a plan takes, roughly."""
         d = self.model.d_model
         cells = 3 * plan.n_positions * d + sum(len(f.positions) for f in plan.flows.values()) * d
-        rows = self.batch.n_rows * (
-            self.model.d_vocab_out if self.experiment.metric.whole_vocab else 8
+        cells += sum(
+            2 * self.units[step.unit].width * len(step.positions) for step in plan.steps[:-1]
         )
-        return self.inputs.out.element_size() * (self.batch.n_prompts * cells + 3 * rows)
+        rows = self.batch.n_rows * self._n_logits
+        return self.model.W_U.element_size() * (self.batch.n_prompts * cells + 3 * rows)
 
     # -- evaluation -------------------------------------------------------------------------
 
@@ -204,141 +195,66 @@ class BatchState:
         plan
             From :meth:`plan` for these edges.
         """
-        device = self.inputs.out.device
-        outcome = Outcome(edges, scenarios, torch.zeros(len(scenarios), device=device))
-        tested = int(self.graph.receiver_component[self.graph.edge_receiver[edges[0]]])
-        outcome.inputs[tested] = self.inputs.ablate(
+        outcome = Outcome(edges, scenarios, torch.zeros(len(scenarios), device=self.device))
+        inputs, outputs = outcome.news.inputs, outcome.outputs
+        _, tested = self._place(int(self.graph.edge_receiver[edges[0]]))
+        inputs[tested] = self.inputs.ablate(
             plan.flows[tested],
             self._senders(edges),
-            torch.as_tensor(scenarios, device=device),
+            torch.as_tensor(scenarios, device=self.device),
         )
         for step in plan.steps:
             for v in step.receivers:
-                if v not in outcome.inputs:
-                    outcome.inputs[v] = self.inputs.gather(plan.flows[v], outcome.outputs)
-            kind, layer, head = self.nodes[step.unit]
-            if kind == "logits":
-                outcome.values = self._score(outcome.inputs[step.receivers[0]])
-            elif kind == "mlp":
-                outcome.outputs[step.unit] = self._mlp(layer, step, outcome)
+                if v not in inputs:
+                    inputs[v] = self.inputs.gather(plan.flows[v], outputs)
+            if step.unit in self.units:
+                few = self.units[step.unit].run(step, outcome.news, self.now)
+                outputs[step.unit] = self.inputs.store(step, *few)
             else:
-                outcome.outputs[step.unit] = self._head(layer, head, step, outcome)
+                outcome.values = self._score(inputs[self._logits])
         return outcome
 
     def metric(self) -> float:
         """Metric of the current circuit, summed over the rows of the batch."""
         if self._metric is None:
-            self._metric = self._measure()
+            rows = self.inputs.current(self._logits)[:, self.batch.scored].flatten(0, 1)
+            self._metric = float(self.experiment.measure(rows, self.batch))
         return self._metric
 
-    def _measure(self) -> float:
-        final = self.inputs.current(self.components.receiver_index["logits"])
-        rows = final[:, self.batch.scored].flatten(0, 1)
-        return float(self.experiment.measure(rows, self.batch))
-
     def _score(self, new: Input) -> Tensor:
-        current = self.inputs.current(new.flow.receiver)[:, self.batch.scored]
+        current = self.inputs.current(self._logits)[:, self.batch.scored]
         rows = insert(current, new.read, new.flow.positions, self.scored)
         return self.experiment.measure(rows.flatten(1, 2), self.batch)
-
-    def _mlp(self, layer: int, step: Step, outcome: Outcome) -> Output:
-        mlp = self.model.layers[layer].mlp
-        assert mlp is not None
-        new = mlp(outcome.inputs[step.receivers[0]].read)
-        return Output(step, self.inputs.store(step.unit, step.positions, new), {})
-
-    def _head(self, layer: int, head: int, step: Step, outcome: Outcome) -> Output:
-        attention = self.model.layers[layer].attention
-        n_keys = step.positions[-1] + 1 if attention.causal else self.n_pos
-        placed: dict[str, Tensor] = {}
-        values: dict[str, Tensor] = {}
-        for kind, receiver in self._ports_of(step.unit):
-            current = self._current_placed(layer, kind, head)
-            wanted = step.positions if kind == "q" else tuple(range(n_keys))
-            values[kind] = current[:, index_of(wanted)]
-            if receiver in step.receivers:
-                new = outcome.inputs[receiver]
-                placed[kind] = self._project(outcome, layer, kind, head, new)
-                values[kind] = insert(values[kind], placed[kind], new.flow.positions, wanted)
-        mask = self.masks[layer]
-        mask = None if mask is None else mask[index_of(step.positions), :n_keys]
-        z = attention.attend(values["q"], values["k"], values["v"], mask)
-        new_out = z @ attention.W_O[head]
-        return Output(step, self.inputs.store(step.unit, step.positions, new_out), placed)
-
-    def _project(self, outcome: Outcome, layer: int, kind: Kind, head: int, new: Input) -> Tensor:
-        """New placed projection of one receiver, ``[scenario, batch, position, d_head]``."""
-        key = (new.flow.receiver, kind)
-        if key not in outcome.projected:
-            block = self.model.layers[layer]
-            h = self._head_of(layer, kind, head)
-            projection = block.attention.project_head(kind, h, block.ln1(new.read))
-            at = index_of(new.flow.positions)
-            outcome.projected[key] = block.attention.place(kind, projection, at)
-        return outcome.projected[key]
-
-    def _current_placed(self, layer: int, kind: Kind, head: int) -> Tensor:
-        """Current placed projection that a head uses, ``[batch, pos, d_head]``."""
-        return self.placed[layer][kind][self._head_of(layer, kind, head)]
-
-    def _head_of(self, layer: int, kind: Kind, head: int) -> int:
-        """Whose projection a head uses: its own query, keys and values of its group."""
-        return head if kind == "q" else head // self.model.layers[layer].attention.group
-
-    def _ports_of(self, node: int) -> list[tuple[Kind, int]]:
-        """Receivers of a head, by what it reads them for."""
-        return [(kind, self.ports[kind][node]) for kind in KINDS]
 
     # -- committing -------------------------------------------------------------------------
 
     def commit(self, outcome: Outcome, scenario: int) -> None:
         """Make one scenario the current state."""
         self._metric = None
-        self.inputs.commit(outcome.inputs, outcome.outputs, scenario)
+        news = outcome.news
+        self.inputs.commit(news.inputs, outcome.outputs, scenario)
+        self.now.commit(news, scenario)
         if isinstance(self.inputs, Sums):
             ablated = outcome.edges[outcome.scenarios[scenario]]
-            receiver = int(self.graph.edge_receiver[outcome.edges[0]])
-            self.inputs.drop(
-                int(self.graph.receiver_span[receiver]),
-                int(self.graph.receiver_component[receiver]),
-                self._senders(ablated),
-            )
-        for node, output in outcome.outputs.items():
-            if not output.placed:
-                continue
-            _, layer, head = self.nodes[node]
-            for kind, receiver in self._ports_of(node):
-                if kind in output.placed:
-                    at = outcome.inputs[receiver].flow.positions
-                    row = layer * self.model.shape.n_heads + self._head_of(layer, kind, head)
-                    self.moved.note(kind, row, at)
-                    self._own(kind, row)[:, index_of(at)] = output.placed[kind][scenario]
-
-    def _own(self, kind: str, row: int) -> Tensor:
-        """Placed projection of the head that is ``row`` over all layers, to be written to."""
-        layer, head = divmod(row, self.model.shape.n_heads)
-        return self.placed[layer][kind][head]
+            place = self._place(int(self.graph.edge_receiver[outcome.edges[0]]))
+            self.inputs.drop(*place, self._senders(ablated))
 
     def keep(self) -> Iterator[NDArray[np.generic]]:
         """Yield what :meth:`restore` needs, beside the edges that are finished."""
         yield from self.inputs.moved.take(self.inputs.own)
-        yield from self.moved.take(self._own)
+        yield from self.now.moved.take(self.now.own)
 
     def restore(self, read: Read) -> None:
         """Go on from what was kept: every value to the last bit."""
         self._metric = None
         self.inputs.moved.put(self.inputs.own, read)
-        self.moved.put(self._own, read)
+        self.now.moved.put(self.now.own, read)
 
     def finish(self, receiver: int, kept_edges: NDArray[np.int64]) -> None:
         """Record which edges of a receiver stay, also of those that nothing was evaluated for."""
         self.planner.finish(receiver, kept_edges)
         if isinstance(self.inputs, Sums):
-            self.inputs.keep(
-                int(self.graph.receiver_span[receiver]),
-                int(self.graph.receiver_component[receiver]),
-                self._senders(kept_edges),
-            )
+            self.inputs.keep(*self._place(receiver), self._senders(kept_edges))
 
 
 class IncrementalRun:
@@ -354,8 +270,12 @@ class IncrementalRun:
 
     def __init__(self, experiment: Experiment, memory: int = 1 << 30) -> None:
         self.experiment, self.graph, self.memory = experiment, experiment.graph, memory
+        places = Places(experiment.program)
+        units = units_of(experiment.program, experiment.components.unit)
         with torch.no_grad():
-            self.states = [BatchState(experiment, batch) for batch in experiment.batches]
+            self.states = [
+                BatchState(experiment, i, places, units) for i in range(len(experiment.batches))
+            ]
         self.work = Work()
 
     def can_change(self, edges: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -436,7 +356,8 @@ class IncrementalRun:
         shared: list[object] = [self.experiment, self.experiment.model, self.work]
         shared += [self.graph, self.graph.components]
         for state in self.states:
-            shared += [state.batch, state.masks, state.nodes, state.touched, *state.inputs.fixed]
+            shared += [state.batch, state.units, state.now.masks, state.touched]
+            shared += state.inputs.fixed
         return copy.deepcopy(self, {id(x): x for x in shared})
 
     @torch.no_grad()

@@ -5,8 +5,9 @@ arrive (:class:`Changes`).  Under zero ablation sums that are exactly zero matte
 norm blows up what rounding leaves of them, so there an input is the sum of the senders that
 are still in (:class:`Sums`).
 
-In models with a norm on the sum of the heads (Gemma-2) the heads of a layer form a *group*
-that passes that norm; all other senders form the group -1.
+Senders that are vectors are kept side by side, latents by block as coefficients.  In models with
+a norm on the sum of the heads (Gemma-2) what an attention layer writes forms a *group* that
+passes that norm; all other senders form the group -1.
 """
 
 from __future__ import annotations
@@ -20,16 +21,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from acdc.engine.experiment import Batch, Experiment, iter_layers
+from acdc.engine.experiment import Batch, Experiment
 from acdc.engine.moved import Moved
-from acdc.lowering.model import Trace
-from graphs.graph import parse_node
-from graphs.plan import Flow, Step
+from acdc.engine.program import Program
+from acdc.engine.start import Start
+from acdc.engine.values import Values, coefficients
+from graphs.plan import Flow, Numbers, Step
 
-__all__ = ["Changes", "Input", "Output", "Sums", "index_of", "insert", "overlap"]
+__all__ = ["Changes", "Input", "Output", "Places", "Sums", "Written", "index_of", "insert"]
 
-Positions = tuple[int, ...]
 Index = slice | list[int]
+Senders = NDArray[np.int64]
+
+_VECTORS = -1
+"""In the place of a block of latents."""
+
+_MOST = 1 << 23
+"""Numbers that one product over latents may hold."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,22 +61,195 @@ class Input:
 
 @dataclass(frozen=True, eq=False)
 class Output:
-    """New values of one node in every scenario.
+    """What the wanted senders of a unit write, or by how much that changes, in every scenario.
 
     Parameters
     ----------
     step
-        Node and positions.
-    value
-        ``[scenario, batch, position, d_model]``: the change against the current output
-        (:class:`Changes`) or the new output (:class:`Sums`).
-    placed
-        New q, k and v of a head, ``[scenario, batch, position, d_head]``.
+        Unit, positions and senders.
+    latents
+        ``[scenario, batch, position, latent]``: coefficients; None where none is wanted.
+    vector
+        ``[scenario, batch, position, d_model]``: of the sender that is a vector, the unit's last;
+        None where it is not wanted.
     """
 
     step: Step
-    value: Tensor
-    placed: dict[str, Tensor]
+    latents: Tensor | None
+    vector: Tensor | None
+
+    @property
+    def ids(self) -> Numbers:
+        """Senders of :attr:`latents`."""
+        return self.step.senders if self.vector is None else self.step.senders[:-1]
+
+    def sum(self, senders: Numbers, source: Index | None, places: Places) -> Tensor:
+        """Sum of some of the senders at some of the positions (None: all).
+
+        Returns
+        -------
+        Tensor
+            ``[scenario, batch, position, d_model]``.
+        """
+        total: Tensor | None = None
+        ids = senders
+        if self.vector is not None and senders[-1] == self.step.senders[-1]:
+            total, ids = self.vector if source is None else self.vector[:, :, source], senders[:-1]
+        if ids:
+            assert self.latents is not None
+            found = self.latents if source is None else self.latents[:, :, source]
+            if ids != self.ids:
+                found = found[..., where(ids, self.ids)]
+            part = found @ places.directions(ids)
+            total = part if total is None else total + part
+        assert total is not None
+        return total
+
+
+class Places:
+    """Where the values of senders are kept.
+
+    Parameters
+    ----------
+    program
+        Blocks of the model.
+
+    Attributes
+    ----------
+    row
+        ``[sender]``: place among the vectors; -1 of a latent.
+    column
+        ``[sender]``: place in its block.
+    block
+        ``[sender]``: which block of latents it is in, or :data:`_VECTORS`.
+    group
+        ``[sender]``: layer through whose post-norm the stream reads it, or -1.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.blocks = program.blocks
+        self.row, self.block, self.group = np.full((3, program.n_senders), -1)
+        self.column = np.zeros(program.n_senders, dtype=np.int64)
+        n_vectors = 0
+        for b, block in enumerate(self.blocks):
+            own = slice(block.start, block.stop)
+            self.column[own] = np.arange(len(block))
+            self.group[own] = -1 if block.post is None else block.post
+            if block.narrow:
+                self.block[own] = b
+            else:
+                self.row[own] = np.arange(n_vectors, n_vectors + len(block))
+                n_vectors += len(block)
+        pairs = np.stack([self.group, self.block], 1)
+        self._pairs, key = np.unique(pairs, axis=0, return_inverse=True)
+        self._key = key.ravel()
+        self._in_block: dict[Numbers, tuple[int, Tensor]] = {}
+        self._directions: dict[Numbers, Tensor] = {}
+
+    def sorted(self, senders: Senders) -> Iterator[tuple[int, int, Senders]]:
+        """Yield group and block of some senders, and the places of theirs in ``senders``."""
+        key = self._key[senders]
+        for i in np.unique(key) if len(self._pairs) > 1 else key[:1]:
+            group, block = self._pairs[i].tolist()
+            yield group, block, np.flatnonzero(key == i)
+
+    def in_block(self, latents: Numbers) -> tuple[int, Tensor]:
+        """Block of some latents, all of one, and their places in it."""
+        if latents not in self._in_block:
+            columns = torch.as_tensor(self.column[list(latents)])
+            self._in_block[latents] = int(self.block[latents[0]]), columns
+        return self._in_block[latents]
+
+    def directions(self, latents: Numbers) -> Tensor:
+        """``[latent, d_model]`` of latents of one block."""
+        if latents not in self._directions:
+            block, columns = self.in_block(latents)
+            self._directions[latents] = self.blocks[block].directions[columns]
+        return self._directions[latents]
+
+
+class Written:
+    """What every sender writes on a batch.
+
+    Parameters
+    ----------
+    places
+        Where it is kept.
+    parts
+        By block, see :meth:`acdc.engine.values.Block.parts`; of one scenario.
+
+    Attributes
+    ----------
+    vectors
+        ``[row, batch, pos, d_model]``.
+    latents
+        By block, ``[batch, pos, latent]``.
+    """
+
+    def __init__(self, places: Places, parts: Values) -> None:
+        pairs = list(zip(places.blocks, parts, strict=True))
+        self.places = places
+        self.vectors = torch.cat([x[:, 0] for block, x in pairs if not block.narrow])
+        self.latents = {
+            b: coefficients(x)[0].clone(memory_format=torch.contiguous_format)
+            for b, (block, x) in enumerate(pairs)
+            if block.narrow
+        }
+
+    def subtract(self, other: Written) -> None:
+        """Take off what is written on the same batch otherwise."""
+        self.vectors -= other.vectors
+        for b, x in self.latents.items():
+            x -= other.latents[b]
+
+    def somewhere(self) -> NDArray[np.bool_]:
+        """``[sender, pos]``: whether anything is written there on any prompt."""
+        found = np.zeros((len(self.places.row), self.vectors.shape[2]), dtype=bool)
+        found[self.places.block == _VECTORS] = self.vectors.ne(0).any(3).any(1).cpu().numpy()
+        for b, x in self.latents.items():
+            found[self.places.block == b] = x.ne(0).any(0).T.cpu().numpy()
+        return found
+
+    def at(self, senders: Numbers, positions: Numbers) -> tuple[Tensor | None, Tensor | None]:
+        """Latents ``[batch, position, latent]`` and vector ``[batch, position, d_model]``.
+
+        ``senders`` are of one unit: latents of one block, then a vector; either may be missing.
+        """
+        at, row = index_of(positions), int(self.places.row[senders[-1]])
+        vector = None if row < 0 else self.vectors[row][:, at]
+        ids = senders if row < 0 else senders[:-1]
+        if not ids:
+            return None, vector
+        block, columns = self.places.in_block(ids)
+        return self.latents[block][:, at][..., columns], vector
+
+    def mix(self, senders: Senders, weights: Tensor, at: Index) -> dict[int, Tensor]:
+        """Weighted sums by group, ``[scenario, batch, position, d_model]``.
+
+        Parameters
+        ----------
+        senders
+            ``[edge]``.
+        weights
+            ``[scenario, edge]``.
+        at
+            Positions.
+        """
+        sums: dict[int, Tensor] = {}
+        for group, block, members in self.places.sorted(senders):
+            some = senders[members]
+            weight = weights[:, torch.as_tensor(members)].to(self.vectors.dtype)
+            if block == _VECTORS:
+                values = self.vectors[torch.as_tensor(self.places.row[some])][:, :, at]
+                part = torch.einsum("ke,ebpd->kbpd", weight, values)
+            else:
+                columns = torch.as_tensor(self.places.column[some])
+                directions = self.places.blocks[block].directions[columns]
+                found = self.latents[block][:, at][..., columns]
+                parts = weight.split(max(1, _MOST // max(1, found.nelement())))
+                part = torch.cat([(w[:, None, None] * found) @ directions for w in parts])
+            sums[group] = sums[group] + part if group in sums else part
+        return sums
 
 
 class Changes:
@@ -76,43 +257,43 @@ class Changes:
 
     Parameters
     ----------
-    experiment
-        Model and graph.
-    batch
-        The prompts.
-    trace
+    start
         The run that ablation starts from.
+    places
+        Where values are kept.
+
+    Attributes
+    ----------
     out
-        ``[sender, batch, pos, d_model]``: outputs, kept current by :meth:`commit`.
+        What senders write now.
     ablation
-        Likewise: what ablated edges carry, minus the base run's output.
+        What ablated edges carry, minus what senders write at the start.
     """
 
-    def __init__(
-        self, experiment: Experiment, batch: Batch, trace: Trace, out: Tensor, ablation: Tensor
-    ) -> None:
-        self.model, self.graph = experiment.model, experiment.graph.components
-        self.out, self.ablation = out, ablation
-        self.nodes = [parse_node(name) for name in self.graph.nodes]
-        self._base_raw = trace.attention_out
-        self._base = _streams(experiment, trace)
+    def __init__(self, start: Start, places: Places) -> None:
+        self.places = places
+        self.out, self.ablation = Written(places, start.parts), Written(places, start.ablated)
+        self.ablation.subtract(self.out)
+        self._base, self._base_raw = start.inputs, start.raw
+        self._posts = start.posts
         self._read: dict[int, Tensor] = {}
         self._raw: dict[tuple[int, int], Tensor] = {}
-        self.n_layers, n_receivers = len(self.model.layers), len(self.graph.receivers)
-        n_raw = n_receivers * self.n_layers if self.model.has_post_norm else 0
-        n_rows = {"out": len(out), "read": n_receivers, "raw": n_raw}
-        self.moved = Moved(n_rows, batch.clean.shape[1])
+        n_receivers, n_pos = len(start.inputs), self.out.vectors.shape[2]
+        self._n_layers = max(self._posts, default=-1) + 1
+        n_rows = {"out": len(self.out.vectors), "read": n_receivers}
+        n_rows |= {"raw": n_receivers * self._n_layers}
+        self.moved = Moved(n_rows | {_latents(b): 1 for b in self.out.latents}, n_pos)
 
     @property
     def fixed(self) -> tuple[object, ...]:
         """What never changes and may be shared by copies."""
-        return self.ablation, self._base, self._base_raw, self.nodes
+        return self.places, self.ablation, self._base, self._base_raw, self._posts
 
     def current(self, receiver: int) -> Tensor:
         """Current input of a receiver, ``[batch, pos, d_model]``."""
         return self._read.get(receiver, self._base[receiver])
 
-    def ablate(self, flow: Flow, senders: NDArray[np.int64], scenarios: Tensor) -> Input:
+    def ablate(self, flow: Flow, senders: Senders, scenarios: Tensor) -> Input:
         """New input of the tested receiver.
 
         Parameters
@@ -124,57 +305,77 @@ class Changes:
         scenarios
             ``[scenario, edge]``: which of them a scenario ablates.
         """
-        at = index_of(flow.positions)
-        changes = {}
-        for group, members in self.groups(senders):
-            ablation = self.ablation[torch.as_tensor(senders[members])][:, :, at]
-            weight = scenarios[:, torch.as_tensor(members)].to(ablation.dtype)
-            changes[group] = torch.einsum("ke,ebpd->kbpd", weight, ablation)
-        return self._add(flow, changes)
+        return self._add(flow, self.ablation.mix(senders, scenarios, index_of(flow.positions)))
 
     def gather(self, flow: Flow, outputs: dict[int, Output]) -> Input:
         """New input of a downstream receiver: what its touched senders bring."""
-        changes = {}
-        for group, members in self.groups(flow.units):
-            parts = ((outputs[flow.units[i]], flow.kept_at[i]) for i in members)
-            changes[group] = _sum_at(flow.positions, parts)
+        groups: dict[int, list[int]] = {}
+        for i, senders in enumerate(flow.senders):
+            groups.setdefault(int(self.places.group[senders[0]]), []).append(i)
+        changes = {
+            group: _sum_at(flow, [(i, outputs[flow.units[i]]) for i in entries], self.places)
+            for group, entries in groups.items()
+        }
         return self._add(flow, changes)
 
-    def store(self, node: int, positions: Positions, new: Tensor) -> Tensor:
-        """Return what :class:`Output` holds of a node's new output."""
-        return new - self.out[node][:, index_of(positions)]
+    def store(self, step: Step, latents: Tensor | None, vector: Tensor | None) -> Output:
+        """Return the output of a unit, given what its wanted senders write now."""
+        before, now = self.out.at(step.senders, step.positions), (latents, vector)
+        pairs = zip(now, before, strict=True)
+        return Output(step, *(None if a is None or b is None else a - b for a, b in pairs))
 
     def commit(self, inputs: dict[int, Input], outputs: dict[int, Output], scenario: int) -> None:
         """Make one scenario's inputs and outputs the current ones."""
-        self._commit_inputs(inputs, scenario)
-        for node, output in outputs.items():
-            self.moved.note("out", node, output.step.positions)
-            self.out[node][:, index_of(output.step.positions)] += output.value[scenario]
+        for v, new in inputs.items():
+            self._write("read", v, new.flow.positions, new.read[scenario])
+            for layer, raw in new.raw.items():
+                row = v * self._n_layers + layer
+                self._write("raw", row, new.flow.positions, raw[scenario])
+        for output in outputs.values():
+            self._commit_output(output, scenario)
+
+    def _commit_output(self, output: Output, scenario: int) -> None:
+        """Make one scenario's output the current one."""
+        step = output.step
+        latents, vector = self.out.at(step.senders, step.positions)
+        if output.vector is not None:
+            row = int(self.places.row[step.senders[-1]])
+            new = self._committed(vector, output.vector[scenario])
+            self._write("out", row, step.positions, new)
+        if output.latents is not None:
+            block, columns = self.places.in_block(output.ids)
+            new = self._committed(latents, output.latents[scenario])
+            self.moved.note(_latents(block), 0, step.positions)
+            positions = torch.tensor(step.positions)[:, None]
+            self.out.latents[block][:, positions, columns] = new
+
+    def _committed(self, old: Tensor | None, new: Tensor) -> Tensor:
+        """Current values from those before and what :class:`Output` holds."""
+        assert old is not None
+        return old + new
 
     def own(self, name: str, row: int) -> Tensor:
-        """Return current values that may be written to, ``[batch, pos, d_model]``.
+        """Return current values that may be written to, ``[batch, pos, width]``.
 
-        ``out`` by node, ``read`` by receiver, ``raw`` by receiver and layer.
+        ``out`` by place among the vectors, latents by block, ``read`` by receiver, ``raw`` by
+        receiver and layer.
         """
         if name == "out":
-            return self.out[row]
+            return self.out.vectors[row]
         if name == "read":
             if row not in self._read:
                 self._read[row] = self._base[row].clone()
             return self._read[row]
-        receiver, layer = divmod(row, self.n_layers)
-        if (receiver, layer) not in self._raw:
-            self._raw[receiver, layer] = self._base_raw[layer].clone()
-        return self._raw[receiver, layer]
+        if name == "raw":
+            key = divmod(row, self._n_layers)
+            if key not in self._raw:
+                self._raw[key] = self._base_raw[key].clone()
+            return self._raw[key]
+        return self.out.latents[int(name.split()[1])]
 
-    def groups(self, senders: Iterable[int]) -> Iterator[tuple[int, list[int]]]:
-        """Yield groups with the places of their members in ``senders``."""
-        groups: dict[int, list[int]] = {}
-        for i, u in enumerate(senders):
-            kind, layer, _ = self.nodes[u]
-            head = kind == "head" and self.model.has_post_norm
-            groups.setdefault(layer if head else -1, []).append(i)
-        yield from groups.items()
+    def _write(self, name: str, row: int, positions: Numbers, value: Tensor) -> None:
+        self.moved.note(name, row, positions)
+        self.own(name, row)[:, index_of(positions)] = value
 
     def _add(self, flow: Flow, changes: dict[int, Tensor]) -> Input:
         """Current input plus changes of the groups' sums."""
@@ -184,155 +385,155 @@ class Changes:
             read = read + changes.pop(-1)
         raw = {}
         for layer, change in changes.items():
-            now = self._raw.get((flow.receiver, layer), self._base_raw[layer])[:, at]
+            key = flow.receiver, layer
+            now = self._raw.get(key, self._base_raw[key])[:, at]
             raw[layer] = now + change
-            post = self.model.layers[layer].attention_post
-            assert post is not None
+            post = self._posts[layer]
             read = read + (post(raw[layer]) - post(now))
         return Input(flow, read, raw)
-
-    def _commit_inputs(self, inputs: dict[int, Input], scenario: int) -> None:
-        for v, new in inputs.items():
-            self._write("read", v, new.flow.positions, new.read[scenario])
-            for layer, raw in new.raw.items():
-                self._write("raw", v * self.n_layers + layer, new.flow.positions, raw[scenario])
-
-    def _write(self, name: str, row: int, positions: Positions, value: Tensor) -> None:
-        self.moved.note(name, row, positions)
-        self.own(name, row)[:, index_of(positions)] = value
 
 
 class Sums(Changes):
     """Inputs as sums of the senders that are still in; ablated edges carry zero.
 
-    Parameters as :class:`Changes`.
+    Parameters
+    ----------
+    start, places
+        As of :class:`Changes`.
+    experiment
+        Its graph says which edges are in at the start.
+    batch
+        Says where the spans are.
     """
 
-    def __init__(
-        self, experiment: Experiment, batch: Batch, trace: Trace, out: Tensor, ablation: Tensor
-    ) -> None:
-        super().__init__(experiment, batch, trace, out, ablation)
-        self.spans = np.array(batch.spans)
-        self.kept = experiment.by_component(np.ones(experiment.graph.n_edges, dtype=bool))
-        self._below = _layers_below(experiment)
-
-    def ablate(self, flow: Flow, senders: NDArray[np.int64], scenarios: Tensor) -> Input:
-        """New input of the tested receiver; parameters as :meth:`Changes.ablate`."""
-        at = index_of(flow.positions)
-        kept = self.kept[self.spans[flow.positions[0]], flow.receiver]  # all are of one span
-        weight = torch.zeros(len(scenarios), self.graph.n_senders, dtype=self.out.dtype)
-        weight[:, torch.as_tensor(kept)] = 1
-        weight = weight.to(self.out.device)
-        weight[:, torch.as_tensor(senders)] -= scenarios.to(weight)
-        inside = np.flatnonzero(kept)
-        sums = {
-            group: torch.einsum(
-                "ks,sbpd->kbpd", weight[:, inside[members]], self.out[inside[members]][:, :, at]
-            )
-            for group, members in self.groups(inside)
+    def __init__(self, start: Start, places: Places, experiment: Experiment, batch: Batch) -> None:
+        super().__init__(start, places)
+        graph, self.spans = experiment.graph, np.array(batch.spans)
+        self._unit = graph.components.unit
+        senders = graph.sender_component[graph.edge_sender]
+        self.kept: dict[tuple[int, int], Senders] = {
+            (int(graph.receiver_span[r]), int(graph.receiver_component[r])): some
+            for r, some in enumerate(np.split(senders, graph.receiver_start[1:-1]))
         }
-        return self._sum(flow, sums)
+        self._biases = start.biases
+
+    def ablate(self, flow: Flow, senders: Senders, scenarios: Tensor) -> Input:
+        """New input of the tested receiver; parameters as :meth:`Changes.ablate`."""
+        inside = self.kept[int(self.spans[flow.positions[0]]), flow.receiver]  # all of one span
+        weights = torch.ones(len(scenarios), len(inside), device=scenarios.device)
+        weights[:, torch.as_tensor(np.searchsorted(inside, senders))] -= scenarios.to(weights)
+        return self._sum(flow, self.out.mix(inside, weights, index_of(flow.positions)))
 
     def gather(self, flow: Flow, outputs: dict[int, Output]) -> Input:
         """New input of a downstream receiver: all senders that are still in."""
-        at = index_of(flow.positions)
-        kept = self.kept[self.spans[at], flow.receiver]  # (position, sender)
-        inside = np.flatnonzero(kept.any(axis=0))
-        sums = {}
-        for group, members in self.groups(inside):
-            values = []
-            for u in inside[members]:
-                value = self.out[u][:, at]
-                if u in outputs:
-                    new = outputs[u]
-                    value = insert(value, new.value, new.step.positions, flow.positions)
-                if not kept[:, u].all():
-                    value = value * torch.as_tensor(kept[:, u, None]).to(value)
-                values.append(value)
-            sums[group] = sum(values[1:], values[0])
+        inside, mask = self._kept_at(flow)
+        sums: dict[int, Tensor] = {}
+        for group, block, members in self.places.sorted(inside):
+            total = self._vectors if block == _VECTORS else self._latents
+            own = None if mask is None else torch.as_tensor(mask[:, members]).to(self.out.vectors)
+            part = total(flow, inside[members], own, outputs)
+            sums[group] = sums[group] + part if group in sums else part
         return self._sum(flow, sums)
 
-    def store(self, node: int, positions: Positions, new: Tensor) -> Tensor:
-        """Return what :class:`Output` holds of a node's new output."""
+    def _kept_at(self, flow: Flow) -> tuple[Senders, NDArray[np.bool_] | None]:
+        """Senders in at any position of a flow, and where ``[position, sender]`` (None: all)."""
+        of_pos = [int(self.spans[p]) for p in flow.positions]
+        kept = {span: self.kept[span, flow.receiver] for span in dict.fromkeys(of_pos)}
+        if len(kept) == 1:
+            return kept[of_pos[0]], None
+        inside = np.unique(np.concatenate(list(kept.values())))
+        return inside, np.stack([np.isin(inside, kept[span]) for span in of_pos])
+
+    def _vectors(
+        self, flow: Flow, senders: Senders, mask: Tensor | None, outputs: dict[int, Output]
+    ) -> Tensor:
+        """Sum of vectors with weights ``mask [position, sender]``."""
+        values = []
+        for i, u in enumerate(senders.tolist()):
+            value = self.out.vectors[self.places.row[u]][:, index_of(flow.positions)]
+            new = outputs.get(int(self._unit[u]))
+            if new is not None and new.vector is not None:
+                value = insert(value, new.vector, new.step.positions, flow.positions)
+            values.append(value if mask is None else value * mask[:, i, None])
+        return sum(values[1:], values[0])
+
+    def _latents(
+        self, flow: Flow, senders: Senders, mask: Tensor | None, outputs: dict[int, Output]
+    ) -> Tensor:
+        """Sum of latents of one block with weights ``mask [position, sender]``."""
+        ids = tuple(senders.tolist())
+        value, _ = self.out.at(ids, flow.positions)
+        assert value is not None
+        for unit in np.unique(self._unit[senders]).tolist():
+            new = outputs.get(unit)
+            if new is None or new.latents is None:
+                continue
+            both = tuple(u for u in new.ids if u in ids)
+            own = value[..., where(both, ids)]
+            some = new.latents[..., where(both, new.ids)]
+            filled = insert(own, some, new.step.positions, flow.positions)
+            value = value.expand(len(filled), *value.shape[-3:]).clone()
+            value[..., where(both, ids)] = filled
+        value = value if mask is None else value * mask
+        return value @ self.places.directions(ids)
+
+    def store(self, step: Step, latents: Tensor | None, vector: Tensor | None) -> Output:
+        """Return the output of a unit, given what its wanted senders write now."""
+        return Output(step, latents, vector)
+
+    def _committed(self, old: Tensor | None, new: Tensor) -> Tensor:
+        """Current values, which :class:`Output` holds as they are."""
         return new
 
-    def commit(self, inputs: dict[int, Input], outputs: dict[int, Output], scenario: int) -> None:
-        """Make one scenario's inputs and outputs the current ones."""
-        self._commit_inputs(inputs, scenario)
-        for node, output in outputs.items():
-            self._write("out", node, output.step.positions, output.value[scenario])
-
-    def drop(self, span: int, receiver: int, senders: NDArray[np.int64]) -> None:
+    def drop(self, span: int, receiver: int, senders: Senders) -> None:
         """Record edges as ablated."""
-        self.kept[span, receiver, senders] = False
+        self.kept[span, receiver] = np.setdiff1d(self.kept[span, receiver], senders)
 
-    def keep(self, span: int, receiver: int, senders: NDArray[np.int64]) -> None:
+    def keep(self, span: int, receiver: int, senders: Senders) -> None:
         """Record which edges of a receiver stay; all others are ablated.
 
         Some of these were never evaluated, as their senders wrote zero when the receiver's turn
         came: they may write something once their own inputs are ablated.
         """
-        self.kept[span, receiver] = False
-        self.kept[span, receiver, senders] = True
+        self.kept[span, receiver] = np.sort(senders)
 
     def _sum(self, flow: Flow, sums: dict[int, Tensor]) -> Input:
         """Sum of the groups, each through its norm, and of the biases below."""
-        at = index_of(flow.positions)
-        shape = self.current(flow.receiver)[:, at]
+        shape = self.current(flow.receiver)[:, index_of(flow.positions)]
         read = sums[-1] if -1 in sums else torch.zeros_like(shape)
         raw = {}
-        for layer in range(self._below[flow.receiver]):
-            bias = self.model.layers[layer].attention.b_O
-            post = self.model.layers[layer].attention_post
-            if post is None:
+        for layer, bias in self._biases[flow.receiver]:
+            if layer is None:
                 read = read if bias is None else read + bias
                 continue
             total = sums[layer] if layer in sums else torch.zeros_like(shape)
             raw[layer] = total if bias is None else total + bias
-            read = read + post(raw[layer])
+            read = read + self._posts[layer](raw[layer])
         n = max((len(x) for x in sums.values() if x.dim() == 4), default=1)
         raw = {layer: x.expand(n, *shape.shape) for layer, x in raw.items()}
         return Input(flow, read.expand(n, *shape.shape), raw)
 
 
-def _streams(experiment: Experiment, trace: Trace) -> dict[int, Tensor]:
-    """Plain run's raw input of every receiver; receivers of a layer share one tensor."""
-    assert trace.final is not None
-    graph = experiment.graph.components
-    streams = {graph.receiver_index["logits"]: trace.final}
-    for layer, receivers in iter_layers(graph):
-        for kind, indices in receivers.items():
-            source = trace.mlp_in if kind == "mlp" else trace.attention_in
-            streams.update((int(v), source[layer]) for v in indices)
-    return streams
+def _latents(block: int) -> str:
+    """Name of a block's latents among what moves."""
+    return f"latents {block}"
 
 
-def _layers_below(experiment: Experiment) -> dict[int, int]:
-    """How many layers' attention each receiver reads."""
-    shape, graph = experiment.model.shape, experiment.graph.components
-    below = {graph.receiver_index["logits"]: shape.n_layers}
-    for layer, receivers in iter_layers(graph):
-        for kind, indices in receivers.items():
-            own = kind == "mlp" and not shape.parallel
-            below.update((int(v), layer + own) for v in indices)
-    return below
+def _sum_at(flow: Flow, parts: Iterable[tuple[int, Output]], places: Places) -> Tensor:
+    """Sum of changes at the flow's positions; those that lack one there count as zero.
 
-
-def _sum_at(positions: Positions, parts: Iterable[tuple[Output, Positions | None]]) -> Tensor:
-    """Sum of changes at the given positions; those that lack one there count as zero.
-
-    Each change counts at some positions only, or (None) at all.
+    Each part is an entry of the flow's units with what changes there.
     """
     total: Tensor | None = None
     owned = False
-    for output, kept_at in parts:
-        source, target = overlap(output.step.positions, positions, kept_at)
-        part = output.value if source is None else output.value[:, :, source]
+    for i, output in parts:
+        source, target = overlap(output.step.positions, flow.positions, flow.kept_at[i])
+        part = output.sum(flow.senders[i], source, places)
         if target is None:
             total, owned = (part, False) if total is None else (total + part, True)
             continue
         if total is None:
-            total = part.new_zeros((*part.shape[:2], len(positions), part.shape[3]))
+            total = part.new_zeros((*part.shape[:2], len(flow.positions), part.shape[3]))
         elif not owned:
             total = total.clone()
         owned = True
@@ -342,7 +543,7 @@ def _sum_at(positions: Positions, parts: Iterable[tuple[Output, Positions | None
 
 
 @lru_cache(maxsize=4096)
-def index_of(positions: Positions) -> Index:
+def index_of(positions: Numbers) -> Index:
     """Cheapest index for sorted positions: a slice where they are consecutive."""
     if positions and positions[-1] - positions[0] + 1 == len(positions):
         return slice(positions[0], positions[-1] + 1)
@@ -351,7 +552,7 @@ def index_of(positions: Positions) -> Index:
 
 @lru_cache(maxsize=4096)
 def overlap(
-    have: Positions, want: Positions, kept_at: Positions | None = None
+    have: Numbers, want: Numbers, kept_at: Numbers | None = None
 ) -> tuple[Index | None, Index | None]:
     """Indices into ``have`` and into ``want`` of their common positions; None means all.
 
@@ -366,7 +567,13 @@ def overlap(
     )
 
 
-def insert(current: Tensor, new: Tensor, at: Positions, wanted: Positions) -> Tensor:
+@lru_cache(maxsize=4096)
+def where(some: Numbers, every: Numbers) -> Index:
+    """Index of some numbers, ascending, in others."""
+    return index_of(tuple(np.searchsorted(every, some).tolist()))
+
+
+def insert(current: Tensor, new: Tensor, at: Numbers, wanted: Numbers) -> Tensor:
     """Replace parts of a current value in every scenario.
 
     Parameters
@@ -376,7 +583,7 @@ def insert(current: Tensor, new: Tensor, at: Positions, wanted: Positions) -> Te
     new
         ``[scenario, batch, at, d]``.
     at, wanted
-        Positions of ``new`` and of the result.
+        Numbers of ``new`` and of the result.
 
     Returns
     -------

@@ -32,7 +32,7 @@ from acdc.engine.values import Block, Values, coefficients
 from graphs import Graph
 from graphs.kernels import reach_backward
 
-__all__ = ["PatchedModel", "alive_before_logits", "distinct_rows", "metric_of_circuit"]
+__all__ = ["PatchedModel", "PlainRuns", "alive_before_logits", "metric_of_circuit"]
 
 _CUTS_BYTES = 64 << 20
 """Streams of many cuts at the logits are measured in parts of this size."""
@@ -53,7 +53,7 @@ class PatchedModel:
 
     def __init__(self, experiment: Experiment, memory: int = 2 << 30) -> None:
         self.experiment, self.memory = experiment, memory
-        self._kept: dict[int, _PlainRuns] = {}
+        self._kept: dict[int, PlainRuns] = {}
 
     def metric(self, mask: Mask) -> float:
         """Mean metric of the model when every edge outside ``mask`` is ablated.
@@ -86,7 +86,7 @@ class PatchedModel:
         """
         weights = _Mask(self._edges, mask)
         batches = range(len(self.experiment.batches))
-        rows = [_PatchedRun(self._plain(i), weights).rows()[0] for i in batches]
+        rows = [_PatchedRun(self.plain(i), weights).rows()[0] for i in batches]
         return self.experiment.per_prompt(rows)
 
     @torch.no_grad()
@@ -108,7 +108,7 @@ class PatchedModel:
         """
         weights = _Mask(self._edges, mask)
         batches = range(len(self.experiment.batches))
-        rows = [_PatchedRun(self._plain(i), weights).rows(cuts) for i in batches]
+        rows = [_PatchedRun(self.plain(i), weights).rows(cuts) for i in batches]
         return np.stack(
             [self.experiment.per_prompt([of[cut] for of in rows]) for cut in range(len(cuts))]
         )
@@ -140,19 +140,37 @@ class PatchedModel:
             ``[row]``.
         """
         with torch.no_grad():
-            plain = self._plain(i)
+            plain = self.plain(i)
         weights = weights.expand(plain.batch.n_prompts, -1)
         kind = _SenderWeights if of_senders else _Weights
         return _PatchedRun(plain, kind(self._edges, weights)).rows()[0]
+
+    def states(self, i: int) -> Iterator[tuple[Stage, Inputs, dict[int, Tensor], Values]]:
+        """Run a batch with every edge of the graph intact, stage by stage.
+
+        Parameters
+        ----------
+        i
+            Which of ``experiment.batches``.
+
+        Yields
+        ------
+        tuple
+            The stage; what its receivers read; of that, by layer and as ``Inputs.distinct``, what
+            passes the layer's post-norm; and the parts of the blocks that it writes.
+        """
+        every = np.ones(self.experiment.graph.n_edges, dtype=bool)
+        return _PatchedRun(self.plain(i), _Mask(self._edges, every)).states()
 
     @cached_property
     def _edges(self) -> _Edges:
         return _Edges(self.experiment)
 
-    def _plain(self, i: int) -> _PlainRuns:
+    def plain(self, i: int) -> PlainRuns:
+        """Plain runs of ``experiment.batches[i]``."""
         if i in self._kept:
             return self._kept[i]
-        runs = _PlainRuns(self.experiment, self.experiment.batches[i])
+        runs = PlainRuns(self.experiment, self.experiment.batches[i])
         if sum(r.n_bytes for r in self._kept.values()) + runs.n_bytes <= self.memory:
             self._kept[i] = runs
         return runs
@@ -239,7 +257,7 @@ class _Mask:
         if cuts is not None:
             low, high = self.edges.program.senders_seen(stage)
             kept = np.where(cuts[:, low:high], False, kept)
-        rows, index = distinct_rows(kept.transpose(1, 0, 2).reshape(kept.shape[1], -1))
+        rows, index = _distinct(kept.transpose(1, 0, 2).reshape(kept.shape[1], -1))
         few = rows.reshape(len(rows), shape[0], shape[2]).transpose(1, 0, 2)
         return torch.from_numpy(np.ascontiguousarray(few))[None], index
 
@@ -274,7 +292,7 @@ class _SenderWeights(_Weights):
         return by_span[:, :, None, low:high], np.zeros(stage.n_receivers, dtype=np.int64)
 
 
-def distinct_rows(rows: Mask) -> tuple[Mask, NDArray[np.int64]]:
+def _distinct(rows: Mask) -> tuple[Mask, NDArray[np.int64]]:
     """Different rows, and which of them each row is."""
     if len(rows) == 1:
         return rows, np.zeros(1, dtype=np.int64)
@@ -337,8 +355,16 @@ class _Layout:
             yield _Group(post, places, columns, narrow)
 
 
-class _PlainRuns:
-    """What the embeddings write in the run that ablation starts from, and ablated edges carry."""
+class PlainRuns:
+    """What the embeddings write in the run that ablation starts from, and ablated edges carry.
+
+    Attributes
+    ----------
+    ablated
+        By block, its parts: what ablated edges carry.
+    embeds
+        By how much the embeddings differ from that, in the run that ablation starts from.
+    """
 
     def __init__(self, experiment: Experiment, batch: Batch) -> None:
         self.experiment, self.batch, self.program = experiment, batch, experiment.program
@@ -384,7 +410,7 @@ class _PatchedRun:
     was, and blocks that are read later are put beside it.
     """
 
-    def __init__(self, plain: _PlainRuns, weights: _Mask | _Weights) -> None:
+    def __init__(self, plain: PlainRuns, weights: _Mask | _Weights) -> None:
         self.plain, self.weights, self.program = plain, weights, plain.program
         shape, gradients = plain.embeds.shape[1:], torch.is_grad_enabled()
         self.vectors = {
@@ -398,12 +424,9 @@ class _PatchedRun:
         """Metric of every scored row of the batch, ``[1 or cut, row]``."""
         *stages, logits = self.program.stages
         for stage in stages:
-            senders = self.program.senders_written(stage)
-            if self.weights.matters(senders):
+            if self.weights.matters(self.program.senders_written(stage)):
                 weights, index = self.weights.rows(stage)
-                values = stage.compute(Inputs(self._read(stage, weights), index))
-                for b, value in zip(stage.blocks, values, strict=True):
-                    self._write(b, self.program.blocks[b].parts(value) - self.plain.ablated[b])
+                self._compute(stage, Inputs(self._read(stage, weights), index))
         batch, experiment = self.plain.batch, self.plain.experiment
         weights, index = self.weights.rows(logits, cuts)
         each = batch.n_rows * self.plain.embeds.shape[-1] * self.plain.embeds.element_size()
@@ -412,6 +435,23 @@ class _PatchedRun:
             for some in weights.split(max(1, _CUTS_BYTES // each), dim=2)
         ]
         return torch.cat(parts)[torch.as_tensor(index)]
+
+    def states(self) -> Iterator[tuple[Stage, Inputs, dict[int, Tensor], Values]]:
+        """Run stage by stage, see :meth:`PatchedModel.states`."""
+        for stage in self.program.stages:
+            weights, index = self.weights.rows(stage)
+            sums = self._sums(stage, weights)
+            raw = {layer: x for layer, x in sums.items() if layer is not None}
+            inputs = Inputs(self._through_posts(sums), index)
+            yield stage, inputs, raw, self._compute(stage, inputs)
+
+    def _compute(self, stage: Stage, inputs: Inputs) -> Values:
+        """Compute the parts of the blocks that a stage writes, and record them."""
+        pairs = zip(stage.blocks, stage.compute(inputs), strict=True)
+        parts = {b: self.program.blocks[b].parts(value) for b, value in pairs}
+        for b, part in parts.items():
+            self._write(b, part - self.plain.ablated[b])
+        return list(parts.values())
 
     def _write(self, b: int, change: Tensor) -> None:
         """Record by how much the senders of a block differ from what ablated edges carry."""
@@ -425,9 +465,15 @@ class _PatchedRun:
 
     def _read(self, stage: Stage, weights: Tensor, positions: Tensor | None = None) -> Tensor:
         """``[row, 1, batch, pos, d_model]`` of ``weights [prompt, span, row, sender seen]``."""
+        return self._through_posts(self._sums(stage, weights, positions))
+
+    def _sums(
+        self, stage: Stage, weights: Tensor, positions: Tensor | None = None
+    ) -> dict[int | None, Tensor]:
+        """As :meth:`_read`, by post-norm and in front of it."""
         low, _ = self.program.senders_seen(stage)
         weights = weights.to(self.plain.embeds)
-        found: Tensor | None = None
+        sums: dict[int | None, Tensor] = {}
         for group in self.plain.layout.groups[stage.ports.start]:
             change = self.vectors[group.post][group.vectors]
             x = self._mix(_at(change, positions), weights[..., group.columns], positions)
@@ -437,11 +483,16 @@ class _PatchedRun:
                     block = self.program.blocks[b]
                     own = weights[..., block.start - low : block.stop - low]
                     x = self._add_latents(x, stage, b, own, positions)
-            if group.post is not None:
-                post = self.program.model.layers[group.post].attention_post
-                assert post is not None
-                x = post(x)
-            found = x if found is None else found + x
+            sums[group.post] = x
+        return sums
+
+    def _through_posts(self, sums: dict[int | None, Tensor]) -> Tensor:
+        """Add sums up, each through its post-norm."""
+        found: Tensor | None = None
+        for layer, x in sums.items():
+            post = None if layer is None else self.program.model.layers[layer].attention_post
+            part = x if post is None else post(x)
+            found = part if found is None else found + part
         assert found is not None
         return found
 

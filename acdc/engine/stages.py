@@ -20,6 +20,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from torch import Tensor
 
 from acdc.engine.values import Block, Rows, Sparse, Values, by_sender, gather
 from acdc.latents.attachment import Attachment
-from acdc.lowering.attention import KINDS
+from acdc.lowering.attention import KINDS, Kind
 from acdc.lowering.model import Key, LoweredModel, Trace
 from graphs.graph import attention_rows
 
@@ -89,35 +90,20 @@ class Inputs:
         ``[row, scenario, batch, pos, d_model]``.
     index
         ``[receiver]``: row of each.
-    tested, scenarios
-        A receiver (counted within the stage) with an input per scenario, and these,
-        ``[scenario, batch, pos, d_model]``; None where there is none.
     """
 
     distinct: Tensor
     index: NDArray[np.int64]
-    tested: int | None = None
-    scenarios: Tensor | None = None
 
     def map(self, f: Callable[[Tensor], Tensor]) -> Inputs:
         """Apply a function of single positions, once to each different input."""
-        few = None if self.scenarios is None else f(self.scenarios)
-        return replace(self, distinct=f(self.distinct), scenarios=few)
+        return replace(self, distinct=f(self.distinct))
 
     def all(self) -> Tensor:
         """``[receiver, scenario, batch, pos, d_model]``."""
         if np.array_equal(self.index, np.arange(len(self.distinct))):
-            x = self.distinct
-        else:
-            x = self.distinct[torch.as_tensor(self.index)]
-        if self.tested is None or self.scenarios is None:
-            return x
-        if len(x) == 1:
-            return self.scenarios[None]
-        n = max(x.shape[1], len(self.scenarios))
-        x = x.expand(-1, n, -1, -1, -1).clone()
-        x[self.tested] = self.scenarios
-        return x
+            return self.distinct
+        return self.distinct[torch.as_tensor(self.index)]
 
 
 @dataclass(eq=False)
@@ -226,6 +212,50 @@ class Stage(ABC):
         return middle, self.layer + 1
 
 
+Few = tuple[Tensor | None, Tensor | None]
+"""Coefficients ``[..., latent]`` and a vector ``[..., d_model]``; None where none is wanted."""
+
+
+@dataclass(frozen=True, eq=False)
+class Wanted:
+    """Which senders of a dictionary's site are wanted.
+
+    Parameters
+    ----------
+    every
+        All latents that are nodes.
+    latents
+        Those wanted, counted among the nodes.
+    rest
+        Whether the error node is.
+    """
+
+    every: Attachment
+    latents: tuple[int, ...]
+    rest: bool
+
+    @cached_property
+    def _few(self) -> Attachment:
+        return self.every.keeping([self.every.latents[i] for i in self.latents])
+
+    def split(self, read: Tensor, written: Callable[[], Tensor]) -> Few:
+        """What is wanted of a site that reads and writes these.
+
+        Parameters
+        ----------
+        read
+            ``[..., d_in]``: what the dictionary reads.
+        written
+            Returns ``[..., d_model]``, asked for the error node alone.
+
+        """
+        if not self.rest:
+            return self._few.coefficients(read), None
+        found = self.every.coefficients(read)
+        rest = written() - found @ self.every.directions_in_stream
+        return (found[..., list(self.latents)] if self.latents else None), rest
+
+
 def _split(attachment: Attachment, read: Tensor, written: Tensor) -> Values:
     """Values of the latents of what is ``read``, and what they leave of what is ``written``."""
     found = attachment.coefficients(read)
@@ -273,8 +303,8 @@ class Heads(Stage):
             g = torch.cat(list(parts.values()))
         else:  # receivers that are read as several of q, k and v
             g = parts["q"].new_zeros(self.n_receivers, *parts["q"].shape[1:])
-            for kind, rows in attention_rows(shape).items():
-                g.index_add_(0, torch.tensor(rows, device=g.device), parts[kind])  # type: ignore[index]
+            for kind, rows in self.rows.items():
+                g.index_add_(0, torch.tensor(rows, device=g.device), parts[kind])
         point = found.trace.at(self.stream).flatten(0, 1)[tokens]
         yield 0, block.ln1.vjp(point, g)
 
@@ -304,20 +334,47 @@ class Heads(Stage):
 
     def compute(self, inputs: Inputs) -> Values:
         """Values of the blocks, from what the receivers read."""
+        return self.split(self.attend(self.place(inputs)))
+
+    @cached_property
+    def rows(self) -> dict[Kind, list[int]]:
+        """Receivers that are q, k and v, in the order of their heads."""
+        return attention_rows(self.model.shape)
+
+    def receivers_of(self, head: int) -> dict[Kind, int]:
+        """Receivers of a head, in a graph that is not split by spans, by what they are for."""
+        group = self.model.layers[self.layer].attention.group
+        at = {"q": head, "k": head // group, "v": head // group}
+        return {kind: self.first_receiver + rows[at[kind]] for kind, rows in self.rows.items()}
+
+    def place(self, inputs: Inputs) -> dict[Kind, Tensor]:
+        """Placed projections ``[head or kv head, scenario, batch, pos, d_head]`` by kind."""
         block = self.model.layers[self.layer]
         attention, x = block.attention, inputs.map(block.ln1).all()
-        rows = attention_rows(self.model.shape)
-        placed = {}
+        placed: dict[Kind, Tensor] = {}
         for kind in KINDS:
-            some = x[rows[kind]]
+            some = x[self.rows[kind]]
             projected = attention.project_split(kind, some.flatten(1, -2))
             projected = projected.unflatten(1, some.shape[1:-1])
             placed[kind] = attention.place(kind, projected, slice(0, x.shape[-2]))
+        return placed
+
+    def placed_in(self, trace: Trace) -> dict[Kind, Tensor]:
+        """Placed projections ``[head or kv head, batch, pos, d_head]`` in an ordinary pass."""
+        attention = self.model.layers[self.layer].attention
+        found: dict[Kind, Tensor] = {}
+        for kind in KINDS:
+            x = trace.at((kind, self.layer))
+            placed = attention.place(kind, x, slice(0, x.shape[-2]))
+            found[kind] = placed.transpose(0, 1).contiguous()
+        return found
+
+    def attend(self, placed: dict[Kind, Tensor]) -> Tensor:
+        """``[head, scenario, batch, pos, d_head]``: z, from :meth:`place`."""
+        attention, (q, k, v) = self.model.layers[self.layer].attention, placed.values()
         if attention.group > 1:
-            for kind in ("k", "v"):
-                placed[kind] = placed[kind].repeat_interleave(attention.group, dim=0)
-        mask = attention.mask(x.shape[-2], x.device)
-        return self.split(attention.attend(placed["q"], placed["k"], placed["v"], mask))
+            k, v = (x.repeat_interleave(attention.group, dim=0) for x in (k, v))
+        return attention.attend(q, k, v, attention.mask(q.shape[-2], q.device))
 
     def of_trace(self, trace: Trace) -> Values:
         """Values of the blocks in an ordinary forward pass."""
@@ -365,15 +422,25 @@ class LatentHeads(Heads):
 
     def split(self, z: Tensor) -> Values:
         """Values of the blocks, from what the component writes."""
+        read, written = self._read_and_written(z.movedim(0, -2).flatten(-2))
+        return _split(self.attachment, read, written)
+
+    def few(self, z: Tensor, wanted: Wanted) -> Few:
+        """What wanted senders write, from ``z [..., n_heads * d_head]``."""
+        read, written = self._read_and_written(z)
+        return wanted.split(read, lambda: written)
+
+    def _read_and_written(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """What the dictionary reads, and what all nodes write together."""
         block = self.model.layers[self.layer]
-        written = torch.einsum("h...e,hed->...d", z, block.attention.W_O)
+        written = z @ block.attention.W_O.flatten(0, 1)
         if self._of_z:
-            return _split(self.attachment, z.movedim(0, -2).flatten(-2), written)
+            return z, written
         b_O = block.attention.b_O
         y = written if b_O is None else written + b_O
         if block.attention_post is not None:
             y = written = block.attention_post(y)
-        return _split(self.attachment, y, written)
+        return y, written
 
 
 class Mlp(Stage):
@@ -399,6 +466,10 @@ class Mlp(Stage):
         assert mlp is not None
         return mlp(x)
 
+    def few(self, x: Tensor, wanted: Wanted | None) -> Few:
+        """What wanted senders write, from what the stage reads."""
+        return None, self.run(x)
+
     def split(self, y: Tensor) -> Values:
         """Values of the blocks from the MLP's output."""
         return [y[None]]
@@ -422,6 +493,12 @@ class LatentMlp(Mlp):
         """Blocks, see :meth:`Stage.layout`."""
         return _latent_layout(self.attachment)
 
+    def few(self, x: Tensor, wanted: Wanted | None) -> Few:
+        """What wanted senders write, see :meth:`Mlp.few`."""
+        assert wanted is not None
+        y = self.run(x)
+        return wanted.split(y, lambda: y)
+
     def split(self, y: Tensor) -> Values:
         """Values of the blocks, from what the component writes."""
         return _split(self.attachment, y, y)
@@ -438,6 +515,11 @@ class NeuronMlp(LatentMlp):
     def of_trace(self, trace: Trace) -> Values:
         """Values of the blocks in an ordinary forward pass."""
         return self._split(trace.mlp_in[self.layer][None])
+
+    def few(self, x: Tensor, wanted: Wanted | None) -> Few:
+        """What wanted senders write, see :meth:`Mlp.few`."""
+        assert wanted is not None
+        return wanted.split(x, lambda: self.run(x))
 
     def _split(self, stream: Tensor) -> Values:
         return _split(self.attachment, stream, self.run(stream))
@@ -476,20 +558,17 @@ class Transcoder(LatentMlp):
         for row in np.unique(index[:n]):
             some = torch.as_tensor(np.flatnonzero(index[:n] == row))
             found[..., some] = self._coefficients(x[row])[..., some]
-        error_in = x[index[n]]
-        if inputs.tested is not None and inputs.scenarios is not None:
-            if inputs.tested == n:
-                error_in = inputs.scenarios
-            else:
-                found = found.expand(len(inputs.scenarios), *found.shape[1:]).clone()
-                own = self._coefficients(inputs.scenarios)
-                found[..., inputs.tested] = own[..., inputs.tested]
-        return [by_sender(found), self._error(error_in)]
+        return [by_sender(found), self._error(x[index[n]])]
 
     def of_trace(self, trace: Trace) -> Values:
         """All from what the MLP reads."""
         stream, y = trace.mlp_in[self.layer][None], trace.mlp_out[self.layer][None]
         return _split(self.attachment, self.attachment.read_stream(stream), y)
+
+    def few(self, x: Tensor, wanted: Wanted | None) -> Few:
+        """What one latent or the error node writes, from what it reads itself."""
+        assert wanted is not None
+        return wanted.split(self.attachment.read_stream(x), lambda: self.run(x))
 
     def _coefficients(self, stream: Tensor) -> Tensor:
         return self.attachment.coefficients(self.attachment.read_stream(stream))
@@ -524,6 +603,11 @@ class Cut(Stage):
         """Values of the blocks, from what the receivers read."""
         x = inputs.all()[0]
         return _split(self.attachment, x, x)
+
+    def few(self, x: Tensor, wanted: Wanted | None) -> Few:
+        """What wanted senders write, see :meth:`Mlp.few`."""
+        assert wanted is not None
+        return wanted.split(x, lambda: x)
 
     def of_trace(self, trace: Trace) -> Values:
         """Values of the blocks in an ordinary forward pass."""

@@ -105,6 +105,11 @@ class Attachment:
         }
         return replace(self.dictionary, **parts)
 
+    @property
+    def n_encoded(self) -> int:
+        """How many latents are computed for those of the nodes."""
+        return len(self.latents) if self.dictionary.k is None else self.dictionary.n_latents
+
     def coefficients(self, x: Tensor) -> Tensor:
         """What each node's direction is multiplied with, ``[..., latent]``.
 

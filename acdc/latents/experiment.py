@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from acdc.engine.experiment import Experiment
 from acdc.engine.work import Work
-from acdc.latents.run import LatentRun
 from acdc.methods.eap import eap_ig
 from graphs import select_top
 
@@ -18,11 +17,7 @@ __all__ = ["LatentExperiment"]
 
 @dataclass(frozen=True, eq=False)
 class LatentExperiment(Experiment):
-    """An experiment on a model with dictionaries.
-
-    Its overrides answer with this package's own classes, which have the interface that methods
-    use of the engine's without inheriting from them; hence ``type: ignore[override]``.
-    """
+    """An experiment on a model with dictionaries."""
 
     def narrowed(
         self, n_edges: int, memory: int
@@ -36,7 +31,3 @@ class LatentExperiment(Experiment):
         scores = eap_ig(self, work=Work(memory))
         candidates = select_top(self.graph, scores, n_edges)
         return replace(self, candidates=candidates), candidates
-
-    def incremental(self, memory: int) -> LatentRun:  # type: ignore[override]
-        """What ablates edges receiver by receiver."""
-        return LatentRun(self, memory)

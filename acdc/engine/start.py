@@ -1,0 +1,126 @@
+"""The run that an incremental evaluation starts from: the circuit of all candidate edges.
+
+Where every edge is a candidate it is an ordinary pass, otherwise a patched one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from acdc.engine.experiment import Experiment
+from acdc.engine.patched import PatchedModel
+from acdc.engine.stages import Heads, LatentHeads, Stage
+from acdc.engine.values import Values
+from acdc.lowering.attention import Kind
+from acdc.lowering.norm import Norm
+
+__all__ = ["Start"]
+
+
+@dataclass(eq=False)
+class Start:
+    """What one batch reads and writes at the start.
+
+    Parameters
+    ----------
+    experiment
+        Model, prompts, what ablated edges carry, and the candidates.
+    i
+        Which of its batches.
+
+    Attributes
+    ----------
+    parts, ablated
+        By block: what senders write, and what ablated edges carry; see
+        :meth:`acdc.engine.values.Block.parts`.
+    inputs
+        By receiver, ``[batch, pos, d_model]``; receivers that read the same share a tensor.
+    raw
+        By receiver and layer, likewise: what the receiver reads through the layer's post-norm,
+        in front of it.
+    placed
+        By receiver and kind, ``[batch, pos, d_head]``: placed projections.
+    z
+        By layer with a dictionary, ``[batch, pos, n_heads * d_head]``.
+    """
+
+    experiment: Experiment
+    i: int
+    parts: Values = field(default_factory=list, init=False)
+    ablated: Values = field(default_factory=list, init=False)
+    inputs: dict[int, Tensor] = field(default_factory=dict, init=False)
+    raw: dict[tuple[int, int], Tensor] = field(default_factory=dict, init=False)
+    placed: dict[tuple[int, Kind], Tensor] = field(default_factory=dict, init=False)
+    z: dict[int, Tensor] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        if self.experiment.candidates is None:
+            self._run_plain()
+        else:
+            self._run_patched()
+
+    @property
+    def posts(self) -> dict[int, Norm]:
+        """Post-norms by layer."""
+        layers = enumerate(self.experiment.model.layers)
+        return {i: x.attention_post for i, x in layers if x.attention_post is not None}
+
+    @property
+    def biases(self) -> dict[int, list[tuple[int | None, Tensor | None]]]:
+        """By receiver: b_O's that it reads, with the layer of the post-norm in front of it."""
+        layers = self.experiment.model.layers
+        found: dict[int, list[tuple[int | None, Tensor | None]]] = {}
+        for stage in self.experiment.program.stages:
+            through: list[int | None] = [None] * len(stage.constants)
+            own = [
+                *zip(through, stage.constants, strict=True),
+                *((i, i) for i in self._posts(stage)),
+            ]
+            biases = [(post, layers[i].attention.b_O) for post, i in own]
+            found |= dict.fromkeys(range(stage.ports.start, stage.ports.stop), biases)
+        return found
+
+    def _posts(self, stage: Stage) -> list[int]:
+        """Layers through whose post-norms a stage reads."""
+        blocks = self.experiment.program.blocks
+        return sorted({post for b in stage.seen if (post := blocks[b].post) is not None})
+
+    def _run_plain(self) -> None:
+        experiment, program = self.experiment, self.experiment.program
+        tokens = experiment.runs(experiment.batches[self.i])
+        base, other = (experiment.model.forward(x) for x in tokens)
+        values = program.values(base)
+        ablated = experiment.ablated_values(program.values(other), values)
+        for block, x, y in zip(program.blocks, values, ablated, strict=True):
+            self.parts.append(block.parts(x))
+            self.ablated.append(block.parts(y))
+        for stage in program.stages:
+            for v in range(stage.ports.start, stage.ports.stop):
+                self.inputs[v] = base.at(stage.stream)
+                self.raw |= {(v, i): base.attention_out[i] for i in self._posts(stage)}
+            if isinstance(stage, Heads):
+                self._place(stage, stage.placed_in(base), base.z[stage.layer].transpose(0, 1))
+
+    def _run_patched(self) -> None:
+        patched = PatchedModel(self.experiment)
+        plain = patched.plain(self.i)
+        self.ablated = plain.ablated
+        self.parts = [plain.embeds + plain.ablated[0]]
+        for stage, inputs, raw, parts in patched.states(self.i):
+            self.parts += parts
+            for v, row in enumerate(inputs.index, stage.ports.start):
+                self.inputs[v] = inputs.distinct[row, 0]
+                self.raw |= {(v, layer): x[row, 0] for layer, x in raw.items()}
+            if isinstance(stage, Heads):
+                placed = stage.place(inputs)
+                z = stage.attend(placed)[:, 0]
+                self._place(stage, {kind: x[:, 0] for kind, x in placed.items()}, z)
+
+    def _place(self, stage: Heads, placed: dict[Kind, Tensor], z: Tensor) -> None:
+        for kind, x in placed.items():
+            for port, own in zip(stage.rows[kind], x, strict=True):
+                self.placed[stage.ports.start + port, kind] = own
+        if isinstance(stage, LatentHeads):
+            self.z[stage.layer] = z.movedim(0, -2).flatten(-2)

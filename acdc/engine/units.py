@@ -1,0 +1,252 @@
+"""Units: what is recomputed as one, from inputs that change to what its senders write.
+
+====================  ===========================  ==========================================
+unit                  inputs                       senders
+====================  ===========================  ==========================================
+:class:`Head`         its own q, k and v           itself
+:class:`Layer`        q, k and v of every head     latents of the layer, and their error node
+:class:`Point`        one, position by position    an MLP; latents or neurons of an MLP, or of
+                                                   the whole stream, and their error node; one
+                                                   latent of a transcoder
+====================  ===========================  ==========================================
+
+Only senders that are wanted are computed, and only heads of which an input changes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from acdc.engine.inputs import Input, index_of, insert
+from acdc.engine.moved import Moved
+from acdc.engine.program import Program
+from acdc.engine.stages import Cut, Few, Heads, LatentHeads, Mlp, Stage, Wanted
+from acdc.latents.attachment import Attachment
+from acdc.lowering.attention import KINDS, Kind
+from graphs.plan import Numbers, Step
+
+__all__ = ["Head", "Layer", "News", "Point", "Projections", "Unit", "new_z", "units_of"]
+
+
+@dataclass(eq=False)
+class Projections:
+    """Placed projections and z of a batch, as they are in the current circuit.
+
+    Parameters
+    ----------
+    placed
+        By receiver and kind, ``[batch, pos, d_head]``.
+    z
+        By layer with a dictionary, ``[batch, pos, n_heads * d_head]``.
+    masks
+        By layer, ``[pos, pos]`` additive, or None.
+    n_pos
+        Positions.
+    """
+
+    placed: dict[tuple[int, Kind], Tensor]
+    z: dict[int, Tensor]
+    masks: list[Tensor | None]
+    n_pos: int
+
+    def __post_init__(self) -> None:
+        n_receivers = 1 + max((v for v, _ in self.placed), default=-1)
+        n_rows = dict.fromkeys(KINDS, n_receivers) | {"z": 1 + max(self.z, default=-1)}
+        self.moved = Moved(n_rows, self.n_pos)
+
+    def commit(self, news: News, scenario: int) -> None:
+        """Take over what one scenario of an evaluation computed."""
+        for (receiver, kind), new in news.placed.items():
+            at = news.inputs[receiver].flow.positions
+            self._write(kind, receiver, at, new[scenario])
+        for layer, (positions, z) in news.z.items():
+            self._write("z", layer, positions, z[scenario].flatten(-2))
+
+    def own(self, name: str, row: int) -> Tensor:
+        """Return current values that may be written to, ``[batch, pos, width]``."""
+        if name == "z":
+            return self.z[row]
+        return next(self.placed[row, kind] for kind in KINDS if kind == name)
+
+    def _write(self, name: str, row: int, positions: Numbers, value: Tensor) -> None:
+        self.moved.note(name, row, positions)
+        self.own(name, row)[:, index_of(positions)] = value
+
+
+@dataclass(eq=False)
+class News:
+    """What an evaluation has computed of the inputs so far, in every scenario.
+
+    Attributes
+    ----------
+    inputs
+        New inputs by receiver.
+    placed
+        New placed projections by receiver and kind, ``[scenario, batch, position, d_head]`` at
+        the positions of the receiver's flow; heads of a group share them.
+    z
+        By layer with a dictionary: positions, and ``[scenario, batch, position, head, d_head]``.
+    """
+
+    inputs: dict[int, Input] = field(default_factory=dict)
+    placed: dict[tuple[int, Kind], Tensor] = field(default_factory=dict)
+    z: dict[int, tuple[Numbers, Tensor]] = field(default_factory=dict)
+
+
+class Unit(ABC):
+    """Recomputes the units of one stage.
+
+    Parameters
+    ----------
+    stage
+        What they are, or are a part of.
+    first
+        The first sender of the stage.
+    """
+
+    def __init__(self, stage: Stage, first: int) -> None:
+        self.stage, self.first, self.model = stage, first, stage.model
+
+    @abstractmethod
+    def run(self, step: Step, news: News, now: Projections) -> Few:
+        """What wanted senders of one unit write at the step's positions, in every scenario."""
+
+    @abstractmethod
+    def n_weights(self, step: Step) -> int:
+        """Numbers of the matrices that this reads, roughly."""
+
+    width = 0
+    """Latents that are computed at a position."""
+
+
+class _WithLatents(Unit):
+    """Units that may have the latents of a dictionary."""
+
+    def __init__(self, stage: Stage, first: int) -> None:
+        super().__init__(stage, first)
+        self.attachment: Attachment | None = getattr(stage, "attachment", None)
+        self.width = 0 if self.attachment is None else self.attachment.n_encoded
+        self._wanted: dict[Numbers, Wanted] = {}
+
+    def wanted(self, step: Step) -> Wanted | None:
+        """Which parts of the dictionary's site are wanted; None without one."""
+        if self.attachment is None:
+            return None
+        if step.senders not in self._wanted:
+            n, ids = len(self.attachment.latents), [u - self.first for u in step.senders]
+            latents = tuple(i for i in ids if i < n)
+            self._wanted[step.senders] = Wanted(self.attachment, latents, rest=ids[-1] == n)
+        return self._wanted[step.senders]
+
+    def n_weights(self, step: Step) -> int:
+        """Those of an encoder."""
+        return self.model.d_model * self.width
+
+
+class Point(_WithLatents):
+    """Computed position by position from one input."""
+
+    stage: Mlp | Cut
+
+    def run(self, step: Step, news: News, now: Projections) -> Few:
+        """What is written, see :meth:`Unit.run`."""
+        (receiver,) = step.receivers
+        return self.stage.few(news.inputs[receiver].read, self.wanted(step))
+
+    def n_weights(self, step: Step) -> int:
+        """Those of an MLP and of an encoder."""
+        mlp = 0 if isinstance(self.stage, Cut) else 8 * self.model.d_model**2
+        return mlp + super().n_weights(step)
+
+
+class Head(Unit):
+    """A head that is a sender."""
+
+    stage: Heads
+
+    def run(self, step: Step, news: News, now: Projections) -> Few:
+        """What the head writes, see :meth:`Unit.run`."""
+        head = step.senders[0] - self.first
+        z = new_z(self.stage, head, step, news, now)
+        if z.shape[-1] == 1:  # a multiple of one direction, as a latent
+            return z, None
+        return None, z @ self.model.layers[self.stage.layer].attention.W_O[head]
+
+    def n_weights(self, step: Step) -> int:
+        """W_Q, W_K, W_V and W_O of a head."""
+        return 4 * self.model.d_model**2 // self.model.shape.n_heads
+
+
+class Layer(_WithLatents):
+    """The heads of a layer whose latents are senders."""
+
+    stage: LatentHeads
+
+    def run(self, step: Step, news: News, now: Projections) -> Few:
+        """What latents and error node write, see :meth:`Unit.run`."""
+        new = set(step.receivers)
+        heads = [
+            head
+            for head in range(self.model.shape.n_heads)
+            if not new.isdisjoint(self.stage.receivers_of(head).values())
+        ]
+        found = torch.stack([new_z(self.stage, head, step, news, now) for head in heads], -2)
+        z = now.z[self.stage.layer][:, index_of(step.positions)]
+        z = z.unflatten(-1, (self.model.shape.n_heads, -1))  # (batch, position, head, d_head)
+        z = z.expand(len(found), *z.shape).clone()
+        z[..., heads, :] = found
+        news.z[self.stage.layer] = step.positions, z
+        wanted = self.wanted(step)
+        assert wanted is not None
+        return self.stage.few(z.flatten(-2), wanted)
+
+    def n_weights(self, step: Step) -> int:
+        """W_Q, W_K, W_V and W_O of the heads, and those of an encoder."""
+        return 4 * self.model.d_model**2 + super().n_weights(step)
+
+
+def new_z(stage: Heads, head: int, step: Step, news: News, now: Projections) -> Tensor:
+    """New z of a head, ``[scenario, batch, position, d_head]``."""
+    attention = stage.model.layers[stage.layer].attention
+    n_keys = step.positions[-1] + 1 if attention.causal else now.n_pos
+    values: dict[Kind, Tensor] = {}
+    for kind, receiver in stage.receivers_of(head).items():
+        wanted = step.positions if kind == "q" else tuple(range(n_keys))
+        values[kind] = now.placed[receiver, kind][:, index_of(wanted)]
+        if receiver in step.receivers:
+            new, at = _projected(stage, kind, head, receiver, news)
+            values[kind] = insert(values[kind], new, at, wanted)
+    mask = now.masks[stage.layer]
+    mask = None if mask is None else mask[index_of(step.positions), :n_keys]
+    return attention.attend(values["q"], values["k"], values["v"], mask)
+
+
+def _projected(
+    stage: Heads, kind: Kind, head: int, receiver: int, news: News
+) -> tuple[Tensor, Numbers]:
+    """New placed projection ``[scenario, batch, position, d_head]``, and the positions."""
+    new, key = news.inputs[receiver], (receiver, kind)
+    if key not in news.placed:
+        block = stage.model.layers[stage.layer]
+        h = head if kind == "q" else head // block.attention.group
+        projection = block.attention.project_head(kind, h, block.ln1(new.read))
+        news.placed[key] = block.attention.place(kind, projection, index_of(new.flow.positions))
+    return news.placed[key], new.flow.positions
+
+
+def units_of(program: Program, unit: NDArray[np.int64]) -> dict[int, Unit]:
+    """What recomputes each unit, of ``unit [node]``; those of a stage share it."""
+    found: dict[int, Unit] = {}
+    for stage in program.stages[:-1]:
+        senders = program.senders_written(stage)
+        kind = (
+            Layer if isinstance(stage, LatentHeads) else Head if isinstance(stage, Heads) else Point
+        )
+        found |= dict.fromkeys(unit[senders].tolist(), kind(stage, senders.start))
+    return found
