@@ -33,6 +33,8 @@ from rich.table import Table
 
 from acdc.engine.experiment import Experiment
 from acdc.engine.patched import PatchedModel
+from acdc.latents.attach import attach
+from acdc.latents.sources import load_dictionaries
 from acdc.lowering.model import LoweredModel
 from acdc.methods.acdc import acdc
 from acdc.methods.eap import Integration, eap, eap_ig
@@ -127,6 +129,10 @@ class Plan:
         ``peer_auto_circuit.py``.
     bundled
         ``(model, task)``.
+    candidates
+        Edges that ACDC tries on bundled models with their dictionaries.
+    latent_share
+        Tau there, as a share of the metric's gap.
     """
 
     small: Size
@@ -140,6 +146,8 @@ class Plan:
     peer_threshold: float
     bundled: tuple[tuple[str, str], ...]
     bundled_prompts: int
+    candidates: int
+    latent_share: float
     repeats: int
 
     @property
@@ -162,6 +170,8 @@ class Plan:
             peer_threshold=1e-4,
             bundled=(("ioi-small", "ioi"), ("docstring-small", "docstring")),
             bundled_prompts=64,
+            candidates=400,
+            latent_share=3e-4,
             repeats=5,
         )
 
@@ -183,6 +193,8 @@ class Plan:
             peer_threshold=1e-4,
             bundled=(("ioi-small", "ioi"),),
             bundled_prompts=2,
+            candidates=40,
+            latent_share=3e-4,
             repeats=1,
         )
 
@@ -287,7 +299,8 @@ def acdc_row(group: str, name: str, experiment: Experiment, threshold: float, re
         seconds, (circuit, work) = timed(lambda: acdc(experiment, threshold), passes.device)
     passes.measure()
     removed = circuit.scores[~circuit.in_circuit].sum()
-    arrived = experiment.plain(_base(experiment)) + experiment.minimised_sign * float(removed)
+    started = PatchedModel(experiment).metric(np.ones_like(circuit.in_circuit))
+    arrived = started + experiment.minimised_sign * float(removed)
     error = _acdc_error(experiment, circuit.in_circuit, arrived)
     ratio = seconds / passes.forward_seconds
     return Row(
@@ -339,10 +352,6 @@ def sweep_row(
         peak_bytes=peak.n_bytes,
         **_described(experiment, passes),
     )
-
-
-def _base(experiment: Experiment) -> Any:
-    return "clean" if experiment.direction == "noising" else "corrupt"
 
 
 def _acdc_error(experiment: Experiment, mask: NDArray[np.bool_], arrived: float) -> float:
@@ -510,7 +519,18 @@ def measure(plan: Plan, device: str) -> Iterator[Row]:
         high, low = (share * gap_of(experiment) for share in plan.sweep_shares)
         yield sweep_row("bundled", model, experiment, (high, low), plan.repeats)
         yield from attribution_rows("bundled", model, experiment, plan.repeats)
+        yield _latent_row(plan, model, experiment)
     yield from _peer_rows(plan, str(place))
+
+
+def _latent_row(plan: Plan, model: str, experiment: Experiment) -> Row:
+    """Time ACDC on the best edges between the latents of the bundled dictionaries."""
+    attached = attach(experiment, load_dictionaries("bundled", model)).experiment
+    narrowed = attached.narrowed(plan.candidates, 1 << 30)
+    assert narrowed is not None
+    few, _ = narrowed
+    name = f"{model}, SAEs, {plan.candidates} candidates"
+    return acdc_row("bundled", name, few, plan.latent_share * gap_of(experiment), plan.repeats)
 
 
 def _small_rows(plan: Plan, scale: float, device: str) -> Iterator[Row]:

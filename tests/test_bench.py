@@ -83,6 +83,13 @@ def test_counts_of_acdc_add_up(written: tuple[dict[str, Any], str]) -> None:
         assert 0 < row["acceptance"] <= 1
 
 
+def test_latents_are_timed(written: tuple[dict[str, Any], str]) -> None:
+    (row,) = (row for row in written[0]["rows"] if "SAEs" in row["model"])
+    assert row["method"] == "acdc"
+    assert row["n_edges"] <= 40
+    assert row["n_kept"] > 0
+
+
 def test_table_shows_every_method(written: tuple[dict[str, Any], str]) -> None:
     content, output = written
     for row in content["rows"]:

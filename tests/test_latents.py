@@ -236,6 +236,9 @@ def test_acdc_is_the_sequential_one(which: str, direction: str) -> None:
         assert wanted.margin > 1e-7, "a tie: choose another tau"
         circuit, _ = acdc(experiment, tau)
         assert set(circuit.edges()) == wanted.kept == set(circuits[tau].edges())
+        for scores in (circuit.scores, circuits[tau].scores):
+            found = dict(zip(experiment.graph.edge_names(), scores, strict=True))
+            assert found == pytest.approx(wanted.changes, abs=1e-7)
         assert 0 < circuit.n_edges < experiment.graph.n_edges
         value = experiment.patched().metric(circuit.in_circuit)
         assert value == pytest.approx(wanted.metric, abs=1e-7)
