@@ -14,6 +14,7 @@ import oracle
 import pytest
 import torch
 from killed import left_by_a_killed_writer
+from test_latents import IDS, SETS, dictionaries_of
 from test_parity import experiment
 
 from acdc.checkpoint import Checkpoint, Decided
@@ -21,6 +22,7 @@ from acdc.cli import main
 from acdc.engine.experiment import Experiment
 from acdc.engine.incremental import IncrementalRun
 from acdc.errors import OutputError
+from acdc.latents.attach import attach
 from acdc.methods.acdc import acdc
 from acdc.methods.eap import eap_ig
 from acdc.metrics import get_metric
@@ -95,7 +97,6 @@ def same(found: Circuit, wanted: Circuit) -> None:
 def test_a_resumed_search_is_the_same_to_the_last_bit(
     tmp_path: Path, family: str, intervention: Any, split: str | None
 ) -> None:
-    """Killed three times: scores, and what was evaluated, are those of one that was not."""
     task = oracle.small_task(1, 5, (4, 5, 6) if split is None else (5,))
     causal = family != "bidirectional"
     case = Experiment(
@@ -107,6 +108,30 @@ def test_a_resumed_search_is_the_same_to_the_last_bit(
         direction="denoising" if family == "LN" else "noising",
         positions=None if split is None else find_positions(task, split, causal=causal),
     )
+    check_resumed(case, tmp_path)
+
+
+@pytest.mark.parametrize("intervention", ["resample", "zero"])
+@pytest.mark.parametrize("which", SETS)
+@pytest.mark.parametrize("family", ["LN", "Gemma2"])
+def test_a_resumed_search_on_latents_is_the_same_to_the_last_bit(
+    tmp_path: Path, family: str, which: str, intervention: Any
+) -> None:
+    plain = Experiment(
+        oracle.small_model(family, 1, dtype=torch.float32),
+        oracle.small_task(1, 4, (4, 5, 6)),
+        get_metric("kl"),
+        batch_size=2,
+        intervention=intervention,
+    )
+    dictionaries = dictionaries_of(plain.model, which)
+    whole = attach(plain, dictionaries, latents=[IDS] * len(dictionaries)).experiment
+    some = np.random.default_rng(0).random(whole.graph.n_edges) < 0.4
+    check_resumed(replace(whole, candidates=some), tmp_path)
+
+
+def check_resumed(case: Experiment, tmp_path: Path) -> None:
+    """Killed three times: scores, and what was evaluated, are those of one that was not."""
     expected = case.minimised_sign * eap_ig(case)
     tau = float(np.median(np.abs(expected[expected != 0])))
     wanted, counts = acdc(case, tau, expected=expected)
