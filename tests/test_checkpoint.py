@@ -126,14 +126,15 @@ def test_a_resumed_search_on_latents_is_the_same_to_the_last_bit(
     )
     dictionaries = dictionaries_of(plain.model, which)
     whole = attach(plain, dictionaries, latents=[IDS] * len(dictionaries)).experiment
-    some = np.random.default_rng(0).random(whole.graph.n_edges) < 0.4
-    check_resumed(replace(whole, candidates=some), tmp_path)
+    share = 1.0 if which == "cuts" else 0.8  # few paths lead through cuts
+    some = np.random.default_rng(0).random(whole.graph.n_edges) < share
+    check_resumed(replace(whole, candidates=some), tmp_path, quantile=0.05)
 
 
-def check_resumed(case: Experiment, tmp_path: Path) -> None:
+def check_resumed(case: Experiment, tmp_path: Path, quantile: float = 0.5) -> None:
     """Killed three times: scores, and what was evaluated, are those of one that was not."""
     expected = case.minimised_sign * eap_ig(case)
-    tau = float(np.median(np.abs(expected[expected != 0])))
+    tau = float(np.quantile(np.abs(expected[expected != 0]), quantile))
     wanted, counts = acdc(case, tau, expected=expected)
     assert 0 < wanted.n_edges < case.graph.n_edges
     for share in (0.3, 0.5, 0.9):
