@@ -30,7 +30,7 @@ from torch import Tensor
 
 from acdc.engine.values import Values
 from acdc.errors import CircuitFileError, InputError, OptionError, TaskError
-from acdc.lowering.model import LoweredModel, Trace
+from acdc.lowering.model import LoweredModel
 from graphs.files import MIB, check_regular, parse_json
 
 __all__ = [
@@ -38,7 +38,6 @@ __all__ = [
     "FILE_NAME",
     "Constants",
     "Prompts",
-    "as_trace",
     "load_constants",
     "mean_values",
 ]
@@ -211,15 +210,6 @@ def _check_tensor(name: str, tensor: Tensor, length: int | None) -> None:
         )
     if not torch.isfinite(tensor.float()).all():
         raise InputError(f"tensor {name!r} holds nan or infinite numbers")
-
-
-def as_trace(values: Values, *, has_mlp: bool) -> Trace:
-    """Return a trace of the senders alone, of values of heads and MLPs."""
-    embeds, *rest = values
-    each = 2 if has_mlp else 1
-    z = [x[:, 0].transpose(0, 1) for x in rest[::each]]
-    mlps = [x[0, 0] for x in rest[1::2]] if has_mlp else []
-    return Trace(list(embeds[:, 0]), z=z, mlp_out=mlps)
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from acdc.engine.constants import CONSTANT, Constants, Prompts, as_trace, mean_values
+from acdc.engine.constants import CONSTANT, Constants, Prompts, mean_values
 from acdc.engine.program import Program
 from acdc.engine.values import Values
 from acdc.errors import TaskError
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from acdc.engine.incremental import IncrementalRun
     from acdc.engine.patched import PatchedModel
 
-__all__ = ["Batch", "Experiment", "iter_layers"]
+__all__ = ["Batch", "Experiment"]
 
 _LOGITS_BYTES = 24 << 20
 """Logits of the whole vocabulary are computed in parts of this size: small enough that the
@@ -183,17 +183,6 @@ class Experiment:
             for i in range(0, len(pairs), self.batch_size)
         )
 
-    def by_component(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Return ``[span, receiver, sender]`` for ``mask [edge]``.
-
-        Receivers and senders are those of :attr:`components`.
-        """
-        components = self.components
-        shape = self.graph.shape.n_spans, len(components.receivers), components.n_senders
-        found = np.zeros(shape, dtype=bool)
-        found[tuple(index[mask] for index in self.edge_place)] = True
-        return found
-
     @cached_property
     def edge_place(self) -> tuple[NDArray[np.int64], ...]:
         """``[edge]`` each: span, receiver and sender, the latter of :attr:`components`."""
@@ -211,14 +200,6 @@ class Experiment:
         first = self.components.receiver_start[receiver]
         # a receiver of the components reads senders in a row
         return first + sender - self.components.edge_sender[first]
-
-    @cached_property
-    def receiver_at(self) -> NDArray[np.int64]:
-        """``[span, receiver of components]``: receiver index; -1 where there is none."""
-        graph = self.graph
-        found = np.full((graph.shape.n_spans, len(self.components.receivers)), -1)
-        found[graph.receiver_span, graph.receiver_component] = np.arange(len(graph.receivers))
-        return found
 
     @cached_property
     def n_rows(self) -> int:
@@ -446,14 +427,6 @@ class Experiment:
         constants = self.carried.at(base[0].shape[-2])
         return [x.expand_as(y) for x, y in zip(constants, base, strict=True)]
 
-    def ablated(self, other: Trace, base: Trace) -> Trace:
-        """As :meth:`ablated_values`: ``embeds``, ``z`` and ``mlp_out`` of heads and MLPs alone."""
-        if self.intervention == "resample":
-            return other
-        values = self.program.values(base)
-        ablated = self.ablated_values(values, values)
-        return as_trace(ablated, has_mlp=self.model.shape.has_mlp)
-
     def far_inputs(self, other: Trace, base: Trace) -> list[Tensor]:
         """Embeddings at the far end of a path that starts at those of the base run.
 
@@ -481,26 +454,3 @@ def _targets(pairs: list[Pair], device: torch.device) -> Targets:
         if pair.wrong_answers:
             wrong[i, n : len(both)] = 1 / len(pair.wrong_answers)
     return Targets(tokens.to(device), answer.to(device), wrong.to(device))
-
-
-def iter_layers(graph: Graph) -> Iterator[tuple[int, dict[str, NDArray[np.int64]]]]:
-    """Yield ``(layer, {"q", "k", "v", "mlp": receiver indices})`` in order.
-
-    With one receiver per head the three kinds share indices.
-    """
-    index, shape = graph.receiver_index, graph.shape
-    shared = "kv" if shape.grouped else "h"
-    for layer in range(shape.n_layers):
-        names = {
-            "q": [f"a{layer}.h{h}" for h in range(shape.n_heads)],
-            "k": [f"a{layer}.{shared}{h}" for h in range(shape.kv_heads)],
-            "v": [f"a{layer}.{shared}{h}" for h in range(shape.kv_heads)],
-        }
-        suffix = {kind: f"<{kind}>" if shape.split_qkv else "" for kind in names}
-        found = {
-            kind: np.array([index[name + suffix[kind]] for name in some])
-            for kind, some in names.items()
-        }
-        if shape.has_mlp:
-            found["mlp"] = np.array([index[f"m{layer}"]])
-        yield layer, found
