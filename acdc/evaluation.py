@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acdc.engine.experiment import Experiment
+from acdc.engine.patched import PatchedModel
 from acdc.errors import OptionError
 
 __all__ = ["Evaluation", "Evaluator", "interval", "resampled_faithfulness"]
@@ -44,7 +45,7 @@ class Evaluator:
 
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
-        self._patched = experiment.patched()
+        self._patched = PatchedModel(experiment)
 
     @cached_property
     def full_values(self) -> NDArray[np.float64]:

@@ -16,6 +16,7 @@ from oracle import sequential_acdc, small_model, small_task
 from acdc.dictionaries import Dictionary, write_dictionary
 from acdc.engine.attribution import node_scores
 from acdc.engine.experiment import Experiment
+from acdc.engine.patched import PatchedModel
 from acdc.engine.work import Work
 from acdc.errors import DictionaryError, OptionError
 from acdc.evaluation import Evaluator
@@ -91,7 +92,7 @@ def test_every_node_in_gives_the_model_and_masks_the_oracle(family: str, which: 
     graph, close = experiment.graph, tolerance(experiment)
     order = [graph.edge_name(int(e)) for v in receiver_order(graph) for e in edge_order(graph, v)]
     assert order == slow.edges
-    patched = experiment.patched()
+    patched = PatchedModel(experiment)
     every = np.ones(graph.n_edges, dtype=bool)
     assert patched.metric(every) == pytest.approx(experiment.plain("clean"), abs=close)
     assert patched.metric(~every) == pytest.approx(experiment.plain("corrupt"), abs=close)
@@ -114,7 +115,7 @@ def test_interventions_directions_and_coarse_receivers(
     experiment, slow = build("LN", "cuts", metric, **options)
     mask = np.random.default_rng(0).random(experiment.graph.n_edges) < 0.6
     wanted = slow.without(experiment.graph.edge_names(np.flatnonzero(~mask)))
-    assert experiment.patched().metric(mask) == pytest.approx(wanted, abs=1e-7)
+    assert PatchedModel(experiment).metric(mask) == pytest.approx(wanted, abs=1e-7)
 
 
 def test_a_folded_latent_is_carried_by_the_error_node() -> None:
@@ -126,7 +127,7 @@ def test_a_folded_latent_is_carried_by_the_error_node() -> None:
     assert sum(site.n_kept for site in attached.sites) == 5
     assert sum(site.n_active for site in attached.sites) > 5
     assert 0 < attached.folded_share < 1
-    full = attached.experiment.patched().metric(np.ones(graph.n_edges, dtype=bool))
+    full = PatchedModel(attached.experiment).metric(np.ones(graph.n_edges, dtype=bool))
     assert full == pytest.approx(plain.plain("clean"), abs=1e-7)
     everything = attach(plain, dictionaries)
     assert everything.folded_share == 0
@@ -240,7 +241,7 @@ def test_acdc_is_the_sequential_one(which: str, direction: str) -> None:
             found = dict(zip(experiment.graph.edge_names(), scores, strict=True))
             assert found == pytest.approx(wanted.changes, abs=1e-7)
         assert 0 < circuit.n_edges < experiment.graph.n_edges
-        value = experiment.patched().metric(circuit.in_circuit)
+        value = PatchedModel(experiment).metric(circuit.in_circuit)
         assert value == pytest.approx(wanted.metric, abs=1e-7)
     assert work.n_dead > 0
 
@@ -253,10 +254,10 @@ def test_acdc_on_candidates_ablates_the_other_edges() -> None:
     assert narrowed is not None
     few, candidates = narrowed
     assert candidates.sum() <= n
-    value = few.patched().metric(np.ones(few.graph.n_edges, dtype=bool))
+    value = PatchedModel(few).metric(np.ones(few.graph.n_edges, dtype=bool))
     outside = graph.edge_names(np.flatnonzero(~candidates))
     assert value == pytest.approx(slow.without(outside), abs=1e-7)
-    assert few.patched().full_values().mean() == pytest.approx(slow.without(()), abs=1e-7)
+    assert PatchedModel(few).full_values().mean() == pytest.approx(slow.without(()), abs=1e-7)
     found = METHODS["acdc"].find(experiment, threshold=0.02, candidates=n)
     assert found.circuit.graph is graph
     assert not found.circuit.in_circuit[~candidates].any()

@@ -21,6 +21,7 @@ from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_f
 
 from acdc.cli import main
 from acdc.engine.experiment import Experiment
+from acdc.engine.patched import PatchedModel
 from acdc.errors import OptionError, UnsupportedModelError
 from acdc.latents.attach import MOST_NEURONS, attach_neurons
 from acdc.latents.experiment import LatentExperiment
@@ -60,11 +61,11 @@ def test_all_neurons_are_the_model(family: str, options: dict[str, str]) -> None
     experiment, _ = build(family, 5, **options)
     neurons = split(experiment)
     every = np.ones(neurons.graph.n_edges, dtype=bool)
-    full = neurons.patched().full_values().mean()
-    assert neurons.patched().metric(every) == pytest.approx(full, abs=1e-5)
+    full = PatchedModel(neurons).full_values().mean()
+    assert PatchedModel(neurons).metric(every) == pytest.approx(full, abs=1e-5)
     ours, theirs = (
-        neurons.patched().metric(~every),
-        experiment.patched().metric(np.zeros(experiment.graph.n_edges, dtype=bool)),
+        PatchedModel(neurons).metric(~every),
+        PatchedModel(experiment).metric(np.zeros(experiment.graph.n_edges, dtype=bool)),
     )
     assert ours == pytest.approx(theirs, abs=1e-5)
 
@@ -169,7 +170,9 @@ def check_against_hooks(experiment: Experiment, chosen: list[str], eps: float) -
         u = graph.sender_index[name]
         assert abs(scores[u] - (ends[0] - ends[1]) / (2 * eps)) < 1e-3 * largest, name
         whole = hooked_metric(experiment, layer, neuron, 1.0)
-        assert neurons.patched().metric(graph.edge_sender != u) == pytest.approx(whole, abs=1e-4)
+        assert PatchedModel(neurons).metric(graph.edge_sender != u) == pytest.approx(
+            whole, abs=1e-4
+        )
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=["resample", "zero"])
@@ -190,7 +193,7 @@ def test_neurons_of_the_bundled_model() -> None:
     best = [neurons.graph.senders[u] for u in order if ".n" in neurons.graph.senders[u]]
     check_against_hooks(experiment, best[:4], 1e-2)
     every = np.ones(neurons.graph.n_edges, dtype=bool)
-    assert neurons.patched().metric(every) == pytest.approx(experiment.plain("clean"), abs=1e-4)
+    assert PatchedModel(neurons).metric(every) == pytest.approx(experiment.plain("clean"), abs=1e-4)
 
 
 # --- methods, files -----------------------------------------------------------------------

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from acdc.cli import main
+from acdc.engine.patched import PatchedModel
 from acdc.errors import OptionError
 from acdc.pipeline import discover, fit
 from acdc.references import load_reference
@@ -89,7 +90,7 @@ def test_what_is_read_at_s2_speaks_against_the_subject(ioi: Run) -> None:
         )
         task = dataclasses.replace(experiment.task, pairs=pairs)
         alone = dataclasses.replace(experiment, task=task, metric=_logit())
-        model = alone.patched()
+        model = PatchedModel(alone)
         gained[who] = model.metric(without) - model.metric(circuit.in_circuit)
     assert gained["wrong_answers"] > 2
     assert gained["wrong_answers"] > 3 * abs(gained["answers"])

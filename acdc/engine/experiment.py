@@ -31,7 +31,6 @@ from graphs import Graph, component_graph
 
 if TYPE_CHECKING:
     from acdc.engine.incremental import IncrementalRun
-    from acdc.engine.patched import PatchedModel
 
 __all__ = ["Batch", "Experiment"]
 
@@ -325,12 +324,6 @@ class Experiment:
         return of_prompts * (len(of_prompts) / self.n_rows)
 
     # What depends on the kind of nodes: acdc.latents.experiment has its own.
-
-    def patched(self) -> PatchedModel:
-        """Return what evaluates circuits."""
-        from acdc.engine.patched import PatchedModel
-
-        return PatchedModel(self)
 
     def incremental(self, memory: int) -> IncrementalRun:
         """Return what ablates edges receiver by receiver; ``memory`` in bytes."""

@@ -30,6 +30,7 @@ from typing import Any
 import torch
 from transformer_lens.model_bridge.sources.native import NativeModel
 
+from acdc.engine.patched import PatchedModel
 from acdc.tasks import Task
 from benchmarks.language.prompts import Prompts
 
@@ -355,7 +356,7 @@ def without_head_to_head(model: Any, tasks: Mapping[str, Task]) -> dict[str, flo
     for name, task in tasks.items():
         experiment = Experiment(model, task, get_metric("logit_diff"))
         between = [_is_between_heads(edge) for edge in experiment.graph.edge_names()]
-        values = experiment.patched().values(~torch.tensor(between).numpy())
+        values = PatchedModel(experiment).values(~torch.tensor(between).numpy())
         found[name] = float((values > 0).mean())
     return found
 
