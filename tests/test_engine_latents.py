@@ -16,6 +16,7 @@ from oracle import sequential_acdc, small_model, small_task
 from test_latents import FLOAT32_INSIDE, build
 
 from acdc.engine.experiment import Experiment
+from acdc.engine.patched import PatchedModel
 from acdc.latents.attach import attach_neurons
 from acdc.methods.acdc import acdc
 from acdc.metrics import get_metric
@@ -29,7 +30,7 @@ class Patched:
     """An experiment as an oracle: edges by name, every evaluation a whole patched pass."""
 
     def __init__(self, experiment: Experiment) -> None:
-        self.graph, self._patched = experiment.graph, experiment.patched()
+        self.graph, self._patched = experiment.graph, PatchedModel(experiment)
         self.sign = experiment.minimised_sign
         graph = self.graph
         order = [edge_order(graph, v) for v in receiver_order(graph)]
