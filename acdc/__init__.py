@@ -8,6 +8,9 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -45,6 +48,31 @@ __all__ = [
     "load_run",
     "load_task",
 ]
+
+
+def _hidden() -> str | None:
+    """Say which file or folder hides a package of ours: beside a script Python finds it first."""
+    home = Path(__file__).resolve().parents[1]
+    for name in ("graphs", "benchmarks"):
+        found = importlib.util.find_spec(name)
+        if found is None:  # its own import says so
+            continue
+        places = [found.origin] if found.origin else list(found.submodule_search_locations or ())
+        for place in map(Path, places):
+            if home not in place.resolve().parents:
+                return (
+                    f"{str(place)!r} hides the package {name!r} that acdc needs: rename it, or run "
+                    "from another folder"
+                )
+    return None
+
+
+_why = _hidden()
+if _why is not None:
+    if Path(sys.argv[0]).stem in ("-m", "acdc"):  # the command line: one line, no traceback
+        print(f"acdc: {_why}", file=sys.stderr)
+        raise SystemExit(2)
+    raise ImportError(_why)
 
 
 def __getattr__(name: str) -> Any:

@@ -12,13 +12,12 @@ import numpy as np
 from acdc.curves import Area, score_curve
 from acdc.engine.constants import Constants
 from acdc.engine.experiment import Experiment
-from acdc.errors import OptionError
 from acdc.evaluation import Evaluation, Evaluator, interval, resampled_faithfulness
 from acdc.methods import Score, meaning
 from acdc.metrics import METRICS
 from acdc.pipeline import Reporter, Silent, fit, with_constants, with_means
 from acdc.runs import Timer, versions
-from acdc.settings import Direction, Intervention, Settings
+from acdc.settings import MOST_RESAMPLES, Direction, Intervention, Settings, check_count
 from acdc.unseen import PromptChoice
 from acdc.verdicts import Judgement, Trials, judge, n_evaluations
 from graphs import Circuit
@@ -186,8 +185,7 @@ def assess(
     >>> found = acdc.assess(circuit, settings, discovery=settings)  # doctest: +SKIP
     >>> found.judgement["minimality"].says  # doctest: +SKIP
     """
-    if n_resamples < 1:
-        raise OptionError(f"n_resamples {n_resamples}: expected at least 1")
+    check_count("n_resamples", n_resamples, at_most=MOST_RESAMPLES)
     reporter, timer = reporter or Silent(), Timer()
     with timer.phase("load"), reporter.phase("load model and task", None):
         circuit, experiment = fit(circuit, settings, PromptChoice(discovery, seen), constants)
@@ -222,8 +220,7 @@ def assess_loaded(
     timer
         Of what was done before; None: nothing.
     """
-    if n_resamples < 1:
-        raise OptionError(f"n_resamples {n_resamples}: expected at least 1")
+    check_count("n_resamples", n_resamples, at_most=MOST_RESAMPLES)
     reporter, trials, timer = reporter or Silent(), trials or Trials(), timer or Timer()
     steps = settings.optimal_steps
     with timer.phase("constants"):

@@ -32,7 +32,7 @@ from acdc.pipeline import (
     with_means,
 )
 from acdc.runs import Timer, versions, write_folder
-from acdc.settings import Settings
+from acdc.settings import Settings, check_count
 from graphs import Circuit
 from graphs.files import write_json, write_whole
 from graphs.formats import save_circuit
@@ -122,6 +122,7 @@ class Frontier:
 
 def check_thresholds(thresholds: Sequence[float]) -> tuple[float, ...]:
     """Return the thresholds ascending; OptionError unless they are finite and above 0."""
+    check_count("number of thresholds", len(thresholds), at_most=1000)
     for tau in thresholds:
         if not (np.isfinite(tau) and tau > 0):
             raise OptionError(f"threshold {tau}: expected a finite number above 0, as 0.01")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
@@ -411,7 +412,7 @@ def check_settings(settings: Settings) -> Settings:
         )
     if settings.task not in TASKS and not is_task_file(settings.task):
         raise UnknownNameError("task", settings.task, TASKS)
-    if is_task_file(settings.task) and not Path(settings.task).is_file():
+    if is_task_file(settings.task) and not os.path.exists(settings.task):
         raise TaskError(f"{settings.task}: no such file: give the path of a task file")
     spec = TASKS.get(settings.task)
     if settings.model is None and spec is None:

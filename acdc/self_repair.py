@@ -56,7 +56,7 @@ from acdc.errors import OptionError, UnknownNameError
 from acdc.evaluation import interval
 from acdc.pipeline import Reporter, Silent, fit, with_constants
 from acdc.runs import Timer, versions
-from acdc.settings import Settings
+from acdc.settings import MOST_RESAMPLES, Settings, check_count
 from acdc.unseen import PromptChoice
 from graphs import Circuit, Graph
 from graphs.coarse import coarsen
@@ -275,8 +275,7 @@ def self_repair(
     """
     if not 0 < min_share <= 1:
         raise OptionError(f"min_share {min_share:g}: expected a share above 0, at most 1")
-    if n_resamples < 1:
-        raise OptionError(f"n_resamples {n_resamples}: expected at least 1")
+    check_count("n_resamples", n_resamples, at_most=MOST_RESAMPLES)
     if circuit.graph.shape.sites:
         raise OptionError(
             "the circuit has latents: self-repair is measured of heads; give a circuit found "

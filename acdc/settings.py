@@ -21,6 +21,8 @@ from acdc.errors import OptionError
 __all__ = [
     "DEFAULT_HOLDOUT",
     "GROUPS",
+    "MOST_REPEATS",
+    "MOST_RESAMPLES",
     "POSITIONS",
     "RANKINGS",
     "Checked",
@@ -28,6 +30,7 @@ __all__ = [
     "Intervention",
     "Option",
     "Settings",
+    "check_count",
     "command_line",
     "option",
     "options_of",
@@ -41,6 +44,11 @@ RANKINGS = ("absolute", "signed")
 """How scores can be ranked."""
 DEFAULT_HOLDOUT = 0.25
 """Share of a file's rows that discovery leaves to evaluation."""
+
+MOST_REPEATS = 10**6
+"""How often something may be asked to be done, unless less is said."""
+MOST_RESAMPLES = 10**5
+"""Of a bootstrap, which keeps a number by resample and prompt."""
 
 GROUPS = ("model", "method", "selection", "prompts", "computing", "ablation", "nodes")
 """Of the fields of :class:`Settings`, as the command line lists them."""
@@ -127,6 +135,11 @@ def _endless(value: float) -> bool:
 def option(default: Any = MISSING, help: str = "", **says: Any) -> Any:
     """Return a dataclass field that says what :class:`Option` has room for."""
     return field(default=default, metadata={"option": Option(help, **says)})
+
+
+def check_count(name: str, value: int, *, at_least: int = 1, at_most: int = MOST_REPEATS) -> None:
+    """Raise OptionError if a number of things or repetitions is out of bounds."""
+    Option("", at_least=at_least, at_most=at_most).check(name, value)
 
 
 class Checked:

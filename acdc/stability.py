@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from acdc.errors import OptionError
 from acdc.pipeline import Reporter, Silent, check_discovery, discover
 from acdc.runs import Run, versions, write_folder
-from acdc.settings import Settings
+from acdc.settings import Settings, check_count
 from graphs import Circuit, Graph, component_graph, save_circuit, write_whole
 from graphs.draw import render, to_dot
 from graphs.files import write_json
@@ -153,6 +153,7 @@ def stability(
     reporter = reporter or Silent()
     if n_seeds < 2:
         raise OptionError(f"{n_seeds} seeds: expected at least 2, what one run finds is no share")
+    check_count("seeds", n_seeds, at_most=10_000)
     settings = {name: value for name, value in options.items() if name != "memory"}
     asked = check_discovery(Settings.of(task, **settings))
     if asked.holdout == 0:

@@ -11,6 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
+
+from graphs.text import printable
 
 if TYPE_CHECKING:
     from acdc.bases import SizeAt
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from graphs.reference import Reference
 
 __all__ = [
+    "SafeConsole",
     "TerminalReporter",
     "ablations_table",
     "bases_tables",
@@ -36,6 +40,7 @@ __all__ = [
     "reference_table",
     "roles_table",
     "run_table",
+    "say",
     "self_repair_tables",
     "show",
     "stability_tables",
@@ -62,7 +67,7 @@ class TerminalReporter:
         It disappears when the block raises, so that an error's message stands alone; where
         standard error is no terminal, only finished bars are printed.
         """
-        console = Console(stderr=True)
+        console = SafeConsole(stderr=True)
         columns = [
             TextColumn("{task.description:<24}"),
             BarColumn(),
@@ -90,11 +95,27 @@ class TerminalReporter:
             self._progress.update(self._progress.task_ids[0], note=text)
 
 
+class SafeConsole(Console):
+    """A console that shows control characters in texts as escapes (:mod:`graphs.text`)."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
+        """Return what every text passes through, in tables too."""
+        return super().render_str(printable(text, keep="\n\t"), **options)
+
+
+def say(line: str, *, stderr: bool = False) -> None:
+    """Print one line, however long, to standard output or standard error."""
+    SafeConsole(stderr=stderr).print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 def show(*parts: Any) -> None:
-    """Print tables and text to standard output."""
-    console = Console()
+    """Print tables and text to standard output; a text as it is, those in tables as markup."""
+    console = SafeConsole()
     for part in parts:
-        console.print(part, highlight=False)
+        console.print(part, highlight=False, markup=not isinstance(part, str))
 
 
 def number(value: float | None) -> str:
@@ -275,7 +296,7 @@ def stability_tables(found: Stability, n: int = _TOP_EDGES) -> tuple[str, Table,
 
 def self_repair_tables(found: SelfRepair, title: str) -> Iterator[Any]:
     """Yield a table per role, and who backs it up."""
-    yield escape(
+    yield (
         f"{title}: {found.n_prompts} prompts ({found.task_info['prompts']}), metric "
         f"{found.settings.metric}, {found.settings.direction}, "
         f"{found.settings.intervention} ablation"
@@ -283,7 +304,7 @@ def self_repair_tables(found: SelfRepair, title: str) -> Iterator[Any]:
     for role in found.roles:
         yield _role_table(role)
     for name, heads in found.backups.items():
-        yield escape(f"backup of {name!r}: {', '.join(heads)}")
+        yield f"backup of {name!r}: {', '.join(heads)}"
     if not found.backups:
         yield (
             f"no backup: no head answers with at least {found.min_share:.0%} of what ablating the "

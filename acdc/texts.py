@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from acdc.tasks import Tokenizer
+from graphs.text import printable
 
 __all__ = ["Texts", "label", "visible"]
 
@@ -39,8 +40,8 @@ class Texts:
 
 
 def visible(token: str) -> str:
-    """A token's text on one line."""
-    return token.replace("\n", "⏎").replace("\t", "→")
+    """A token's text on one line, characters that cannot be seen as escapes."""
+    return printable(token.replace("\n", "⏎").replace("\t", "→"))
 
 
 def label(token: str) -> str:

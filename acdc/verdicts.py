@@ -67,6 +67,7 @@ from scipy import stats
 
 from acdc.errors import OptionError
 from acdc.evaluation import Evaluator
+from acdc.settings import MOST_REPEATS, check_count
 from graphs.sample import PathSampler
 from graphs.select import prune
 
@@ -170,12 +171,15 @@ class Trials:
                     f"{name} {value:g}: expected a number above 0"
                     + (f" and below {high:g}" if high < math.inf else "")
                 )
-        for name, low in (
-            ("n_random", 1), ("n_permutations", 1), ("n_knockouts", 2), ("n_edges", 1), ("seed", 0)
-        ):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise OptionError(f"{name} {value}: expected at least {low}")
+        for name, low, high in (
+            ("n_random", 1, MOST_REPEATS),
+            ("n_permutations", 1, MOST_REPEATS),
+            ("n_knockouts", 2, MOST_REPEATS),
+            ("n_edges", 1, 2**63 - 1),
+            ("seed", 0, 2**63 - 1),
+        ):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name), at_least=low, at_most=high)
 
 
 @dataclass(frozen=True)

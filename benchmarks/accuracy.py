@@ -41,7 +41,7 @@ from acdc.runs import versions
 from acdc.tasks import DEFAULT_METRIC, load_task
 from benchmarks.measure import conditions, timed
 from graphs import Reference, prune, read_reference
-from graphs.files import json_text, write_whole
+from graphs.files import MIB, json_text, read_json, write_whole
 from graphs.roc import (
     MIB_FRACTIONS,
     Items,
@@ -62,6 +62,11 @@ __all__ = ["Plan", "Subject", "Table", "measure", "subjects"]
 
 FORMAT = "acdc-bench-accuracy"
 VERSION = 1
+_MOST_BYTES = 256 * MIB
+_CELL: dict[str, Any] = {
+    "subject": str, "method": str, "model": str, "request": dict, "areas": dict, "curves": dict,
+    "sizes": dict, "n_edges": int, "seconds": (int, float),
+}  # fmt: skip
 SEED = 0
 LEVELS = (0.9, 0.95)
 
@@ -305,18 +310,28 @@ def read_cells(path: Path) -> list[dict[str, Any]]:
     OutputError
         If it is none of this benchmark and version, or cannot be read.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise OutputError(
-            f"{path} cannot be read as JSON ({error}): choose another folder with --out"
-        ) from error
+    content = read_json(path, _MOST_BYTES, OutputError)
     is_ours = isinstance(content, dict) and content.get("format") == FORMAT
-    if not is_ours or content.get("version") != VERSION or "cells" not in content:
+    if (
+        not is_ours
+        or content.get("version") != VERSION
+        or not isinstance(content.get("cells"), list)
+    ):
         raise OutputError(
             f"{path} holds no results of this benchmark (format {FORMAT!r}, version {VERSION}): "
             "choose another folder with --out"
         )
+    for number, cell in enumerate(content["cells"], 1):
+        wrong = [
+            key
+            for key, kind in _CELL.items()
+            if not isinstance(cell, dict) or not isinstance(cell.get(key), kind)
+        ]
+        if wrong:
+            raise OutputError(
+                f"{path}: cell {number} has no {wrong[0]!r} as a result has it: choose another "
+                "folder with --out"
+            )
     return content["cells"]
 
 

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from acdc.errors import OutputError
-from graphs.files import write_whole
+from graphs.files import MIB, read_text, write_whole
 
 __all__ = [
     "BEGIN",
@@ -29,6 +29,7 @@ __all__ = [
     "write_report",
 ]
 
+_MOST_README = 16 * MIB
 BEGIN, END = "<!-- accuracy:begin -->", "<!-- accuracy:end -->"
 
 Cell = dict[str, Any]
@@ -285,10 +286,7 @@ def write_report(cells: Sequence[Cell], folder: Path) -> list[str]:
 
 def check_readme(path: Path) -> str:
     """Return a README's text; OutputError unless it has the two markers once, in order."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"cannot read {path}: {error.strerror or error}") from error
+    text = read_text(path, _MOST_README, OutputError)
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise OutputError(
             f"{path}: expected the lines {BEGIN} and {END} once each, in this order: put them "

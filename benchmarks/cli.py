@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -43,23 +44,23 @@ def speed(
 
     Example: acdc bench speed --out speed.json
     """
-    from rich.console import Console
-
+    from acdc.terminal import SafeConsole, say
     from benchmarks.speed import Plan, Row, measure, read_peers, run_table, write
 
     sizes = () if layers is None else (_layers(layers),)
     plan = (Plan.quick if quick else Plan.full)(*sizes)
     others = read_peers(peers) if peers is not None else []
-    log, rows = Console(stderr=True), list[Row]()
+    rows = list[Row]()
     for row in measure(plan, device):
         rows.append(row)
-        log.print(f"{row.group}: {row.model}, {row.method}: {row.ratio:.3g} x {row.unit}")
+        line = f"{row.group}: {row.model}, {row.method}: {row.ratio:.3g} x {row.unit}"
+        say(line, stderr=True)
     rows += others
     write(out, rows, device, plan)
-    console = Console()
+    console = SafeConsole()
     console.width = max(console.width, TABLE_WIDTH)
     console.print(run_table(rows))
-    console.print(f"written to {out}", highlight=False)
+    say(f"written to {out}")
 
 
 @app.command()
@@ -92,8 +93,7 @@ def accuracy(
 
     Example: acdc bench accuracy --quick --out accuracy
     """
-    from rich.console import Console
-
+    from acdc.terminal import SafeConsole, say
     from benchmarks.accuracy import Plan, Table, measure
     from benchmarks.accuracy_report import check_readme, run_table, update_readme, write_report
 
@@ -101,17 +101,17 @@ def accuracy(
         check_readme(readme)
     plan = (Plan.quick if quick else Plan.full)().only(_names(models), _names(methods))
     folder = out or Path("runs") / ("accuracy-quick" if quick else "accuracy")
-    table, log = Table(folder), Console(stderr=True)
+    table = Table(folder)
     for cell in measure(plan, table, device):
-        log.print(f"{cell['subject']}, {cell['method']}: {cell['seconds']:.1f} s", highlight=False)
+        say(f"{cell['subject']}, {cell['method']}: {cell['seconds']:.1f} s", stderr=True)
     cells = list(table.cells.values())
     files = write_report(cells, folder)
     if readme is not None:
         update_readme(cells, readme)
-    console = Console()
+    console = SafeConsole()
     console.width = max(console.width, TABLE_WIDTH)
     console.print(run_table(cells))
-    console.print(f"written to {folder}: {', '.join(['results.json', *files])}", highlight=False)
+    say(f"written to {folder}: {', '.join(['results.json', *files])}")
 
 
 def _names(text: str | None) -> list[str] | None:
@@ -121,8 +121,8 @@ def _names(text: str | None) -> list[str] | None:
 def _layers(text: str) -> tuple[int, ...]:
     """Read ``4,12,24``."""
     parts = text.split(",")
-    if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
-        raise typer.BadParameter(f"layers {text!r}: expected numbers above 0, as 4,12,24")
+    if not all(re.fullmatch(r" *0*[1-9][0-9]{0,2} *", part) for part in parts):
+        raise typer.BadParameter(f"layers {text!r}: expected numbers from 1 to 999, as 4,12,24")
     return tuple(int(part) for part in parts)
 
 

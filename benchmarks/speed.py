@@ -19,9 +19,10 @@ TL's EAP   its edge scores, summed over positions, are ours, to 1e-3 of the larg
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,12 +44,14 @@ from acdc.metrics import get_metric
 from acdc.models import resolve_device
 from benchmarks.measure import Peak, conditions, median_seconds, timed
 from benchmarks.subjects import Size, bundled_experiment, random_bridge, random_model, random_task
-from graphs.files import write_json
+from graphs.errors import InputError
+from graphs.files import MIB, read_json, write_json
 
 __all__ = ["Passes", "Plan", "Row", "measure", "read_peers", "run_table", "write"]
 
 FORMAT = "acdc-bench-speed"
 STEPS, SWEEP = 5, 10
+_MOST_BYTES = 16 * MIB
 
 
 class WrongAnswerError(AssertionError):
@@ -574,8 +577,31 @@ def _peer_rows(plan: Plan, device: str) -> Iterator[Row]:
 
 
 def read_peers(path: Path) -> list[Row]:
-    """Read the rows that a peer's script wrote (see ``benchmarks/peers.sh``)."""
-    return [Row(**row) for row in json.loads(path.read_text())["rows"]]
+    """Read the rows that a peer's script wrote (see ``benchmarks/peers.sh``).
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, or a row is none; the message names it.
+    """
+    content = read_json(path, _MOST_BYTES)
+    rows = content.get("rows") if isinstance(content, dict) else None
+    if not isinstance(rows, list):
+        raise InputError(f"{path}: no 'rows': give what benchmarks/peers.sh writes")
+    return [_row(f"{path}, row {number}", row) for number, row in enumerate(rows, 1)]
+
+
+def _row(where: str, content: Any) -> Row:
+    if not isinstance(content, dict):
+        raise InputError(f"{where} is no object: give what benchmarks/peers.sh writes")
+    for one in fields(Row):
+        needed = one.default is MISSING and one.name not in content
+        value = content.get(one.name, 0 if one.type != "str" else "")
+        number = type(value) in (int, float) and abs(value) < math.inf
+        fits = number or (value is None and "None" in str(one.type))
+        if needed or not (isinstance(value, str) if one.type == "str" else fits):
+            raise InputError(f"{where}: {one.name} is {value!r}, expected {one.type}")
+    return Row(**{one.name: content[one.name] for one in fields(Row) if one.name in content})
 
 
 def write(path: Path, rows: Iterable[Row], device: str, plan: Plan | None = None) -> None:

@@ -148,12 +148,15 @@ def write_whole(path: PathLike, data: str | bytes | Iterable[memoryview]) -> Non
     Raises
     ------
     InputError
-        If the file cannot be written; an older file is then left as it was.
+        If the file cannot be written, or something that is no file is there; an older file is
+        then left as it was.
     """
     path = Path(path)
     if isinstance(data, str):
         data = data.encode()
     parts = (memoryview(data),) if isinstance(data, bytes) else data
+    if path.exists() and not path.is_file():  # root could replace /dev/null by a file
+        raise InputError(f"cannot write {path}: it is no file but a folder, device or pipe")
     try:
         with beside(path) as place:
             new = place / "new"

@@ -194,7 +194,7 @@ def test_a_changed_reference_is_measured_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"format": "acdc-bench-acc', "cannot be read as JSON"),
+        ('{"format": "acdc-bench-acc', "no JSON that can be read"),
         ("[]", "holds no results of this benchmark"),
         ('{"format": "acdc-bench-speed", "version": 1}', "holds no results of this benchmark"),
         ('{"format": "acdc-bench-accuracy", "version": 0, "cells": []}', "version 1"),

@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from graphs.errors import CircuitFileError, InputError
-from graphs.files import MIB, check_regular, parse_json, read_bytes, read_json, read_text
+from graphs.files import (
+    MIB,
+    check_regular,
+    parse_json,
+    read_bytes,
+    read_json,
+    read_text,
+    write_whole,
+)
 from graphs.text import MOST_SHOWN, one_line, printable
 
 
@@ -95,3 +103,14 @@ def test_usual_text_stays_as_it_is() -> None:
     assert printable("Zürich ▁the 日本 😀") == "Zürich ▁the 日本 😀"
     assert printable("a\n\tb\x00", keep="\n\t") == "a\n\tb\\x00"
     assert one_line("a  b\r\n c ") == "a b c"
+
+
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match=r"pipe: it is no file but a folder, device or pipe"):
+        write_whole(tmp_path / "pipe", "text")
+    assert (tmp_path / "pipe").is_fifo()
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+    (tmp_path / "new").symlink_to(tmp_path / "nowhere")
+    write_whole(tmp_path / "new", "text")
+    assert (tmp_path / "new").read_text() == "text"

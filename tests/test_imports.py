@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -101,3 +102,44 @@ def test_public_names_of_graphs():
     assert public - modules_of == set(graphs.__all__)
     for name in graphs.__all__:
         assert getattr(graphs, name).__doc__, name
+
+
+@pytest.mark.parametrize("name", ["graphs", "benchmarks"])
+@pytest.mark.parametrize("kind", ["{}.py", "{}/__init__.py"])
+def test_a_users_file_that_hides_a_package_is_named(tmp_path, name, kind):
+    hiding = tmp_path / kind.format(name)
+    hiding.parent.mkdir(exist_ok=True)
+    hiding.write_text("")
+    (tmp_path / "script.py").write_text("import acdc\nprint('imported')\n")
+    words = f"{str(hiding)!r} hides the package {name!r} that acdc needs: rename it, or run from"
+
+    def run(*arguments):
+        return subprocess.run(
+            [sys.executable, *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+
+    script = run("script.py")
+    assert script.stderr.splitlines()[-1].startswith(f"ImportError: {words}")
+    assert not script.stdout
+    command = run("-m", "acdc", "list", "models")
+    assert command.stderr.splitlines() == [f"acdc: {words} another folder"]
+    assert command.returncode == 2
+
+
+def test_files_of_other_names_hide_nothing(tmp_path):
+    (tmp_path / "graph.py").write_text("")
+    (tmp_path / "script.py").write_text("import acdc, graphs\nprint(graphs.__file__)\n")
+    done = subprocess.run(
+        [sys.executable, "script.py"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.stdout.strip() == str(ROOT / "graphs" / "__init__.py")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.console import Console
+from rich.table import Table
 
 from acdc.cli.inputs import circuit_file
 from acdc.directions import BothDirections
@@ -23,9 +24,12 @@ from acdc.terminal import (
     directions_tables,
     edges_table,
     run_table,
+    say,
     self_repair_tables,
+    show,
     stability_tables,
 )
+from acdc.texts import visible
 from graphs import Circuit, to_dot
 
 
@@ -133,3 +137,35 @@ def test_a_picture_counts_edges_as_the_table_does(run: Run) -> None:
     dot = to_dot(replace(run.circuit, in_circuit=kept))
     assert "8 of 353 edges \u00b7 1 on no path not drawn" in dot
     assert "7 of 353 edges \u00b7 acdc" in to_dot(run.circuit)
+
+
+HOSTILE = "a\x1b[31mb\x1b]0;title\x07 \x9b2J \u202e \ud800 [/bold] [red] :bug:"
+SHOWN = r"a\x1b[31mb\x1b]0;title\x07 \x9b2J \u202e \ud800 [/bold] [red] :bug:"
+
+
+def test_control_characters_are_shown_and_not_obeyed(
+    run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    table = Table(HOSTILE.replace("[", "\\["), title=HOSTILE.replace("[", "\\["))
+    table.add_row(HOSTILE.replace("[", "\\["))
+    show(table, HOSTILE)
+    say(HOSTILE)
+    say(HOSTILE, stderr=True)
+    said = capsys.readouterr()
+    assert said.out.count(SHOWN) == 5
+    assert said.err == SHOWN + "\n"
+    summary = {**run.summary(), "task": HOSTILE, "model": HOSTILE, "method": HOSTILE}
+    show(run_table(summary, HOSTILE))
+    said = capsys.readouterr()
+    assert said.out.count(SHOWN) == 4
+    assert all(c.isprintable() or c == "\n" for c in said.out)
+
+
+def test_control_characters_of_tokens_are_shown() -> None:
+    assert visible("a\x1b[0m\n\tb") == r"a\x1b[0m⏎→b"
+
+
+def test_a_long_line_is_not_broken(capsys: pytest.CaptureFixture[str]) -> None:
+    say("word " * 100)
+    assert capsys.readouterr().out == "word " * 100 + "\n"

@@ -6,6 +6,7 @@ Nothing heavy (torch, numba) is imported before a command runs, so that ``acdc -
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -27,6 +28,8 @@ __all__ = ["app", "main"]
 
 # click's UsageError; typer has it from click or from a copy of its own, depending on its version.
 _UsageError: Any = typer.BadParameter.__mro__[1]
+
+_SURROGATE = re.compile("[\ud800-\udfff]")  # what Python makes of bytes that are no text
 
 app = typer.Typer(
     add_completion=False,
@@ -65,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Before torch is loaded: idle OpenMP threads sleep instead of spinning.  On a busy machine
     # small models run ten times faster so.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _check_text(sys.argv[1:] if arguments is None else arguments)
     _add_plugins()
     command = typer.main.get_command(app)
     try:
@@ -116,6 +120,13 @@ def _ends_when_told() -> Iterator[None]:
         signal.signal(signal.SIGTERM, known)
 
 
+def _check_text(arguments: Sequence[str]) -> None:
+    """Refuse what no file or terminal can take: bytes that are no text, a null character."""
+    for argument in arguments:
+        if "\0" in argument or (not argument.isascii() and _SURROGATE.search(argument)):
+            _fail(f"argument {argument!r} is no UTF-8 text: rename the file, or correct the locale")
+
+
 def _add_plugins() -> None:
     """Add the commands that other packages offer under the entry point ``acdc.commands``."""
     known = {group.name for group in app.registered_groups}
@@ -125,5 +136,7 @@ def _add_plugins() -> None:
 
 
 def _fail(message: str) -> None:
-    typer.echo("acdc: " + " ".join(message.split()), err=True)
+    from graphs.text import one_line
+
+    typer.echo(f"acdc: {one_line(message)}", err=True)
     sys.exit(2)

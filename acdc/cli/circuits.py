@@ -54,6 +54,8 @@ def export(
     from dataclasses import replace
 
     from acdc.errors import OptionError
+    from acdc.settings import check_count
+    from acdc.terminal import say
     from graphs.draw import render
     from graphs.formats import write_circuit_json, write_dot, write_graphml
     from graphs.rendering import FORMATS
@@ -62,8 +64,8 @@ def export(
     format = format or (out.suffix[1:].lower() if out else "") or "svg"
     if format not in formats:
         raise OptionError(f"format {format!r}: expected one of {', '.join(formats)}")
-    if max_edges is not None and max_edges < 1:
-        raise OptionError(f"max-edges {max_edges}: expected at least 1")
+    if max_edges is not None:
+        check_count("max-edges", max_edges)
     if negate and format not in ("json", "pt"):
         raise OptionError(f"--negate with format {format}: it is for json and pt")
     if negate and out is None:
@@ -80,7 +82,7 @@ def export(
         found = replace(found, in_circuit=found.in_circuit & ~error_edges(found.graph))
     target = out or source.with_suffix(f".{format}")
     if out is None and target == source:
-        typer.echo(f"{source} is {format} already")
+        say(f"{source} is {format} already")
         return
     derived = out is None and (source.suffix == ".json" or format in FORMATS)
     check_file(target, overwrite or derived)
@@ -97,7 +99,7 @@ def export(
         write_pt(found, target)
     else:
         write_circuit_json(found, target)
-    typer.echo(f"written to {target}")
+    say(f"written to {target}")
 
 
 def latents(
@@ -124,7 +126,7 @@ def latents(
     Example: acdc latents runs/ioi --clusters 8 --html latents.html
     """
     from acdc.looking import gallery_parts, look, to_html
-    from acdc.terminal import TerminalReporter, show
+    from acdc.terminal import TerminalReporter, say, show
     from graphs.files import write_whole
 
     if html is not None:
@@ -139,4 +141,4 @@ def latents(
         show(*gallery_parts(gallery))
     else:
         write_whole(html, to_html(gallery))
-        typer.echo(f"written to {html}: {len(gallery.latents)} of {gallery.n_latents} latents")
+        say(f"written to {html}: {len(gallery.latents)} of {gallery.n_latents} latents")

@@ -58,6 +58,7 @@ def compare(
     Example: acdc compare runs/ioi --reference ioi --out both.svg
     """
     from acdc.errors import OptionError
+    from acdc.terminal import say
 
     if (second is None) == (reference is None):
         got = "Missing argument 'second'" if second is None else "both 'second' and --reference"
@@ -78,7 +79,7 @@ def compare(
         draw = _compare_reference(first, reference, role or [], list_edges, as_json)
     if out is not None:
         _write_picture(draw(), out)
-        typer.echo(f"written to {out}", err=as_json)
+        say(f"written to {out}", stderr=as_json)
 
 
 def _compare_circuits(
@@ -148,7 +149,7 @@ def _compare_reference(
 ) -> Callable[[], str]:
     """Show how a circuit compares with a reference; return what draws both."""
     from acdc.references import ablation_warning, check_roles, load_reference
-    from acdc.terminal import reference_table, roles_table, show
+    from acdc.terminal import reference_table, roles_table, say, show
     from graphs.comparison import compare_reference, to_dot_reference
 
     reference = load_reference(name)
@@ -156,7 +157,7 @@ def _compare_reference(
     circuit, ablation = _circuit_and_ablation(path)
     found = compare_reference(circuit, reference)
     if warning := ablation_warning(reference, ablation):
-        typer.echo(f"acdc: warning: {warning}", err=True)
+        say(f"acdc: warning: {warning}", stderr=True)
     if as_json:
         _print_json(found)
         return lambda: to_dot_reference(circuit, reference, str(path))

@@ -249,7 +249,7 @@ def report(
     """
     from acdc.errors import CircuitFileError
     from acdc.report import gather, to_html
-    from acdc.terminal import TerminalReporter
+    from acdc.terminal import TerminalReporter, say
     from graphs.files import write_whole
 
     page = out or run / "report.html"
@@ -261,4 +261,4 @@ def report(
         n_prompts=prompts, trust_remote_code=trust_remote_code, reporter=TerminalReporter(),
     )  # fmt: skip
     write_whole(page, to_html(found))
-    typer.echo(f"written to {page}")
+    say(f"written to {page}")

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from acdc.settings import Settings
     from graphs import Circuit
 
+_MOST_MEMORY = 1 << 20  # GiB
+
 __all__ = [
     "check_file",
     "check_page",
@@ -29,6 +31,8 @@ def to_bytes(memory: float) -> int:
 
     if not 0 < memory < math.inf:
         raise OptionError(f"memory {memory:g}: expected GiB above 0, as 1")
+    if memory > _MOST_MEMORY:
+        raise OptionError(f"memory {memory:g}: expected at most {_MOST_MEMORY:,} GiB")
     return int(memory * 2**30)
 
 
@@ -36,6 +40,8 @@ def check_file(path: Path, overwrite: bool) -> None:
     """Refuse to write a file that exists already, or into a folder that does not exist."""
     from acdc.errors import OutputError
 
+    if path.exists() and not path.is_file():
+        raise OutputError(f"{str(path)!r} is no file: choose another with --out")
     if path.exists() and not overwrite:
         raise OutputError(f"{str(path)!r} exists: choose another with --out or pass --overwrite")
     if not path.parent.is_dir():

@@ -22,7 +22,7 @@ from acdc.looking.effects import Effect, direct_effects
 from acdc.methods.eap import between_inputs
 from acdc.reopen import reopen
 from acdc.runs import load_run
-from acdc.settings import Settings
+from acdc.settings import Settings, check_count
 from acdc.texts import Texts
 from graphs import Circuit
 from graphs.graph import parse_node
@@ -258,8 +258,7 @@ def look(
     >>> look("runs/ioi").latents[0].tokens  # doctest: +SKIP
     """
     for name, value in (("top", top), ("prompts", n_examples)):
-        if value < 1:
-            raise OptionError(f"{name} {value}: expected at least 1")
+        check_count(name, value)
     if not Path(folder).is_dir():
         raise CircuitFileError(f"{folder}: no such folder; give the folder of a run")
     settings, circuit, summary = load_run(folder)

@@ -22,7 +22,7 @@ from acdc.report.checked import JsonObject
 from acdc.report.circuit import CircuitView, view_circuit
 from acdc.report.evidence import Evidence, Repeated, evidence_of, read_evidence, read_repeated
 from acdc.runs import load_run
-from acdc.settings import Settings, command_line
+from acdc.settings import Settings, check_count, command_line
 from acdc.texts import Texts
 from acdc.unseen import PromptChoice
 from acdc.verdicts import Trials
@@ -161,8 +161,7 @@ def gather(
     OptionError
         If a number makes no sense, or the run's model is not what it was.
     """
-    if n_prompts < 1:
-        raise OptionError(f"prompts {n_prompts}: expected at least 1")
+    check_count("prompts", n_prompts)
     folder, reporter = Path(folder), reporter or Silent()
     if not folder.is_dir():
         raise CircuitFileError(f"{folder}: no such folder; give the folder of a run")

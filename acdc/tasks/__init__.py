@@ -14,6 +14,7 @@ from random import Random
 from typing import Any
 
 from acdc.errors import OptionError, TaskError, UnknownNameError
+from acdc.settings import check_count
 from acdc.tasks.base import Pair, Task, Tokenizer, single_token_continuation
 from acdc.tasks.files import SUFFIXES, read_pairs
 from acdc.tasks.spec import DEFAULT_METRIC, TASKS, TaskSpec
@@ -103,8 +104,8 @@ def load_task(
     >>> len(task), len(task.pairs[0].clean) == len(task.pairs[0].corrupt)
     (4, True)
     """
-    if n_prompts is not None and n_prompts < 1:
-        raise OptionError(f"n_prompts is {n_prompts}, expected at least 1: ask for more prompts")
+    if n_prompts is not None:
+        check_count("n_prompts", n_prompts)
     d_vocab_out = d_vocab if d_vocab_out is None else d_vocab_out
     if name_or_path in TASKS:
         task = _generate(TASKS[name_or_path], tokenizer, n_prompts, seed, corruption, d_vocab)
