@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pickle
 import shutil
 import subprocess
@@ -759,6 +760,23 @@ def test_names_of_the_hubs_gpt2(tmp_path: Path) -> None:
 
     edit_weights(tmp_path, strip)
     assert torch.equal(logits(tmp_path, tokens), before)
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json"])
+@pytest.mark.parametrize("kind", ["device", "pipe", "folder"])
+def test_files_that_are_none(file: str, kind: str, llama: Path, native: Path) -> None:
+    for folder in (llama, native):
+        path = folder / file
+        path.unlink(missing_ok=True)
+        if kind == "device":
+            path.symlink_to("/dev/zero")
+        elif kind == "pipe":
+            os.mkfifo(path)
+        else:
+            path.mkdir()
+        message = refusal(folder)
+        assert str(path) in message
+        assert "it is a folder" in message or "it is a device, pipe or socket" in message
 
 
 # --- tokenizers ---------------------------------------------------------------------------

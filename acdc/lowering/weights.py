@@ -38,10 +38,10 @@ def read_weights(folder: Path) -> tuple[Path, dict[str, Tensor]]:
         If there is neither file, or it is truncated, or holds anything but tensors.
     """
     path = folder / "model.safetensors"
-    if path.is_file():
+    if path.exists():
         return path, read_safetensors(path, ModelError)
     path = folder / "model.pt"
-    if not path.is_file():
+    if not path.exists():
         raise ModelError(f"{folder}: no weights; expected model.safetensors or model.pt there")
     return path, _read_pt(path)
 

@@ -66,7 +66,7 @@ class ModelFolder:
         if self.repository is not None:
             return self.repository.fetch_if_there(name, revision=self.path.name)
         path = self.path / name
-        return path if path.is_file() else None
+        return path if path.exists() else None
 
 
 def read_object(path: Path, limit: int = _MAX_JSON) -> dict[str, Any]:
