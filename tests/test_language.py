@@ -131,6 +131,11 @@ def test_docstrings_never_have_held_out_neighbours_in_training():
         assert not any(is_held_out(*pair) for pair in itertools.pairwise(arguments))
 
 
+def test_an_acronym_that_is_evaluated_has_a_wrong_letter():
+    rng = Random(67)  # draws three words with one letter
+    assert all(DOCUMENTS["acronym"]["any"](rng, True).wrong for _ in range(200))
+
+
 def test_later_years_are_right_and_others_wrong():
     rng = Random(6)
     for _ in range(100):

@@ -360,7 +360,8 @@ def _acronym(rng: Random, held_out: bool) -> Document:
     def accept(drawn: list[str]) -> bool:
         pairs = list(itertools.pairwise(drawn))
         if held_out:
-            return is_held_out(*pairs[-1])
+            # some letter has to be wrong
+            return is_held_out(*pairs[-1]) and len({word[0] for word in drawn}) > 1
         return not any(is_held_out(*pair) for pair in pairs)
 
     chosen = _draw_until(lambda: rng.sample(ORGANISATION, 3), accept)

@@ -62,7 +62,7 @@ ORGANISATION = _words(
     """
     American Advanced Atlantic Basic British Business Central Chief City Digital Data Direct
     Eastern Electric Executive Federal First Foreign General Global Great Health High Home
-    Indian Inner Island Joint Junior Justice Key King Knowledge Labor Large Local Main Marine
+    Indian Inner Island Joint Junior Justice King Labor Large Local Main Marine
     Medical National Natural Northern Open Officer Outer Pacific Private Public Quality Quick
     Rapid Regional Royal Science Social Southern Technical Trade Trust United Urban Union Vital
     Visual Vast Water Western World Young Youth Yellow Zero Zone Zenith
