@@ -382,7 +382,12 @@ def _tested_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def _dropped_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
     drop = Sums.drop
-    monkeypatch.setattr(Sums, "drop", lambda self, span, v, u: drop(self, slice(None), v, u))
+
+    def everywhere(self: Sums, span: int, receiver: int, senders: Any) -> None:
+        for other in [s for s, v in self.kept if v == receiver]:
+            drop(self, other, receiver, senders)
+
+    monkeypatch.setattr(Sums, "drop", everywhere)
 
 
 def _one_layout(monkeypatch: pytest.MonkeyPatch) -> None:
