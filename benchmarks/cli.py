@@ -114,6 +114,44 @@ def accuracy(
     say(f"written to {folder}: {', '.join(['results.json', *files])}")
 
 
+@app.command()
+def calibration(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Few samples: under a minute, for trying it.")
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="Folder to write (default: runs/calibration, or runs/calibration-quick)."
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:N or mps.")] = "cpu",
+) -> None:
+    """Count how often the tests of `acdc evaluate` reject what is true, and what is false.
+
+    Example: acdc bench calibration --quick --out calibration
+    """
+    from rich.console import Console
+
+    from acdc.errors import OutputError
+    from benchmarks.calibration import Row, measure, run_table, write
+    from benchmarks.calibration_scenes import Plan
+
+    folder = out or Path("runs") / ("calibration-quick" if quick else "calibration")
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"output {str(folder)!r} is a file, give a folder")
+    plan = (Plan.quick if quick else Plan)()
+    log, rows = Console(stderr=True), list[Row]()
+    for row in measure(plan, device):
+        rows.append(row)
+        log.print(f"{row.test}, {row.subject}: {row.says}: {row.share:.1%}", highlight=False)
+    files = write(folder, rows, plan, device)
+    console = Console()
+    console.width = max(console.width, TABLE_WIDTH)
+    console.print(run_table(rows))
+    console.print(f"written to {folder}: {', '.join(files)}", highlight=False)
+
+
 def _names(text: str | None) -> list[str] | None:
     return None if text is None else [part.strip() for part in text.split(",")]
 
