@@ -34,6 +34,7 @@ from rich.table import Table
 
 from acdc.engine.experiment import Experiment
 from acdc.engine.patched import PatchedModel
+from acdc.engine.work import Work
 from acdc.latents.attach import attach
 from acdc.latents.sources import load_dictionaries
 from acdc.lowering.model import LoweredModel
@@ -387,7 +388,7 @@ def attribution_rows(group: str, name: str, experiment: Experiment, repeats: int
             passes.measure()
             times.append(timed(partial(function, experiment), passes.device)[0])
         passes.measure()
-        chunked = function(experiment, memory=_small_memory(experiment))
+        chunked = function(experiment, work=Work(_small_memory(experiment)))
         n_forwards = 1 if method == "eap" else 2
         unit = n_forwards * passes.forward_seconds + steps * passes.forward_backward_seconds
         seconds = statistics.median(times)

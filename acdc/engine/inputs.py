@@ -28,7 +28,18 @@ from acdc.engine.start import Start
 from acdc.engine.values import Values, coefficients
 from graphs.plan import Flow, Numbers, Step
 
-__all__ = ["Changes", "Input", "Output", "Places", "Sums", "Written", "index_of", "insert"]
+__all__ = [
+    "Changes",
+    "Input",
+    "Output",
+    "Places",
+    "Sums",
+    "Written",
+    "index_of",
+    "insert",
+    "overlap",
+    "where",
+]
 
 Index = slice | list[int]
 Senders = NDArray[np.int64]

@@ -46,6 +46,7 @@ __all__ = [
     "NeuronMlp",
     "Stage",
     "Transcoder",
+    "Wanted",
 ]
 
 Layout = list[tuple[int, Tensor | None, int | None]]

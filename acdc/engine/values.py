@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-__all__ = ["Block", "Rows", "Sparse", "Values", "by_sender", "coefficients", "product"]
+__all__ = ["Block", "Rows", "Sparse", "Values", "by_sender", "coefficients", "gather", "product"]
 
 Values = list[Tensor]
 """By block, ``[sender, scenario, batch, pos, width]``."""

@@ -57,7 +57,7 @@ from acdc.errors import OptionError
 from acdc.methods.base import Score, method
 from acdc.settings import Checked, option
 
-__all__ = ["HardConcrete", "Training", "edge_pruning", "subnetwork_probing"]
+__all__ = ["EdgeTraining", "HardConcrete", "Training", "edge_pruning", "subnetwork_probing"]
 
 Scores = NDArray[np.float64]
 
