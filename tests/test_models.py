@@ -851,6 +851,16 @@ def test_settings_of_tokenizers(settings: dict[str, Any], words: str, tokenized:
     assert words in message
 
 
+def test_merges_that_do_not_go_on_as_they_should(tokenized: Path) -> None:
+    """The library under transformers cuts a prefix off them without a look."""
+    model = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": [["a", "b"]]}
+    edit_json(
+        tokenized / "tokenizer.json",
+        lambda t: t.update(model=model | {"continuing_subword_prefix": "####"}, added_tokens=[]),
+    )
+    assert "continuing_subword_prefix is '####', with which not every merge" in refusal(tokenized)
+
+
 def test_settings_that_no_text_needs_are_left_alone(tokenized: Path) -> None:
     edit_json(
         tokenized / "tokenizer_config.json",

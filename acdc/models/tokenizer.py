@@ -255,10 +255,26 @@ def _check_tokenizer(values: dict[str, Any], path: Path) -> dict[str, Any]:
         _check_added(vocabulary, path)
     elif not isinstance(vocabulary, list) or not all(_is_scored(piece) for piece in vocabulary):
         raise ModelError(f"{path}: its vocabulary is neither ids by text nor texts with scores")
+    prefix = model.get("continuing_subword_prefix") or ""
+    if not isinstance(prefix, str) or not _all_continue(model.get("merges"), prefix):
+        raise ModelError(
+            f"{path}: continuing_subword_prefix is {prefix!r}, with which not every merge goes on"
+        )
     added = values.setdefault("added_tokens", [])
     if not isinstance(added, list) or not all(_is_added(token) for token in added):
         raise ModelError(f"{path}: added_tokens is no list of tokens with id and content")
     return values
+
+
+def _all_continue(merges: Any, prefix: str) -> bool:
+    """Whether the second part of every merge begins with a prefix; the library relies on it."""
+    if not prefix or not isinstance(merges, list):
+        return True
+    parts = [merge.split(" ") if isinstance(merge, str) else merge for merge in merges]
+    return all(
+        isinstance(pair, list) and isinstance(pair[-1], str) and pair[-1].startswith(prefix)
+        for pair in parts if pair
+    )  # fmt: skip
 
 
 def _is_scored(piece: Any) -> bool:
