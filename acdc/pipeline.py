@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
@@ -19,7 +18,7 @@ from acdc.engine.constants import FILE_NAME, Constants, load_constants
 from acdc.engine.experiment import Experiment
 from acdc.engine.optimal import optimal_constants
 from acdc.engine.work import Work
-from acdc.errors import DictionaryError, OptionError, TaskError, UnknownNameError
+from acdc.errors import DictionaryError, OptionError, UnknownNameError
 from acdc.evaluation import Evaluation, Evaluator
 from acdc.latents.attach import Attached, attach, attach_neurons
 from acdc.latents.attachment import NeuronAttachment, site_kind
@@ -37,6 +36,7 @@ from acdc.runs import Run, Timer, versions
 from acdc.settings import DEFAULT_HOLDOUT, Settings, options_of
 from acdc.tasks import DEFAULT_METRIC, TASKS, Task, Tokenizer, is_task_file, load_task
 from acdc.tasks.dataset import load_dataset
+from acdc.tasks.files import check_task_file
 from acdc.tasks.split import held_out, select_pairs
 from graphs import Circuit
 from graphs.latents import Site
@@ -412,8 +412,8 @@ def check_settings(settings: Settings) -> Settings:
         )
     if settings.task not in TASKS and not is_task_file(settings.task):
         raise UnknownNameError("task", settings.task, TASKS)
-    if is_task_file(settings.task) and not os.path.exists(settings.task):
-        raise TaskError(f"{settings.task}: no such file: give the path of a task file")
+    if is_task_file(settings.task):
+        check_task_file(settings.task)
     spec = TASKS.get(settings.task)
     if settings.model is None and spec is None:
         raise OptionError(f"task file {settings.task!r}: say with --model which model reads it")

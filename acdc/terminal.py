@@ -143,6 +143,8 @@ def run_table(summary: dict[str, Any], title: str) -> Table:
         ),
         "faithfulness": _with_interval(summary),
     }
+    if summary.get("saes") is not None:
+        rows["dictionaries"] = summary["saes"]
     if "prompts" in summary:
         rows["prompts"] = summary["prompts"]
     rows |= _latent_rows(summary.get("latents"))
@@ -297,7 +299,8 @@ def stability_tables(found: Stability, n: int = _TOP_EDGES) -> tuple[str, Table,
 def self_repair_tables(found: SelfRepair, title: str) -> Iterator[Any]:
     """Yield a table per role, and who backs it up."""
     yield (
-        f"{title}: {found.n_prompts} prompts ({found.task_info['prompts']}), metric "
+        f"{title}: {found.settings.task} in {found.settings.model}, {found.n_prompts} prompts "
+        f"({found.task_info['prompts']}), metric "
         f"{found.settings.metric}, {found.settings.direction}, "
         f"{found.settings.intervention} ablation"
     )

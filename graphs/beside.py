@@ -98,8 +98,8 @@ def settle(output: Path) -> bool:
     """
     finished = False
     for folder, mark in _leftovers(output.parent, _stem(output)):
-        if mark.get("output") != output.name:
-            continue
+        if mark.get("output") != output.name or output.is_symlink():
+            continue  # what is there may be anybody's: nothing is moved to where a link leads
         if (folder / _WHOLE).is_dir():
             try:
                 _appear(folder / _WHOLE, output)
@@ -172,10 +172,11 @@ def _appear(whole: Path, folder: Path) -> None:
 
 def _move(source: Path, target: Path) -> None:
     for path in sorted(source.iterdir()):
-        if path.is_dir() and (target / path.name).is_dir():
-            _move(path, target / path.name)
+        inside = target / path.name
+        if path.is_dir() and inside.is_dir() and not inside.is_symlink():
+            _move(path, inside)
         else:
-            path.replace(target / path.name)
+            path.replace(inside)
 
 
 def _remove(folder: Path) -> None:

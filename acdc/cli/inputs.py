@@ -41,7 +41,9 @@ def check_file(path: Path, overwrite: bool) -> None:
     from acdc.errors import OutputError
 
     if path.exists() and not path.is_file():
-        raise OutputError(f"{str(path)!r} is no file: choose another with --out")
+        raise OutputError(
+            f"{str(path)!r} is no file but a folder or device: choose another with --out"
+        )
     if path.exists() and not overwrite:
         raise OutputError(f"{str(path)!r} exists: choose another with --out or pass --overwrite")
     if not path.parent.is_dir():

@@ -30,9 +30,18 @@ from typing import Any
 
 from acdc.errors import TaskError
 from acdc.tasks.base import Pair, Tokenizer, single_token_continuation
-from graphs.files import MIB, parse_json, read_text
+from graphs.files import MIB, check_regular, parse_json, read_text
 
-__all__ = ["MOST_BYTES", "MOST_TOKENS", "SUFFIXES", "Prompt", "Row", "encode", "read_pairs"]
+__all__ = [
+    "MOST_BYTES",
+    "MOST_TOKENS",
+    "SUFFIXES",
+    "Prompt",
+    "Row",
+    "check_task_file",
+    "encode",
+    "read_pairs",
+]
 
 KEYS: dict[str, tuple[str, ...]] = {
     "clean": ("clean",),
@@ -95,6 +104,13 @@ class Prompt:
     text: str | None
 
 
+def check_task_file(path: str | Path) -> None:
+    """Raise TaskError if a task file is not there, is no file, or is too large to be one."""
+    if not os.path.exists(path):
+        raise TaskError(f"{path}: no such file: give the path of a task file")
+    check_regular(path, MOST_BYTES, TaskError)
+
+
 def read_pairs(
     path: Path,
     tokenizer: Tokenizer | None,
@@ -119,14 +135,13 @@ def read_pairs(
     TaskError
         With the file, the row number, what was got and what was expected.
     """
+    check_task_file(path)
     reader = SUFFIXES.get(path.suffix.lower())
     if reader is None:
         raise TaskError(
             f"{path}: a task file ends in {', '.join(SUFFIXES)}, got {path.suffix!r}: "
             "rename or convert it"
         )
-    if not os.path.exists(path):
-        raise TaskError(f"{path}: no such file: give the path of a task file")
     rows = list(reader(path, read_text(path, MOST_BYTES, TaskError)))
     if not rows:
         raise TaskError(f"{path}: no rows in the file: give at least one prompt pair")
