@@ -9,6 +9,7 @@ from typing import Any
 
 from acdc.engine.experiment import Experiment
 from acdc.errors import CircuitFileError, DictionaryError, OptionError
+from acdc.files.objects import JsonObject
 from acdc.latents.experiment import LatentExperiment
 from acdc.pipeline import check_settings, load_experiment, reattach
 from acdc.runs import run_constants
@@ -16,7 +17,41 @@ from acdc.settings import Settings
 from acdc.tasks import Tokenizer
 from graphs import Circuit
 
-__all__ = ["reopen"]
+__all__ = ["check_summary", "reopen"]
+
+
+def check_summary(folder: str | Path, summary: dict[str, Any], circuit: Circuit) -> None:
+    """Raise CircuitFileError if a ``run.json`` lacks what pages say, or is of another circuit.
+
+    Parameters
+    ----------
+    folder, summary, circuit
+        As of :func:`reopen`.
+    """
+    item = JsonObject(summary, Path(folder) / "run.json", "a run.json", "acdc discover")
+    item.number("n_prompts")
+    for key in ("faithfulness", "metric_full", "metric_circuit", "metric_empty"):
+        item.optional(key)
+    for key in ("metric", "model", "method", "intervention", "direction"):
+        item.text(key)
+    timings, numbers = item.at("timings"), item.at("versions")
+    for key in timings.content:
+        timings.number(key)
+    for key in numbers.content:
+        numbers.text(key)
+    if "task_info" in summary:
+        item.at("task_info")
+    if circuit.graph.shape.sites or summary.get("latents") is not None:
+        errors = item.at("latents").at("error_nodes")
+        for key in ("with_errors", "without_errors"):
+            errors.optional(key)
+    sizes = item.number("n_edges_kept"), item.number("n_edges_total")
+    if sizes != (circuit.n_edges, circuit.graph.n_edges):
+        raise CircuitFileError(
+            f"{folder}: run.json is of a circuit of {sizes[0]:,} of {sizes[1]:,} edges, "
+            f"circuit.json has {circuit.n_edges:,} of {circuit.graph.n_edges:,}; find the circuit "
+            "anew"
+        )
 
 
 def reopen(
@@ -40,12 +75,14 @@ def reopen(
     Raises
     ------
     CircuitFileError
-        If ``run.json`` says nothing of the dictionaries that the circuit needs.
+        As of :func:`check_summary`, or if ``run.json`` says nothing of the dictionaries that the
+        circuit needs.
     DictionaryError
         If a dictionary is not the one that the run used.
     OptionError
         If the model's graph is not the circuit's, or its metric is not what it was.
     """
+    check_summary(folder, summary, circuit)
     plain, tokenizer = load_experiment(check_settings(settings))
     ours, shape = plain.model.shape, circuit.graph.shape
     if ours.n_layers != shape.n_layers or ours.n_heads != shape.n_heads:

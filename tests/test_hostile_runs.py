@@ -17,11 +17,12 @@ import pytest
 from test_cli import Call, call, gpt2, place, read, shared  # noqa: F401  fixtures
 
 from acdc.bases import sizes_at
-from acdc.errors import ModelError
+from acdc.errors import CircuitFileError, ModelError, OptionError
 from acdc.looking import look
 from acdc.pipeline import discover, evaluate
 from acdc.report import gather
 from acdc.runs import load_run
+from graphs.beside import settle
 from graphs.text import MOST_SHOWN
 
 CODE = """
@@ -272,7 +273,7 @@ def every(run: str = "../run") -> dict[str, list[str]]:
 def harmless(zone: Path, command: list[str], call: Call) -> Any:  # noqa: F811
     """Run a command; assert that nothing was executed and nothing written but in ``mine``.
 
-    What it read of the zone outside the run's own folder stands in what it says.
+    Where it ends well, what it read of the zone outside the run's folder stands in what it says.
     """
     mine = zone / "mine"
     before = {k: v for k, v in tree(zone).items() if not k.startswith(f"{mine}/")}
@@ -291,10 +292,12 @@ def harmless(zone: Path, command: list[str], call: Call) -> Any:  # noqa: F811
         assert "\n" not in last
         assert len(last) <= MOST_SHOWN
     pages = [p.read_text() for p in mine.iterdir() if p.suffix in (".html", ".json", ".dot")]
-    told = "".join([said, *map(unescape, pages)])
-    for path in map(Path, WATCH.read):
+    told = "".join([said, *map(unescape, pages)]).replace("/mine/..", "")
+    for path in map(Path, WATCH.read if answer.status == 0 else ()):
         if zone in path.parents and not {mine, zone / "run"} & {*path.parents}:
-            assert any(str(p) in told for p in (path, *path.parents) if zone in p.parents), path
+            assert any(str(p) in told for p in (path, *path.parents) if zone in p.parents), (
+                f"{command} does not name {path}"
+            )
     return answer
 
 
@@ -310,7 +313,7 @@ def in_texts(zone: Path) -> None:
     run = zone / "run"
     edit(
         run / "run.json", task_info={EVIL: EVIL, "lengths": EVIL}, versions={EVIL: EVIL},
-        timings={EVIL: 1.0}, prompts=EVIL, latents=None, work={EVIL: EVIL}, corruption=EVIL,
+        timings={EVIL: 1.0}, prompts=EVIL, latents=None, work={EVIL: EVIL},
         constants={EVIL: EVIL}, more=EVIL,
     )  # fmt: skip
     info = dict.fromkeys(("task", "model", "method", "metric"), EVIL)
@@ -450,3 +453,60 @@ def test_what_is_written_beside_a_circuit_replaces_links_not_their_targets(
     assert (zone / "private" / "diary").read_text() == "mine"
     assert not (zone / "run" / "circuit.svg").is_symlink()
     assert not (zone / "run" / "report.html").is_symlink()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"n_edges_kept": 3}, "run.json is of a circuit of 3 of"),
+        ({"n_edges_total": 10**400}, "'n_edges_total' is 1000"),
+        ({"faithfulness": "high"}, "'faithfulness' is of type str"),
+        ({"timings": [1]}, "'timings' is of type list"),
+        ({"versions": {"torch": None}}, "'torch' is of type NoneType"),
+        ({"latents": {}}, "'error_nodes' is missing"),
+        ({"task_info": 3}, "'task_info' is of type int"),
+    ],
+)
+def test_what_a_page_says_of_a_run_is_checked(
+    changes: dict[str, Any],
+    words: str,
+    zone: Path,
+    call: Call,  # noqa: F811
+) -> None:
+    edit(zone / "run" / "run.json", **changes)
+    answer = call("report", "../run", "--no-tests", "--out", "page.html")
+    assert answer.status == 2
+    assert words in answer.err
+    assert not (zone / "mine" / "page.html").exists()
+
+
+def test_nothing_of_a_latents_page_is_believed(tmp_path: Path, zone: Path) -> None:
+    with pytest.raises(OptionError, match="the run has no latents"):
+        look(zone / "run")
+    folder = tmp_path / "latents"
+    discover("ioi", saes="bundled", n_edges=30, n_prompts=4, max_latents=30).save(folder)
+    known = read(folder / "run.json")
+    for latents in (None, [], {"error_nodes": None}, {**known["latents"], "error_nodes": {}}):
+        edit(folder / "run.json", latents=latents)
+        with pytest.raises(CircuitFileError, match=r"is not a run\.json: '"):
+            look(folder)
+
+
+def test_a_forged_leftover_moves_nothing_out_of_a_folder(zone: Path) -> None:
+    """As a killed process would leave it, where the output is a link to another's folder."""
+    private, run = zone / "private", zone / "run"
+    private.mkdir()
+    (run / "checkpoint").symlink_to(private)
+    left = run / ".checkpoint-0123abcd"
+    (left / "whole" / "inside").mkdir(parents=True)
+    (left / "whole" / "authorized_keys").write_text("theirs")
+    (left / "whole" / "inside" / "x").write_text("theirs")
+    mark = {"format": "being-written-by-acdc-1", "output": "checkpoint"}
+    (left / ".being-written").write_text(json.dumps(mark))
+    settle(run / "checkpoint")
+    assert not list(private.iterdir())
+    (run / "checkpoint").unlink()
+    (run / "checkpoint").mkdir()
+    (run / "checkpoint" / "inside").symlink_to(private)
+    settle(run / "checkpoint")
+    assert not list(private.iterdir())

@@ -17,8 +17,7 @@ from acdc.evaluation import Evaluator
 from acdc.methods import METHODS, Score, meaning
 from acdc.pipeline import Reporter, Silent, check_settings
 from acdc.references import REFERENCES, ablation_warning, load_reference
-from acdc.reopen import reopen
-from acdc.report.checked import JsonObject
+from acdc.reopen import check_summary, reopen
 from acdc.report.circuit import CircuitView, view_circuit
 from acdc.report.evidence import Evidence, Repeated, evidence_of, read_evidence, read_repeated
 from acdc.runs import load_run
@@ -166,7 +165,7 @@ def gather(
     if not folder.is_dir():
         raise CircuitFileError(f"{folder}: no such folder; give the folder of a run")
     settings, circuit, summary = load_run(folder)
-    _check_summary(folder, summary)
+    check_summary(folder, summary, circuit)
     settings = check_settings(replace(settings, trust_remote_code=trust_remote_code))
     evidence = _given_evidence(folder, evaluation, circuit, tests)
     repeated = _given_repeated(folder, stability, settings, circuit)
@@ -207,28 +206,6 @@ def gather(
         None if known is None else _agreement(circuit, known, settings),
         repeated,
     )
-
-
-def _check_summary(folder: Path, summary: dict[str, Any]) -> None:
-    """Check that run.json has what the page says of it."""
-    item = JsonObject(summary, folder / "run.json", "a run.json", "acdc discover")
-    for key in ("n_edges_kept", "n_edges_total", "n_prompts"):
-        item.number(key)
-    for key in ("faithfulness", "metric_full", "metric_circuit", "metric_empty"):
-        item.optional(key)
-    for key in ("metric", "intervention", "direction"):
-        item.text(key)
-    timings, numbers = item.at("timings"), item.at("versions")
-    for key in timings.content:
-        timings.number(key)
-    for key in numbers.content:
-        numbers.text(key)
-    if "task_info" in summary:
-        item.at("task_info")
-    if summary.get("latents") is not None:
-        errors = item.at("latents").at("error_nodes")
-        for key in ("with_errors", "without_errors"):
-            errors.optional(key)
 
 
 # --- what others wrote --------------------------------------------------------------------

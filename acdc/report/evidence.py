@@ -12,7 +12,7 @@ from pathlib import Path
 
 from acdc.assessment import Assessment, Measured
 from acdc.errors import CircuitFileError
-from acdc.report.checked import JsonObject
+from acdc.files.objects import JsonObject
 from acdc.settings import Settings
 from acdc.verdicts import EdgeEffect, Verdict
 from graphs import Circuit

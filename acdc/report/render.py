@@ -348,7 +348,7 @@ def _numbers(s: dict[str, Any]) -> str:
     }
     values = [f"{name} {_number(s[f'metric_{key}'])}" for key, name in names.items()]
     text = f"{s['metric']}: {', '.join(values)}; faithfulness {_number(s['faithfulness'])}"
-    errors = s.get("latents", {}).get("error_nodes")
+    errors = (s.get("latents") or {}).get("error_nodes")
     if errors:
         text += f", with all error nodes in {_number(errors['with_errors'])}"
         text += f", with none {_number(errors['without_errors'])}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ __all__ = ["JsonObject"]
 
 _NUMBER: tuple[type, ...] = (int, float)
 _MISSING = object()
+_MOST = 1e300  # what is done with a number stays finite
 
 
 class JsonObject:
@@ -61,7 +61,7 @@ class JsonObject:
 
     def _wrong(self, key: str, value: Any) -> CircuitFileError:
         got = "missing" if value is _MISSING else f"of type {type(value).__name__}"
-        if isinstance(value, float) and not math.isfinite(value):
+        if isinstance(value, int | float) and not -_MOST < value < _MOST:
             got = str(value)
         return CircuitFileError(
             f"{self.where} is not {self.what}: {key} is {got}; give what {self.how} writes"
@@ -69,7 +69,7 @@ class JsonObject:
 
 
 def _is(value: Any, kind: type | tuple[type, ...]) -> bool:
-    """As isinstance, but true and false are no numbers, nor are NaN and Infinity, JSON has none."""
-    if isinstance(value, float) and not math.isfinite(value):
+    """As isinstance, but true and false are no numbers, nor is what no float can be."""
+    if isinstance(value, int | float) and not -_MOST < value < _MOST:  # NaN too
         return False
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
