@@ -290,7 +290,7 @@ def test_unknown_names_list_the_near_ones(tokenizer: Loader) -> None:
 
 @pytest.mark.parametrize("n", [0, -3])
 def test_number_of_prompts_is_positive(n: int) -> None:
-    with pytest.raises(OptionError, match=f"n_prompts is {n}, expected at least 1"):
+    with pytest.raises(OptionError, match=f"n_prompts {n}: expected at least 1"):
         load_task("ioi", None, n_prompts=n)
 
 
