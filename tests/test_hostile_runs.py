@@ -488,7 +488,7 @@ def test_nothing_of_a_latents_page_is_believed(tmp_path: Path, zone: Path) -> No
     known = read(folder / "run.json")
     for latents in (None, [], {"error_nodes": None}, {**known["latents"], "error_nodes": {}}):
         edit(folder / "run.json", latents=latents)
-        with pytest.raises(CircuitFileError, match=r"is not a run\.json: '"):
+        with pytest.raises(CircuitFileError, match=r"is not a run\.json: '|of its dictionaries"):
             look(folder)
 
 
