@@ -3,6 +3,8 @@
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is imported; see acdc.cli
+if n_workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # pytest -n: cores are shared out
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(n_workers))))
 
 from pathlib import Path
 

@@ -74,6 +74,7 @@ def place(
     monkeypatch.setattr("acdc.pipeline.load_model", refuse)
     monkeypatch.setattr("benchmarks.speed.measure", refuse)
     monkeypatch.setattr("benchmarks.accuracy.measure", refuse)
+    monkeypatch.setattr("benchmarks.calibration.measure", refuse)
     monkeypatch.setattr("graphs.draw.draw_dot", lambda text, format: b"drawn")
     monkeypatch.chdir(tmp_path)
     a_run().save("original")
