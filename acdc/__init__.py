@@ -14,25 +14,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from acdc.assessment import assess
-    from acdc.directions import discover_both
     from acdc.engine.experiment import Experiment
+    from acdc.evidence.assessment import assess
+    from acdc.evidence.directions import discover_both
     from acdc.models import load_model
-    from acdc.pipeline import discover, evaluate
-    from acdc.runs import Run, load_run
+    from acdc.runs.discover import discover, evaluate
+    from acdc.runs.folder import Run, load_run
     from acdc.settings import Settings
     from acdc.tasks import load_task
 
 _HOMES = {
     "Experiment": "acdc.engine.experiment",
-    "Run": "acdc.runs",
+    "Run": "acdc.runs.folder",
     "Settings": "acdc.settings",
-    "assess": "acdc.assessment",
-    "discover": "acdc.pipeline",
-    "discover_both": "acdc.directions",
-    "evaluate": "acdc.pipeline",
+    "assess": "acdc.evidence.assessment",
+    "discover": "acdc.runs.discover",
+    "discover_both": "acdc.evidence.directions",
+    "evaluate": "acdc.runs.discover",
     "load_model": "acdc.models",
-    "load_run": "acdc.runs",
+    "load_run": "acdc.runs.folder",
     "load_task": "acdc.tasks",
 }
 

@@ -214,14 +214,14 @@ class Settings(Checked):
     split_qkv, split_embed
         Granularity of the graph.
     positions
-        By what nodes and edges are split, see :mod:`acdc.positions`: ``none``, ``token`` or
+        By what nodes and edges are split, see :mod:`acdc.tasks.positions`: ``none``, ``token`` or
         ``span``.
     trust_remote_code
         Whether the model's folder may run its own code.
     saes, neurons, max_latents
         Dictionaries whose latents are nodes (separated by commas, see
-        :func:`acdc.latents.sources.load_dictionaries`), or whether the neurons of MLPs are, and
-        how many latents or neurons at most.
+        :func:`acdc.dictionaries.sources.load_dictionaries`), or whether the neurons of MLPs are,
+        and how many latents or neurons at most.
     options
         Those of the method, by name; what is not there is as the method has it.
     """

@@ -7,10 +7,10 @@ depends on (its *request*); what is there already and agrees is not done again.
 
 ================  ============================================================================
 agreement         on the items that the reference fixes (edges, or pairs of nodes) and on nodes:
-                  ROC and AUROC (:func:`graphs.roc.sweep_roc` for ACDC over thresholds,
-                  :func:`graphs.roc.roc_curve` of absolute scores for the others), average
+                  ROC and AUROC (:func:`graphs.known.roc.sweep_roc` for ACDC over thresholds,
+                  :func:`graphs.known.roc.roc_curve` of absolute scores for the others), average
                   precision, and the best circuit's missed and extra items
-curves            CPR and CMD, see :mod:`acdc.curves`
+curves            CPR and CMD, see :mod:`acdc.measure.curves`
 sizes             of the smallest circuit with faithfulness 0.9 and 0.95
 ================  ============================================================================
 """
@@ -28,21 +28,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from acdc.curves import Curve, ranked_scores, score_curve, smallest_faithful, sweep_curve
 from acdc.engine.experiment import Experiment
+from acdc.engine.metrics import get_metric
 from acdc.errors import OutputError, UnknownNameError
-from acdc.evaluation import Evaluator
+from acdc.evidence.references import REFERENCES
+from acdc.measure.curves import Curve, ranked_scores, score_curve, smallest_faithful, sweep_curve
+from acdc.measure.evaluation import Evaluator
 from acdc.methods import METHODS
 from acdc.methods.sweep import sweep
-from acdc.metrics import get_metric
 from acdc.models import BUNDLED, load_model, resolve_device
-from acdc.references import REFERENCES
-from acdc.runs import versions
+from acdc.runs.folder import versions
 from acdc.tasks import DEFAULT_METRIC, load_task
 from benchmarks.measure import conditions, timed
 from graphs import Reference, prune, read_reference
-from graphs.files import MIB, json_text, read_json, write_whole
-from graphs.roc import (
+from graphs.files.whole import MIB, json_text, read_json, write_whole
+from graphs.known.roc import (
     MIB_FRACTIONS,
     Items,
     Roc,

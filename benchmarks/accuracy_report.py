@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from acdc.errors import OutputError
-from graphs.files import MIB, read_text, write_whole
+from graphs.files.whole import MIB, read_text, write_whole
 
 __all__ = [
     "BEGIN",

@@ -2,10 +2,10 @@
 
 A *scene* (:mod:`benchmarks.calibration_scenes`) is a circuit of which it is known, by construction,
 whether a test's null hypothesis H0 is true.  It is put before the very function of
-:mod:`acdc.verdicts` many times, each time with values, random circuits or knock-outs drawn anew.
-Where H0 is true, no more than a share alpha may reject it, and at the end of H0 (odds of exactly
-1/2 + epsilon, a circuit that surpasses exactly the quantile) a good test rejects not much fewer;
-where it is false, the share is the test's power against that.
+:mod:`acdc.evidence.verdicts` many times, each time with values, random circuits or knock-outs
+drawn anew.  Where H0 is true, no more than a share alpha may reject it, and at the end of H0 (odds
+of exactly 1/2 + epsilon, a circuit that surpasses exactly the quantile) a good test rejects not
+much fewer; where it is false, the share is the test's power against that.
 
 What rejection means depends on the test: for sufficiency and necessity that the circuit passes, for
 the others that it fails.  Samples in which a test says that it cannot tell are counted apart.
@@ -23,12 +23,12 @@ from rich.markup import escape
 from rich.table import Table
 from scipy import stats
 
+from acdc.evidence.verdicts import TESTS
 from acdc.models import resolve_device
-from acdc.verdicts import TESTS
 from benchmarks.calibration_scenes import SEED, Plan, Scene, drawn_scenes, model_scenes
 from benchmarks.measure import conditions
 from benchmarks.subjects import bundled_experiment
-from graphs.files import json_text, write_whole
+from graphs.files.whole import json_text, write_whole
 
 __all__ = ["Row", "markdown", "measure", "run_table", "sample", "write"]
 
@@ -141,12 +141,12 @@ def markdown(rows: Sequence[Row]) -> str:
         "# How often the tests of a circuit reject a true hypothesis, and a false one",
         "",
         "Made by `acdc bench calibration`; `results.json` has the conditions. H0 are those of "
-        "`acdc/verdicts.py`. Where rejecting is wrong (H0 is true, mostly just so) it may happen "
-        "in at most a share alpha of samples; where it is right, the share is the test's power. "
-        "Rejected: for sufficiency and "
-        "necessity that the circuit passes, for the others that it fails; in brackets the 95 % "
-        "interval of Clopper and Pearson. Theory: the same by the binomial distribution; a p-value "
-        "that takes few values cannot come nearer to alpha. Cannot tell: samples with a dash, in "
+        "`acdc/evidence/verdicts.py`. Where rejecting is wrong (H0 is true, mostly just so) it may "
+        "happen in at most a share alpha of samples; where it is right, the share is the test's "
+        "power. Rejected: for sufficiency and necessity that the circuit passes, for the others "
+        "that it fails; in brackets the 95 % interval of Clopper and Pearson. "
+        "Theory: the same by the binomial distribution; a p-value that takes few "
+        "values cannot come nearer to alpha. Cannot tell: samples with a dash, in "
         "which nothing is rejected.",
         "",
         f"| {' | '.join(_COLUMNS)} |",

@@ -22,9 +22,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from acdc.engine.experiment import Experiment
-from acdc.evaluation import Evaluator
-from acdc.methods.eap import eap_ig
-from acdc.verdicts import (
+from acdc.evidence.verdicts import (
     Candidate,
     Trials,
     Verdict,
@@ -36,6 +34,8 @@ from acdc.verdicts import (
     necessity,
     sufficiency,
 )
+from acdc.measure.evaluation import Evaluator
+from acdc.methods.eap import eap_ig
 from graphs import Graph, GraphShape, component_graph
 from graphs.sample import PathSampler
 from graphs.select import select_top

@@ -44,7 +44,7 @@ def speed(
 
     Example: acdc bench speed --out speed.json
     """
-    from acdc.terminal import SafeConsole, say
+    from acdc.terminal.tables import SafeConsole, say
     from benchmarks.speed import Plan, Row, measure, read_peers, run_table, write
 
     sizes = () if layers is None else (_layers(layers),)
@@ -93,7 +93,7 @@ def accuracy(
 
     Example: acdc bench accuracy --quick --out accuracy
     """
-    from acdc.terminal import SafeConsole, say
+    from acdc.terminal.tables import SafeConsole, say
     from benchmarks.accuracy import Plan, Table, measure
     from benchmarks.accuracy_report import check_readme, run_table, update_readme, write_report
 

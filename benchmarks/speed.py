@@ -32,21 +32,21 @@ import torch
 from numpy.typing import NDArray
 from rich.table import Table
 
+from acdc.dictionaries.attach import attach
+from acdc.dictionaries.sources import load_dictionaries
 from acdc.engine.experiment import Experiment
+from acdc.engine.metrics import get_metric
 from acdc.engine.patched import PatchedModel
 from acdc.engine.work import Work
-from acdc.latents.attach import attach
-from acdc.latents.sources import load_dictionaries
-from acdc.lowering.model import LoweredModel
 from acdc.methods.acdc import acdc
 from acdc.methods.eap import Integration, eap, eap_ig
 from acdc.methods.sweep import sweep
-from acdc.metrics import get_metric
 from acdc.models import resolve_device
+from acdc.models.lowering.model import LoweredModel
 from benchmarks.measure import Peak, conditions, median_seconds, timed
 from benchmarks.subjects import Size, bundled_experiment, random_bridge, random_model, random_task
 from graphs.errors import InputError
-from graphs.files import MIB, read_json, write_json
+from graphs.files.whole import MIB, read_json, write_json
 
 __all__ = ["Passes", "Plan", "Row", "measure", "read_peers", "run_table", "write"]
 

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from acdc.engine.experiment import Experiment
-from acdc.lowering.model import LoweredModel
-from acdc.metrics import get_metric
+from acdc.engine.metrics import get_metric
 from acdc.models import load_model
+from acdc.models.lowering.model import LoweredModel
 from acdc.tasks import Pair, Task, load_task
 
 __all__ = ["Size", "bundled_experiment", "random_bridge", "random_model", "random_task"]

@@ -39,7 +39,7 @@ from transformers import PreTrainedTokenizerFast
 
 from acdc.tasks import TASKS, docstring, ioi, load_task, pronoun, words
 from acdc.tasks.prompts import split_template
-from graphs.files import write_json
+from graphs.files.whole import write_json
 
 BUNDLED = Path(__file__).resolve().parent.parent / "acdc" / "bundled"
 TOKEN = r'\n+ *|"""|:param|[A-Za-z_]+|[0-9]+|[^\sA-Za-z0-9]'

@@ -43,13 +43,13 @@ from acdc.dictionaries import (
 from acdc.dictionaries.activations import group_by_length
 from acdc.dictionaries.quality import Quality, quality_on_task, quality_on_tokens, quality_table
 from acdc.engine.experiment import Experiment
+from acdc.engine.metrics import get_metric
 from acdc.errors import InputError, OptionError
-from acdc.lowering import LoweredModel
-from acdc.metrics import get_metric
 from acdc.models import BUNDLED, load_model
-from acdc.runs import versions
+from acdc.models.lowering import LoweredModel
+from acdc.runs.folder import versions
 from acdc.tasks import TASKS, Task, Tokenizer, load_task
-from graphs.files import write_json
+from graphs.files.whole import write_json
 
 HELD_OUT_SEED = 1_000_000
 N_HELD_OUT = 256

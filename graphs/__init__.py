@@ -6,23 +6,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from graphs.bases import BasesComparison, InComponents, basis_name, compare_bases
     from graphs.circuit import Circuit
     from graphs.coarse import coarse_edges, coarsen, joined_shape
-    from graphs.comparison import (
-        Comparison,
-        Overlap,
-        ReferenceComparison,
-        RoleCount,
-        compare,
-        compare_reference,
-        to_dot_comparison,
-        to_dot_reference,
-    )
-    from graphs.draw import render, to_dot
     from graphs.errors import CircuitFileError, GraphError, InputError, ReferenceFileError
-    from graphs.files import write_whole
-    from graphs.formats import (
+    from graphs.files.formats import (
         from_networkx,
         load_circuit,
         read_circuit_json,
@@ -34,8 +21,21 @@ if TYPE_CHECKING:
         write_dot,
         write_graphml,
     )
+    from graphs.files.whole import write_whole
     from graphs.graph import Graph, GraphShape, component_graph
-    from graphs.reference import Ablation, Reference, read_reference, write_reference
+    from graphs.known.bases import BasesComparison, InComponents, basis_name, compare_bases
+    from graphs.known.compare import (
+        Comparison,
+        Overlap,
+        ReferenceComparison,
+        RoleCount,
+        compare,
+        compare_reference,
+        to_dot_comparison,
+        to_dot_reference,
+    )
+    from graphs.known.reference import Ablation, Reference, read_reference, write_reference
+    from graphs.pictures.draw import render, to_dot
     from graphs.select import (
         alive_nodes,
         prune,
@@ -46,52 +46,52 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
-    "Ablation": "graphs.reference",
-    "BasesComparison": "graphs.bases",
+    "Ablation": "graphs.known.reference",
+    "BasesComparison": "graphs.known.bases",
     "Circuit": "graphs.circuit",
     "CircuitFileError": "graphs.errors",
-    "Comparison": "graphs.comparison",
+    "Comparison": "graphs.known.compare",
     "Graph": "graphs.graph",
     "GraphError": "graphs.errors",
     "GraphShape": "graphs.graph",
-    "InComponents": "graphs.bases",
+    "InComponents": "graphs.known.bases",
     "InputError": "graphs.errors",
-    "Overlap": "graphs.comparison",
-    "Reference": "graphs.reference",
-    "ReferenceComparison": "graphs.comparison",
+    "Overlap": "graphs.known.compare",
+    "Reference": "graphs.known.reference",
+    "ReferenceComparison": "graphs.known.compare",
     "ReferenceFileError": "graphs.errors",
-    "RoleCount": "graphs.comparison",
+    "RoleCount": "graphs.known.compare",
     "alive_nodes": "graphs.select",
-    "basis_name": "graphs.bases",
+    "basis_name": "graphs.known.bases",
     "coarse_edges": "graphs.coarse",
     "coarsen": "graphs.coarse",
-    "compare": "graphs.comparison",
-    "compare_bases": "graphs.bases",
-    "compare_reference": "graphs.comparison",
+    "compare": "graphs.known.compare",
+    "compare_bases": "graphs.known.bases",
+    "compare_reference": "graphs.known.compare",
     "component_graph": "graphs.graph",
-    "from_networkx": "graphs.formats",
+    "from_networkx": "graphs.files.formats",
     "joined_shape": "graphs.coarse",
-    "load_circuit": "graphs.formats",
+    "load_circuit": "graphs.files.formats",
     "prune": "graphs.select",
-    "read_circuit_json": "graphs.formats",
-    "read_dot": "graphs.formats",
-    "read_graphml": "graphs.formats",
-    "read_reference": "graphs.reference",
-    "render": "graphs.draw",
-    "save_circuit": "graphs.formats",
+    "read_circuit_json": "graphs.files.formats",
+    "read_dot": "graphs.files.formats",
+    "read_graphml": "graphs.files.formats",
+    "read_reference": "graphs.known.reference",
+    "render": "graphs.pictures.draw",
+    "save_circuit": "graphs.files.formats",
     "select_greedy": "graphs.select",
     "select_threshold": "graphs.select",
     "select_top": "graphs.select",
-    "to_dot": "graphs.draw",
-    "to_dot_comparison": "graphs.comparison",
-    "to_dot_reference": "graphs.comparison",
-    "to_networkx": "graphs.formats",
+    "to_dot": "graphs.pictures.draw",
+    "to_dot_comparison": "graphs.known.compare",
+    "to_dot_reference": "graphs.known.compare",
+    "to_networkx": "graphs.files.formats",
     "top_edges": "graphs.select",
-    "write_circuit_json": "graphs.formats",
-    "write_dot": "graphs.formats",
-    "write_graphml": "graphs.formats",
-    "write_reference": "graphs.reference",
-    "write_whole": "graphs.files",
+    "write_circuit_json": "graphs.files.formats",
+    "write_dot": "graphs.files.formats",
+    "write_graphml": "graphs.files.formats",
+    "write_reference": "graphs.known.reference",
+    "write_whole": "graphs.files.whole",
 }
 
 __all__ = [

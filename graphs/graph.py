@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphs.errors import GraphError, did_you_mean
-from graphs.latents import Site, check_sites, parse_latent, sites_from_config
+from graphs.sites import Site, check_sites, parse_latent, sites_from_config
 from graphs.spans import (
     Reaches,
     check_spans,
@@ -80,7 +80,7 @@ class GraphShape:
         True: token and position embedding are two senders ``tok`` and ``pos``.  False: one
         sender ``input`` (the default).
     sites
-        Dictionaries whose latents are nodes, see :mod:`graphs.latents`.
+        Dictionaries whose latents are nodes, see :mod:`graphs.sites`.
     spans
         Names of the parts of a prompt by which nodes are split, see :mod:`graphs.spans`; none
         for a graph whose nodes stand for all positions.

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from acdc.pages import hashed
+from acdc.pages.page import hashed
 
 _RUN = 'window.ran=(window.ran||"")+'
 HOSTILE = (

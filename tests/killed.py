@@ -14,7 +14,7 @@ from typing import Any
 _HALF = """
 import os, signal, sys
 from pathlib import Path
-from graphs.beside import beside
+from graphs.files.beside import beside
 with beside(Path(sys.argv[1])) as place:
     (place / "new").write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
@@ -23,7 +23,7 @@ with beside(Path(sys.argv[1])) as place:
 _MOVED = """
 import os, signal, sys
 from pathlib import Path
-from graphs.beside import new_files
+from graphs.files.beside import new_files
 replace, seen = Path.replace, []
 def killing(self, target):
     if len(seen) == int(sys.argv[2]):
@@ -118,12 +118,12 @@ class Acdc:
 
 def _command(arguments: tuple[str, ...], place: str, log: str) -> None:
     """Run a command; what it says goes to a file."""
-    import acdc.checkpoint
+    import acdc.engine.checkpoint
     from acdc.cli import main
 
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(file, stream)
     os.chdir(place)
-    acdc.checkpoint.PERIOD = 0.0
+    acdc.engine.checkpoint.PERIOD = 0.0
     main(arguments)

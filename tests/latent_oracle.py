@@ -14,7 +14,7 @@ from torch import Tensor
 
 from acdc.dictionaries import Dictionary, Hook
 from acdc.dictionaries.activations import width
-from acdc.lowering import LoweredModel
+from acdc.models.lowering import LoweredModel
 from acdc.tasks.base import Task
 
 N_LATENTS = 9

@@ -1,6 +1,6 @@
 """A slow, obvious implementation that the engine is held against.
 
-Nothing here is shared with ``acdc.engine``, ``acdc.methods``, ``acdc.metrics`` or ``graphs``:
+Nothing here is shared with ``acdc.engine``, ``acdc.methods`` or ``graphs``:
 edges are names, every edge is explicit, every evaluation is a whole forward pass.  Of the
 lowered model only its weights, norms, MLPs and embeddings are used.
 
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from acdc.lowering import LoweredLayer, LoweredModel, lower
+from acdc.models.lowering import LoweredLayer, LoweredModel, lower
 from acdc.tasks.base import Pair, Task
 
 torch.set_num_threads(1)  # on tensors this small more threads only wait for each other

@@ -4,7 +4,7 @@ import matplotlib.figure
 import torch
 
 import acdc.cli
-import acdc.report
+import acdc.pages
 import benchmarks.accuracy_report
 from acdc.models import load_model
 

@@ -22,22 +22,22 @@ from safetensors.torch import save_file
 from test_cli import Call, call, place, read, shared  # noqa: F401  fixtures
 
 import acdc
-from acdc.assessment import assess
+from acdc.dictionaries.attach import attach
 from acdc.engine.constants import CONSTANT, FILE_NAME, Constants, load_constants
 from acdc.engine.experiment import Experiment
+from acdc.engine.metrics import get_metric
 from acdc.engine.optimal import optimal_constants
 from acdc.engine.patched import metric_of_circuit
 from acdc.errors import CircuitFileError, OptionError, TaskError
-from acdc.evaluation import Evaluator
-from acdc.latents.attach import attach
-from acdc.lowering import LoweredModel
+from acdc.evidence.assessment import assess
+from acdc.measure.evaluation import Evaluator
 from acdc.methods import METHODS
 from acdc.methods.acdc import acdc as run_acdc
 from acdc.methods.eap import Integration, eap, eap_ig
 from acdc.methods.exact import exact
-from acdc.metrics import get_metric
-from acdc.pipeline import build_experiment, check_settings, discover, evaluate
-from acdc.runs import load_run, run_constants
+from acdc.models.lowering import LoweredModel
+from acdc.runs.discover import build_experiment, check_settings, discover, evaluate
+from acdc.runs.folder import load_run, run_constants
 from acdc.settings import Settings
 from acdc.tasks.base import Task
 from acdc.tasks.dataset import load_dataset
@@ -453,7 +453,7 @@ def test_constants_of_another_model_are_refused(place: Path) -> None:  # noqa: F
 
 def test_a_killed_run_trains_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     """Trained constants are kept at once; the same command goes on with them."""
-    from acdc import pipeline
+    from acdc.runs import discover as pipeline
 
     options: dict[str, Any] = {"model": "ln2", "threshold": 0.05, "n_prompts": 4}
     options |= {"intervention": "optimal", "optimal_steps": 2, "checkpoint": "killed"}

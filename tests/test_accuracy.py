@@ -25,7 +25,7 @@ from benchmarks.accuracy_report import (
     update_readme,
 )
 from benchmarks.cli import app
-from graphs.roc import Roc
+from graphs.known.roc import Roc
 
 ROOT = Path(__file__).parents[1]
 STORED = ROOT / "benchmarks" / "results" / "accuracy" / "results.json"

@@ -122,7 +122,7 @@ def test_discover_save_load_evaluate(ln2: str, pairs: str, tmp_path: Path) -> No
 
 
 def test_reporter_counts_every_step(ln2: str, pairs: str) -> None:
-    class Counting(acdc.pipeline.Silent):
+    class Counting(acdc.runs.discover.Silent):
         def __init__(self) -> None:
             self.phases: list[tuple[str, int | None]] = []
             self.count = 0

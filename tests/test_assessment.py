@@ -13,13 +13,13 @@ import pytest
 from test_cli import Call, call, place, read, shared, snapshot  # noqa: F401  fixtures
 
 import acdc
-from acdc.assessment import importance
 from acdc.errors import OptionError, TaskError
-from acdc.evaluation import Evaluator, interval, resampled_faithfulness
-from acdc.pipeline import build_experiment, check_settings, load_prompts
+from acdc.evidence.assessment import importance
+from acdc.evidence.stability import Stability, stability
+from acdc.measure.evaluation import Evaluator, interval, resampled_faithfulness
+from acdc.runs.discover import build_experiment, check_settings, load_prompts
+from acdc.runs.unseen import PromptChoice
 from acdc.settings import Settings
-from acdc.stability import Stability, stability
-from acdc.unseen import PromptChoice
 from graphs import Circuit, GraphShape, component_graph, load_circuit, save_circuit
 from graphs.sample import PathSampler
 
@@ -48,7 +48,7 @@ def test_a_built_in_task_gives_unseen_prompts() -> None:
 
 def test_prompts_of_discovery_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seeds that give the same prompts again are passed over, and too few seeds say so."""
-    from acdc import unseen
+    from acdc.runs import unseen
 
     def drawn(settings: Settings, *loaded: Any) -> Any:
         task = load_prompts(replace(settings, seed=0), *loaded)

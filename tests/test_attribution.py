@@ -15,13 +15,13 @@ from test_parity import experiment as parity_experiment
 
 from acdc.engine import attribution
 from acdc.engine.experiment import Experiment
+from acdc.engine.metrics import get_metric
 from acdc.engine.work import Work
 from acdc.errors import OptionError
-from acdc.lowering import LoweredModel
-from acdc.lowering.norm import Norm
 from acdc.methods.eap import Integration, clean_corrupted, eap, eap_ig
 from acdc.methods.select import Selection, select
-from acdc.metrics import get_metric
+from acdc.models.lowering import LoweredModel
+from acdc.models.lowering.norm import Norm
 from acdc.tasks.base import Task
 
 FLOAT32_INSIDE = ("Qwen3", "Gemma2")  # their norms compute in float32 whatever the model's type

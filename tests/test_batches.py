@@ -22,14 +22,14 @@ from torch import Tensor
 
 from acdc.dictionaries.activations import group_by_length
 from acdc.engine.experiment import Experiment
-from acdc.evaluation import Evaluator
-from acdc.lowering import LoweredModel
-from acdc.lowering.families import SUPPORTED_ARCHITECTURES
+from acdc.engine.metrics import get_metric
+from acdc.measure.evaluation import Evaluator
 from acdc.methods.acdc import acdc
 from acdc.methods.eap import Integration, eap, eap_ig
 from acdc.methods.exact import exact
-from acdc.metrics import get_metric
 from acdc.models import load_model
+from acdc.models.lowering import LoweredModel
+from acdc.models.lowering.families import SUPPORTED_ARCHITECTURES
 from acdc.tasks.base import Pair, Task
 
 DATA = Path(__file__).parent / "data" / "parity"

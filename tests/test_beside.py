@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from killed import killed_while_moving, left_by_a_killed_writer
 
-from graphs.beside import beside, new_files, remove_leftovers, settle
 from graphs.errors import InputError
-from graphs.files import write_whole
+from graphs.files.beside import beside, new_files, remove_leftovers, settle
+from graphs.files.whole import write_whole
 
 NEW = {"a": "new a", "b": "new b", "c": "new c", "deep/d": "new d"}
 

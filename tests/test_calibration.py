@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from acdc import verdicts
 from acdc.errors import OutputError
-from acdc.verdicts import TESTS
+from acdc.evidence.verdicts import TESTS
 from benchmarks.calibration import Row, binomial_interval, markdown, sample
 from benchmarks.calibration_scenes import Plan, drawn_scenes
 from benchmarks.cli import app

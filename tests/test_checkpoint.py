@@ -17,20 +17,20 @@ from killed import left_by_a_killed_writer
 from test_latents import IDS, SETS, dictionaries_of
 from test_parity import experiment
 
-from acdc.checkpoint import Checkpoint, Decided
 from acdc.cli import main
+from acdc.dictionaries.attach import attach
+from acdc.engine.checkpoint import Checkpoint, Decided
 from acdc.engine.experiment import Experiment
 from acdc.engine.incremental import IncrementalRun
+from acdc.engine.metrics import get_metric
 from acdc.errors import OutputError
-from acdc.latents.attach import attach
 from acdc.methods.acdc import acdc
 from acdc.methods.eap import eap_ig
-from acdc.metrics import get_metric
-from acdc.pipeline import build_experiment, check_settings, discover
-from acdc.positions import find_positions
+from acdc.runs.discover import build_experiment, check_settings, discover
 from acdc.settings import Settings
+from acdc.tasks.positions import find_positions
 from graphs import Circuit
-from graphs.files import write_whole
+from graphs.files.whole import write_whole
 
 SETTINGS = {"task": "t", "threshold": 0.01}
 N_EDGES = experiment("ln2", "kl").graph.n_edges
@@ -201,7 +201,7 @@ def test_a_kill_between_two_writes_loses_neither(
         write_whole(path, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr("acdc.checkpoint.write_whole", killed)
+        patch.setattr("acdc.engine.checkpoint.write_whole", killed)
         with pytest.raises(Killed):
             acdc(case, 0.01, checkpoint=Checkpoint(tmp_path, SETTINGS, period=0))
     assert len(list((tmp_path / "checkpoint").glob("state-*"))) == 2
@@ -428,7 +428,7 @@ def test_the_same_command_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     wanted = discover("ioi", n_prompts=4, threshold=0.05)
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr("acdc.terminal.TerminalReporter.advance", lambda self, n: kill(n))
+        patch.setattr("acdc.terminal.tables.TerminalReporter.advance", lambda self, n: kill(n))
         kill = killer(700)
         with pytest.raises(Killed):
             main([*COMMAND, str(folder)])
@@ -441,7 +441,7 @@ def test_the_same_command_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         main([*COMMAND, str(folder)])
     assert ended.value.code == 0
     assert "checkpoint" not in {path.name for path in folder.iterdir()}
-    from acdc.runs import load_run
+    from acdc.runs.folder import load_run
 
     same(load_run(folder)[1], wanted.circuit)
 

@@ -18,14 +18,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from acdc import cli, pipeline
+from acdc import cli
 from acdc.cli import main
+from acdc.engine.metrics import METRICS
 from acdc.engine.patched import PatchedModel
 from acdc.methods import METHODS
-from acdc.metrics import METRICS
 from acdc.models import BUNDLED
-from acdc.pipeline import build_experiment
-from acdc.runs import load_run
+from acdc.runs import discover as pipeline
+from acdc.runs.discover import build_experiment
+from acdc.runs.folder import load_run
 from acdc.settings import Settings
 from acdc.tasks import TASKS
 from graphs import load_circuit

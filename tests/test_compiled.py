@@ -16,14 +16,14 @@ from safetensors.numpy import load_file
 
 from acdc import models, registry
 from acdc.engine.experiment import Experiment
+from acdc.engine.metrics import get_metric
 from acdc.engine.patched import metric_of_circuit
 from acdc.errors import InputError, TaskError, UnknownNameError
-from acdc.lowering import LoweredModel
 from acdc.methods.exact import exact
 from acdc.methods.sweep import sweep
-from acdc.metrics import get_metric
 from acdc.models import load_model
-from acdc.pipeline import discover
+from acdc.models.lowering import LoweredModel
+from acdc.runs.discover import discover
 from acdc.tasks import Task, load_task
 from benchmarks.compiled import MODELS
 from benchmarks.compiled.truth import TOLERANCE, CompiledModel, derive, ports

@@ -23,11 +23,11 @@ import pytest
 from oracle import Oracle
 
 from acdc.engine.experiment import Experiment
+from acdc.engine.metrics import get_metric
 from acdc.engine.patched import metric_of_circuit
 from acdc.methods.eap import Integration, eap_ig, eap_ig_activations
 from acdc.methods.hisp import hisp
 from acdc.methods.nap import nap, nap_ig
-from acdc.metrics import get_metric
 from acdc.models import load_model
 from acdc.tasks import load_task
 from acdc.tasks.base import Task

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from test_parity import experiment as parity_experiment
 
-from acdc.curves import (
+from acdc.engine.experiment import Experiment
+from acdc.errors import OptionError
+from acdc.measure.curves import (
     AXES,
     MEASURES,
     SIZES,
@@ -19,13 +21,11 @@ from acdc.curves import (
     smallest_faithful,
     sweep_curve,
 )
-from acdc.engine.experiment import Experiment
-from acdc.errors import OptionError
-from acdc.evaluation import Evaluator
+from acdc.measure.evaluation import Evaluator
 from acdc.methods.eap import eap
 from acdc.tasks import Task
 from graphs import prune, select_top, top_edges
-from graphs.roc import MIB_FRACTIONS
+from graphs.known.roc import MIB_FRACTIONS
 
 
 def curve(faithfulness, fractions, n_edges, n_total=100, n_prompts=2, **options) -> Curve:

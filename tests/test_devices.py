@@ -15,7 +15,7 @@ from acdc.methods.acdc import acdc
 from acdc.methods.eap import eap, eap_ig
 from acdc.methods.sweep import sweep
 from acdc.models import load_model
-from acdc.pipeline import build_experiment, check_settings, discover
+from acdc.runs.discover import build_experiment, check_settings, discover
 from acdc.settings import Settings
 from graphs import Circuit
 

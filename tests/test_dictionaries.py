@@ -43,12 +43,12 @@ from acdc.dictionaries.quality import (
     quality_table,
 )
 from acdc.dictionaries.sae import ARCHITECTURES
+from acdc.dictionaries.sources import load_dictionaries
 from acdc.engine.experiment import Experiment
+from acdc.engine.metrics import METRICS
 from acdc.errors import DictionaryError
-from acdc.latents.sources import load_dictionaries
-from acdc.lowering import LoweredModel, lower
-from acdc.metrics import METRICS
 from acdc.models import BUNDLED, load_model
+from acdc.models.lowering import LoweredModel, lower
 from acdc.tasks import TASKS, Task, load_task
 from acdc.tasks.base import Pair
 from benchmarks import train_dictionaries

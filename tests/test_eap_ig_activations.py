@@ -10,10 +10,10 @@ import pytest
 from test_parity import experiment as parity_experiment
 
 from acdc.engine.experiment import Experiment
+from acdc.engine.metrics import get_metric
 from acdc.engine.patched import metric_of_circuit
 from acdc.engine.work import Work
 from acdc.methods.eap import Integration, eap, eap_ig, eap_ig_activations
-from acdc.metrics import get_metric
 from graphs.graph import parse_node
 
 

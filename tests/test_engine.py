@@ -22,12 +22,12 @@ from torch import Tensor
 from acdc.engine import inputs, speculation
 from acdc.engine.experiment import Experiment
 from acdc.engine.incremental import IncrementalRun
+from acdc.engine.metrics import get_metric
 from acdc.engine.patched import PatchedModel, metric_of_circuit
 from acdc.methods.acdc import acdc
 from acdc.methods.eap import eap
 from acdc.methods.exact import exact
-from acdc.metrics import get_metric
-from acdc.positions import find_positions
+from acdc.tasks.positions import find_positions
 from graphs import Circuit
 from graphs import plan as plan_module
 from graphs.order import edge_order, receiver_order

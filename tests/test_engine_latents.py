@@ -15,11 +15,11 @@ import torch
 from oracle import sequential_acdc, small_model, small_task
 from test_latents import FLOAT32_INSIDE, build
 
+from acdc.dictionaries.attach import attach_neurons
 from acdc.engine.experiment import Experiment
+from acdc.engine.metrics import get_metric
 from acdc.engine.patched import PatchedModel
-from acdc.latents.attach import attach_neurons
 from acdc.methods.acdc import acdc
-from acdc.metrics import get_metric
 from graphs.order import edge_order, receiver_order
 
 KINDS = ("outputs", "transcoders", "cuts", "neurons")

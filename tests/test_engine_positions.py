@@ -19,9 +19,9 @@ from test_checkpoint import Killed, killer
 from test_engine import Case, cases, check_case, quick, scale_of
 from test_parity import experiment as parity_experiment
 
-from acdc.checkpoint import Checkpoint
 from acdc.engine import inputs
 from acdc.engine.attribution import integrate_nodes
+from acdc.engine.checkpoint import Checkpoint
 from acdc.engine.experiment import Experiment
 from acdc.engine.incremental import IncrementalRun
 from acdc.engine.inputs import Sums
@@ -35,8 +35,8 @@ from acdc.methods.gim import gim
 from acdc.methods.ifr import ifr
 from acdc.methods.nap import nap_ig
 from acdc.methods.sweep import sweep
-from acdc.positions import find_positions
 from acdc.tasks.base import Pair
+from acdc.tasks.positions import find_positions
 from graphs.order import edge_order, receiver_order
 from graphs.plan import Planner
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from graphs.errors import CircuitFileError, InputError
-from graphs.files import (
+from graphs.files.whole import (
     MIB,
     check_regular,
     parse_json,

@@ -27,9 +27,9 @@ from graphs import (
     to_dot,
     to_dot_comparison,
 )
-from graphs.comparison import Overlap
-from graphs.layout import place
-from graphs.rendering import _FONTCONFIG, _font, draw_dot
+from graphs.known.compare import Overlap
+from graphs.pictures.layout import place
+from graphs.pictures.rendering import _FONTCONFIG, _font, draw_dot
 
 DOCSTRING_EDGES = """
 a0.h5->a1.h2<k> a0.h5->a1.h2<q> a0.h5->a1.h4<v> a0.h5->a2.h0<k> a0.h5->a2.h0<q> a0.h5->a3.h0<v>
@@ -264,7 +264,7 @@ def test_a_file_in_the_working_folder_is_not_run(tmp_path, monkeypatch):
 
 
 def test_without_its_font_nothing_is_drawn(monkeypatch):
-    monkeypatch.setattr("graphs.rendering._FONTS", ("Papyrus.ttf",))
+    monkeypatch.setattr("graphs.pictures.rendering._FONTS", ("Papyrus.ttf",))
     with pytest.raises(InputError, match=r"need the font Papyrus\.ttf of matplotlib: install"):
         draw_dot("digraph { a -> b }", "svg")
 

@@ -23,8 +23,8 @@ from graphs import (
     to_networkx,
 )
 from graphs.graph import parse_node, shape_from_config, shape_to_config
-from graphs.latents import Site, parse_latent, sites_from_text, sites_to_text
 from graphs.order import edge_order, receiver_order
+from graphs.sites import Site, parse_latent, sites_from_text, sites_to_text
 
 SITES = (Site("attn_z", 0, (4, 7)), Site("transcoder", 0, (2, 3)), Site("resid_pre", 1, (1,)),
          Site("mlp_out", 1, ()))  # fmt: skip

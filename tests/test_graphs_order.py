@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from graphs import GraphShape, component_graph
 from graphs.graph import attention_rows
-from graphs.latents import Site
 from graphs.order import edge_order, receiver_order
+from graphs.sites import Site
 
 
 def receivers(shape: GraphShape) -> list[str]:

@@ -27,10 +27,10 @@ from graphs import (
 )
 from graphs.coarse import coarse_edges
 from graphs.graph import parse_node, shape_from_config, shape_to_config
-from graphs.latents import Site
+from graphs.known.roc import items
 from graphs.order import edge_order, receiver_order
-from graphs.roc import items
 from graphs.sample import PathSampler
+from graphs.sites import Site
 from graphs.spans import split_span
 
 IOI = ("rest", "S1", "S1+1", "IO", "S2", "END")

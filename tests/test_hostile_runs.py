@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 from test_cli import Call, call, gpt2, place, read, shared  # noqa: F401  fixtures
 
-from acdc.bases import sizes_at
 from acdc.errors import CircuitFileError, ModelError, OptionError
-from acdc.looking import look
-from acdc.pipeline import discover, evaluate
-from acdc.report import gather
-from acdc.runs import load_run
-from graphs.beside import settle
+from acdc.evidence.bases import sizes_at
+from acdc.evidence.latents import look
+from acdc.pages import gather
+from acdc.runs.discover import discover, evaluate
+from acdc.runs.folder import load_run
+from graphs.files.beside import settle
 from graphs.text import MOST_SHOWN
 
 CODE = """

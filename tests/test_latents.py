@@ -14,22 +14,22 @@ from latent_oracle import N_LATENTS, LatentOracle, place, random_dictionary
 from oracle import sequential_acdc, small_model, small_task
 
 from acdc.dictionaries import Dictionary, write_dictionary
+from acdc.dictionaries.attach import attach
 from acdc.engine.attribution import node_scores
 from acdc.engine.experiment import Experiment
+from acdc.engine.metrics import get_metric
 from acdc.engine.patched import PatchedModel
 from acdc.engine.work import Work
 from acdc.errors import DictionaryError, OptionError
-from acdc.evaluation import Evaluator
-from acdc.latents.attach import attach
 from acdc.latents.experiment import LatentExperiment
-from acdc.latents.faithfulness import error_edges, errors_in_and_out, node_mask, sweep_nodes
-from acdc.lowering import LoweredModel
+from acdc.measure.error_nodes import error_edges, errors_in_and_out, node_mask, sweep_nodes
+from acdc.measure.evaluation import Evaluator
 from acdc.methods import METHODS
 from acdc.methods.acdc import acdc
 from acdc.methods.eap import Integration, between_inputs, clean_corrupted, eap, eap_ig
 from acdc.methods.exact import exact
 from acdc.methods.sweep import sweep
-from acdc.metrics import get_metric
+from acdc.models.lowering import LoweredModel
 from graphs.graph import parse_node
 from graphs.order import edge_order, receiver_order
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from acdc.dictionaries import Dictionary, Hook
+from acdc.dictionaries.attach import attach
 from acdc.engine.experiment import Experiment
-from acdc.latents.attach import attach
+from acdc.engine.metrics import get_metric
 from acdc.latents.experiment import LatentExperiment
 from acdc.methods.eap import eap
-from acdc.metrics import get_metric
 from benchmarks.measure import Peak
 from benchmarks.subjects import Size, random_model, random_task
 

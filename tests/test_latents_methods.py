@@ -13,13 +13,13 @@ from test_latents import SETS, build
 from acdc.engine.experiment import Experiment
 from acdc.engine.patched import PatchedModel, metric_of_circuit
 from acdc.errors import OptionError
-from acdc.lowering.gim import GimRules
 from acdc.methods import METHODS
 from acdc.methods.eap import Integration, eap, eap_ig_activations
 from acdc.methods.gim import gim
 from acdc.methods.hisp import hisp
 from acdc.methods.ifr import ifr
 from acdc.methods.masks import Training, edge_pruning, subnetwork_probing
+from acdc.models.lowering.gim import GimRules
 from acdc.tasks.base import Task
 
 FAMILIES = ["LN", "GPTNeoX", "Gemma2"]

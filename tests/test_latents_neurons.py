@@ -20,25 +20,25 @@ from torch import Tensor
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
 from acdc.cli import main
+from acdc.dictionaries.attach import MOST_NEURONS, attach_neurons
+from acdc.dictionaries.neurons import Neurons, neurons_of
 from acdc.engine.experiment import Experiment
+from acdc.engine.metrics import get_metric
 from acdc.engine.patched import PatchedModel
 from acdc.errors import OptionError, UnsupportedModelError
-from acdc.latents.attach import MOST_NEURONS, attach_neurons
 from acdc.latents.experiment import LatentExperiment
-from acdc.latents.neurons import Neurons, neurons_of
-from acdc.lowering import lower
-from acdc.lowering.model import FeedForward
 from acdc.methods import METHODS
 from acdc.methods.eap import Integration, eap, eap_ig
 from acdc.methods.nap import nap
-from acdc.metrics import get_metric
 from acdc.models import load_model
-from acdc.pipeline import discover, evaluate
+from acdc.models.lowering import lower
+from acdc.models.lowering.model import FeedForward
+from acdc.runs.discover import discover, evaluate
 from acdc.tasks import load_task
 from acdc.tasks.base import Task
 from graphs.errors import GraphError
-from graphs.formats import load_circuit
-from graphs.latents import Site, parse_latent, sites_from_text, sites_to_text
+from graphs.files.formats import load_circuit
+from graphs.sites import Site, parse_latent, sites_from_text, sites_to_text
 
 WITH_MLPS = ("LN", "RMS", "gated rotary", "grouped", "GPTNeoX", "GPTNeo", "Qwen3", "Gemma2")
 OPTIONS = [{}, {"intervention": "zero", "direction": "denoising"}]

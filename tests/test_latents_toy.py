@@ -23,16 +23,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from acdc.dictionaries import Dictionary, Hook
+from acdc.dictionaries.attach import attach
 from acdc.engine.experiment import Experiment
-from acdc.evaluation import Evaluator
-from acdc.latents.attach import attach
-from acdc.latents.faithfulness import errors_in_and_out
-from acdc.lowering import LoweredModel
+from acdc.engine.metrics import get_metric
+from acdc.measure.error_nodes import errors_in_and_out
+from acdc.measure.evaluation import Evaluator
 from acdc.methods.acdc import acdc
 from acdc.methods.eap import eap, eap_ig
 from acdc.methods.exact import exact
-from acdc.metrics import get_metric
 from acdc.models import load_model
+from acdc.models.lowering import LoweredModel
 from acdc.tasks.base import Pair, Task
 from graphs import Graph
 

@@ -20,15 +20,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import acdc as acdc_package
-from acdc.checkpoint import Checkpoint
 from acdc.cli import main
+from acdc.engine.checkpoint import Checkpoint
 from acdc.engine.experiment import Experiment
+from acdc.engine.metrics import get_metric
 from acdc.methods.acdc import acdc
 from acdc.methods.exact import exact
-from acdc.metrics import get_metric
 from acdc.models import load_model
-from acdc.pipeline import _fingerprint, build_experiment, check_discovery, check_settings
-from acdc.runs import load_run, versions
+from acdc.runs.discover import _fingerprint, build_experiment, check_discovery, check_settings
+from acdc.runs.folder import load_run, versions
 from acdc.settings import Direction, Intervention, Settings
 from acdc.tasks.base import Pair, Task
 

@@ -20,23 +20,25 @@ from safetensors.torch import load_file, save_file
 from scipy import sparse
 
 import acdc
-from acdc.bases import sizes_at
 from acdc.cli import main
 from acdc.dictionaries import activation, write_dictionary
+from acdc.dictionaries.attach import attach
 from acdc.engine.experiment import Experiment
+from acdc.engine.metrics import get_metric
 from acdc.errors import OptionError
-from acdc.latents.attach import attach
-from acdc.looking import Gallery, gallery_parts, look, to_html
-from acdc.looking.activations import Activations, Prompt, record
-from acdc.looking.clusters import cluster_latents, correlations
-from acdc.looking.effects import direct_effects
-from acdc.looking.gallery import End, _link
-from acdc.metrics import get_metric
+from acdc.evidence.bases import sizes_at
+from acdc.evidence.latents import Gallery, look
+from acdc.evidence.latents.activations import Activations, Prompt, record
+from acdc.evidence.latents.clusters import cluster_latents, correlations
+from acdc.evidence.latents.effects import direct_effects
+from acdc.evidence.latents.gallery import End, _link
 from acdc.models import load_model
-from acdc.texts import Texts, label
+from acdc.pages.latents import to_html
+from acdc.tasks.texts import Texts, label
+from acdc.terminal.latents import gallery_parts
 from graphs import Circuit, GraphShape, basis_name, compare_bases, component_graph, select_top
 from graphs.errors import GraphError
-from graphs.latents import Site
+from graphs.sites import Site
 
 NEURONPEDIA = "ln2/0-tc"
 

@@ -21,10 +21,10 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.utilities.tl_checkpoint_conversion import convert_tl_checkpoint
 
 from acdc.errors import ModelError, UnsupportedModelError
-from acdc.lowering import LoweredModel, families, lower
-from acdc.lowering.norm import Norm
-from acdc.lowering.weights import expected_shapes
 from acdc.models import load_model
+from acdc.models.lowering import LoweredModel, families, lower
+from acdc.models.lowering.norm import Norm
+from acdc.models.lowering.weights import expected_shapes
 
 VOCAB, LENGTH, WINDOW = 200, 24, 6
 TOLERANCE = 1e-4  # of the largest logit

@@ -21,7 +21,7 @@ from acdc.methods.acdc import acdc
 from acdc.methods.eap import eap_ig
 from acdc.methods.eap_acdc import SAMPLE, audit, most_in_all
 from acdc.methods.exact import exact
-from acdc.pipeline import discover
+from acdc.runs.discover import discover
 from acdc.tasks.base import Task
 from graphs.order import edge_order, receiver_order
 

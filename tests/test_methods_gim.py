@@ -12,11 +12,11 @@ from test_attribution import FLOAT32_INSIDE, build
 
 from acdc.engine.patched import PatchedModel
 from acdc.engine.work import Work
-from acdc.lowering.gim import GimRules, with_gim_gradients
-from acdc.lowering.norm import Norm
 from acdc.methods import METHODS
 from acdc.methods.eap import eap
 from acdc.methods.gim import gim
+from acdc.models.lowering.gim import GimRules, with_gim_gradients
+from acdc.models.lowering.norm import Norm
 
 OFF = GimRules(1.0, False, 1.0, 1.0, 1.0)
 GATED = ("gated rotary", "grouped rotary", "Qwen3", "Gemma2")

@@ -10,9 +10,9 @@ from test_attribution import build
 
 from acdc.engine.work import Work
 from acdc.errors import OptionError
-from acdc.lowering import LoweredModel
 from acdc.methods import METHODS
 from acdc.methods.ifr import ifr
+from acdc.models.lowering import LoweredModel
 from acdc.settings import Settings
 
 

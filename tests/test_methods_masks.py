@@ -19,6 +19,7 @@ from test_parity import experiment as parity_experiment
 
 from acdc.cli import main
 from acdc.engine.experiment import Experiment
+from acdc.engine.metrics import get_metric
 from acdc.engine.patched import PatchedModel
 from acdc.engine.steps import in_steps
 from acdc.engine.work import Work
@@ -26,13 +27,12 @@ from acdc.errors import OptionError
 from acdc.methods import METHODS
 from acdc.methods.masks import HardConcrete, Training, edge_pruning, subnetwork_probing
 from acdc.methods.select import edge_scores
-from acdc.metrics import get_metric
 from acdc.models import load_model
-from acdc.pipeline import discover
+from acdc.runs.discover import discover
 from acdc.tasks import load_task
 from acdc.tasks.base import Task
 from benchmarks.accuracy import subjects
-from graphs.roc import auroc, items
+from graphs.known.roc import auroc, items
 
 NAMES = ("subnetwork-probing", "edge-pruning")
 TRAINED = (edge_pruning, subnetwork_probing)

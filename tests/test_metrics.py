@@ -14,8 +14,8 @@ from oracle import LOWER_IS_BETTER, VOCAB, Oracle, small_model, small_task
 from oracle import METRICS as PLAIN
 
 from acdc.engine.experiment import Experiment
+from acdc.engine.metrics import METRICS, Targets, get_metric
 from acdc.errors import TaskError, UnknownNameError
-from acdc.metrics import METRICS, Targets, get_metric
 from acdc.tasks.base import Pair, Task
 
 MODEL = small_model("LN", 0, d_model=10)  # no other test builds this architecture

@@ -17,12 +17,12 @@ from test_parity import DATA
 
 from acdc.cli import main
 from acdc.engine.experiment import Experiment
+from acdc.engine.metrics import get_metric
 from acdc.engine.patched import metric_of_circuit
-from acdc.evaluation import Evaluator
+from acdc.measure.evaluation import Evaluator
 from acdc.methods.eap import eap
-from acdc.metrics import get_metric
-from acdc.mib import group_heads, read_pt, write_pt
-from acdc.pipeline import with_means
+from acdc.runs.discover import with_means
+from acdc.runs.pt import group_heads, read_pt, write_pt
 from graphs import Circuit, CircuitFileError, GraphError, GraphShape, component_graph, load_circuit
 
 SHAPES = {

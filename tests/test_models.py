@@ -125,7 +125,7 @@ def test_masks_and_zero_biases_of_old_checkpoints_are_dropped(native: Path) -> N
 
 
 def test_rotary_tables_must_be_the_models_own(native: Path) -> None:
-    from acdc.lowering.weights import read_weights
+    from acdc.models.lowering.weights import read_weights
 
     edit_config(native, positional_embedding_type="rotary", rotary_dim=4)
     angles = torch.outer(torch.arange(16.0), 10000.0 ** -torch.tensor([0, 0.5]))

@@ -23,14 +23,14 @@ import pytest
 import torch
 from test_cli import save_gpt2
 
-from acdc.evaluation import Evaluator
-from acdc.lowering.weights import expected_shapes
+from acdc.evidence.references import load_reference
+from acdc.measure.evaluation import Evaluator
 from acdc.methods.eap import Integration, eap_ig
 from acdc.methods.sweep import sweep
-from acdc.pipeline import build_experiment
-from acdc.references import load_reference
+from acdc.models.lowering.weights import expected_shapes
+from acdc.runs.discover import build_experiment
 from acdc.settings import Settings
-from graphs.roc import auroc, average_precision, sweep_roc
+from graphs.known.roc import auroc, average_precision, sweep_roc
 
 N_PROMPTS = 50
 FRACTIONS = tuple(float(x) for x in np.geomspace(0.3, 3e-5, 17))

@@ -14,11 +14,11 @@ import pytest
 from browser import EVIL, HOSTILE, browse, check_policy, policy_of
 
 import acdc
-from acdc.looking import look
-from acdc.looking import to_html as latents_page
+from acdc.evidence.latents import look
 from acdc.models import BUNDLED
-from acdc.pages import hashed, page, policy
-from acdc.report import gather, to_html
+from acdc.pages import gather, to_html
+from acdc.pages.latents import to_html as latents_page
+from acdc.pages.page import hashed, page, policy
 from graphs import Reference, write_reference
 
 STYLE = "p { color: rgb(1, 2, 3); } .bar i { display: block; height: 1px; }"

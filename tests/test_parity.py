@@ -12,11 +12,11 @@ import pytest
 from safetensors.torch import load_file
 
 from acdc.engine.experiment import Experiment
+from acdc.engine.metrics import get_metric
 from acdc.engine.patched import PatchedModel
 from acdc.methods.acdc import acdc
 from acdc.methods.eap import Integration, clean_corrupted, eap, eap_ig
 from acdc.methods.exact import exact
-from acdc.metrics import get_metric
 from acdc.models import load_model
 from acdc.tasks.base import Pair, Task
 

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from graphs import Graph, GraphShape, component_graph
 from graphs import plan as plan_module
-from graphs.latents import Site
 from graphs.order import edge_order, receiver_order
 from graphs.plan import Plan, Planner
+from graphs.sites import Site
 
 QUICK = settings(max_examples=60, derandomize=True, deadline=None, database=None)
 

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 from acdc.engine.experiment import Experiment
-from acdc.evaluation import Evaluator
-from acdc.metrics import get_metric
+from acdc.engine.metrics import get_metric
+from acdc.measure.evaluation import Evaluator
 from acdc.models import load_model
 from acdc.tasks import load_task
 from acdc.tasks.words import NAMES

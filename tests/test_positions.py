@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from acdc.errors import InputError, OptionError, TaskError
-from acdc.mib import write_pt
-from acdc.positions import Positions, find_positions
+from acdc.runs.pt import write_pt
 from acdc.tasks import TASKS, Pair, Task, load_task
+from acdc.tasks.positions import Positions, find_positions
 from graphs import Circuit, CircuitFileError, GraphShape, component_graph
 from graphs.spans import reach_matrix
 

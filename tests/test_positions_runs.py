@@ -14,13 +14,13 @@ import pytest
 from acdc.cli import main
 from acdc.engine.patched import PatchedModel
 from acdc.errors import OptionError
-from acdc.pipeline import discover, fit
-from acdc.references import load_reference
-from acdc.runs import Run, load_run
-from acdc.stability import _common_graph
+from acdc.evidence.references import load_reference
+from acdc.evidence.stability import _common_graph
+from acdc.runs.discover import discover, fit
+from acdc.runs.folder import Run, load_run
 from graphs import GraphShape, component_graph, load_circuit
 from graphs.coarse import coarsen
-from graphs.comparison import compare_reference
+from graphs.known.compare import compare_reference
 
 PLANTED = Path(__file__).resolve().parents[1] / "benchmarks" / "planted" / "models"
 SPANS = ("rest", "S1", "S1+1", "IO", "S2", "END")
@@ -97,7 +97,7 @@ def test_what_is_read_at_s2_speaks_against_the_subject(ioi: Run) -> None:
 
 
 def _logit() -> Any:
-    from acdc.metrics import get_metric
+    from acdc.engine.metrics import get_metric
 
     return dataclasses.replace(get_metric("logit_diff"), needs_wrong=False)
 

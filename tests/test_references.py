@@ -15,7 +15,7 @@ from test_cli import Answer, jsonl, parity_rows, snapshot
 
 from acdc.cli import main
 from acdc.errors import OptionError, UnknownNameError
-from acdc.references import REFERENCES, ablation_warning, check_roles, load_reference
+from acdc.evidence.references import REFERENCES, ablation_warning, check_roles, load_reference
 from benchmarks.references import reference_files
 from benchmarks.references.build import IOI_ROLES, build, write
 from graphs import (
@@ -498,7 +498,7 @@ def place(run_of_ln2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def read_run(folder: Path) -> Circuit:
-    from acdc.runs import load_run
+    from acdc.runs.folder import load_run
 
     return load_run(folder / "run")[1]
 

@@ -22,31 +22,31 @@ from browser import EVIL, browse, check_policy
 from oracle import FAMILIES, small_model, small_task
 
 import acdc
-import acdc.references as references_module
-import acdc.report.circuit as circuit_module
-import acdc.report.contents as contents_module
-from acdc import pipeline
-from acdc.assessment import assess
+import acdc.evidence.references as references_module
+import acdc.pages.circuit as circuit_module
+import acdc.pages.contents as contents_module
 from acdc.cli import main
 from acdc.engine.experiment import Experiment
+from acdc.engine.metrics import get_metric
 from acdc.errors import CircuitFileError, OptionError
+from acdc.evidence.assessment import assess
+from acdc.evidence.verdicts import Trials
 from acdc.methods import METHODS
-from acdc.metrics import get_metric
-from acdc.report import Report, gather, to_html
-from acdc.report.circuit import CircuitView, view_circuit
-from acdc.report.evidence import evidence_of, read_evidence, read_repeated
-from acdc.report.patterns import MOST_TOKENS, attention_patterns, encode_patterns
-from acdc.report.plots import Axis, ablations_plot, frontier_plot
-from acdc.runs import run_constants
+from acdc.pages import Report, gather, to_html
+from acdc.pages.circuit import CircuitView, view_circuit
+from acdc.pages.evidence import evidence_of, read_evidence, read_repeated
+from acdc.pages.patterns import MOST_TOKENS, attention_patterns, encode_patterns
+from acdc.pages.plots import Axis, ablations_plot, frontier_plot
+from acdc.runs import discover as pipeline
+from acdc.runs.folder import run_constants
 from acdc.settings import Settings, command_line
 from acdc.tasks import Pair, Task
-from acdc.texts import Texts
-from acdc.verdicts import Trials
+from acdc.tasks.texts import Texts
 from graphs import Circuit, GraphError, Reference, component_graph, read_reference, write_reference
-from graphs.draw import styled_lines
 from graphs.graph import GraphShape
-from graphs.roc import auroc
-from graphs.svg import to_svg
+from graphs.known.roc import auroc
+from graphs.pictures.draw import styled_lines
+from graphs.pictures.svg import to_svg
 
 TRIALS = Trials(n_random=30, n_permutations=60, n_knockouts=3, n_edges=4)
 
@@ -162,7 +162,7 @@ def test_patterns_on_the_page_are_bytes_of_the_last_tokens() -> None:
 def test_patterns_that_find_no_room_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     experiment = Experiment(small_model("LN", 0), small_task(0, 2), get_metric("logit_diff"))
     each = sum(2 * len(pair.clean) ** 2 for pair in experiment.task.pairs)
-    monkeypatch.setattr("acdc.report.patterns.MOST_BYTES", 2 * each)
+    monkeypatch.setattr("acdc.pages.patterns.MOST_BYTES", 2 * each)
     found = encode_patterns(experiment, Texts(None), [(1, 1), (0, 0), (0, 1)], 2)
     assert list(found.patterns) == ["1.1", "0.0"]
     circuit = Circuit(experiment.graph, *scored(experiment.graph.n_edges))
@@ -295,8 +295,8 @@ def test_the_command_asks_for_the_same(
         asked.append(Settings(task, **{k: v for k, v in options.items() if k in names}))
         raise OptionError("enough")
 
-    monkeypatch.setattr("acdc.pipeline.discover", discover)
-    monkeypatch.setattr("acdc.pipeline.check_settings", lambda settings: settings)
+    monkeypatch.setattr("acdc.runs.discover.discover", discover)
+    monkeypatch.setattr("acdc.runs.discover.check_settings", lambda settings: settings)
     with pytest.raises(SystemExit):
         main([*shlex.split(command_line(settings))[1:], "--out", str(tmp_path / "out")])
     assert asked == [settings.replace(options=METHODS[settings.method].defaults)]
@@ -463,7 +463,7 @@ def test_axes_hold_what_they_show() -> None:
 
 
 def circuit_row(value: float | None) -> Any:
-    from acdc.report.evidence import Ablated
+    from acdc.pages.evidence import Ablated
 
     return Ablated("zero", "noising", value, -10.0, 40.0)
 
@@ -563,7 +563,7 @@ def test_style_and_script_are_packaged() -> None:
     patterns = tomllib.loads((root / "pyproject.toml").read_text())
     data = patterns["tool"]["setuptools"]["package-data"]["acdc"]
     found = {path for pattern in data for path in (root / "acdc").glob(pattern)}
-    folder = root / "acdc" / "report"
+    folder = root / "acdc" / "pages"
     assert {p for p in folder.iterdir() if p.suffix in (".css", ".js")} <= found
 
 

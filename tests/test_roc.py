@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from sklearn import metrics
 
 from graphs import GraphError, GraphShape, component_graph, prune, select_greedy
-from graphs.reference import GRANULARITIES
-from graphs.roc import (
+from graphs.known.reference import GRANULARITIES
+from graphs.known.roc import (
     auroc,
     average_precision,
     best_circuit,

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from acdc import runs
 from acdc.engine.constants import Constants
 from acdc.errors import CircuitFileError, InputError, OptionError, OutputError
-from acdc.evaluation import Evaluation
-from acdc.pipeline import check_settings
-from acdc.runs import Run, Timer, check_output, load_run, run_constants
+from acdc.measure.evaluation import Evaluation
+from acdc.runs import folder as runs
+from acdc.runs.discover import check_settings
+from acdc.runs.folder import Run, Timer, check_output, load_run, run_constants
 from acdc.settings import Settings
 from graphs import Circuit, GraphShape, component_graph
 
@@ -178,7 +178,7 @@ def test_a_full_disk_leaves_all_as_it_was(
         calls.append(descriptor)
         (full_disk if len(calls) == nth else sync)(descriptor)
 
-    monkeypatch.setattr("graphs.files.os.fsync", fail_once)
+    monkeypatch.setattr("graphs.files.whole.os.fsync", fail_once)
     with pytest.raises(InputError, match=r"cannot write .*: No space left on device"):
         run.save(tmp_path / "run", overwrite=overwrite)
     assert len(calls) == nth
@@ -215,7 +215,7 @@ def test_outputs_that_cannot_be(run: Run, tmp_path: Path, monkeypatch: pytest.Mo
         for write in (check_output, run.save):
             with pytest.raises(OutputError, match=message):
                 write(tmp_path / path, overwrite=True)  # type: ignore[operator]
-    monkeypatch.setattr("acdc.runs.os.access", lambda path, mode: False)
+    monkeypatch.setattr("acdc.runs.folder.os.access", lambda path, mode: False)
     with pytest.raises(OutputError, match="may not be written"):
         check_output(tmp_path / "new", overwrite=False)
     assert snapshot(tmp_path) == {"file": b"x"}
@@ -224,7 +224,7 @@ def test_outputs_that_cannot_be(run: Run, tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_folder_that_cannot_be_made(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("acdc.runs.new_files", lambda folder, then: full_disk())
+    monkeypatch.setattr("acdc.runs.folder.new_files", lambda folder, then: full_disk())
     with pytest.raises(OutputError, match=r"cannot write .*run: No space left"):
         run.save(tmp_path / "run")
 

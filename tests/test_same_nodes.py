@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import acdc
-from acdc.directions import discover_both
-from acdc.frontier import sweep
-from acdc.stability import stability
+from acdc.evidence.directions import discover_both
+from acdc.evidence.frontier import sweep
+from acdc.evidence.stability import stability
 
 FEW: dict[str, Any] = {"n_prompts": 6, "max_latents": 12}
 NODES = [{"neurons": True}, {"saes": "bundled"}]

@@ -16,14 +16,11 @@ from torch import Tensor
 
 from acdc.cli import main
 from acdc.engine.experiment import Experiment
+from acdc.engine.metrics import get_metric
 from acdc.engine.patched import PatchedModel
 from acdc.errors import OptionError, UnknownNameError
-from acdc.methods.acdc import acdc
-from acdc.metrics import get_metric
-from acdc.models import load_model
-from acdc.pipeline import fit
-from acdc.references import load_reference
-from acdc.self_repair import (
+from acdc.evidence.references import load_reference
+from acdc.evidence.self_repair import (
     WRITERS,
     RoleRepair,
     SelfRepair,
@@ -32,6 +29,9 @@ from acdc.self_repair import (
     self_repair,
     writers,
 )
+from acdc.methods.acdc import acdc
+from acdc.models import load_model
+from acdc.runs.discover import fit
 from acdc.settings import Settings
 from acdc.tasks import load_task
 from benchmarks.planted import MODELS
@@ -111,7 +111,7 @@ def test_direct_effects_are_the_oracles(
         np.zeros(experiment.graph.n_edges),
         np.zeros(experiment.graph.n_edges, dtype=bool),
     )
-    monkeypatch.setattr("acdc.self_repair.fit", lambda *_: (circuit, experiment))
+    monkeypatch.setattr("acdc.evidence.self_repair.fit", lambda *_: (circuit, experiment))
     info = {"prompts": "made up"}
     object.__setattr__(experiment, "task", replace(task, info=info))
     settings = Settings("ioi", metric=metric, intervention=intervention, direction=direction)

@@ -12,8 +12,8 @@ import torch
 
 from acdc.cli import main
 from acdc.engine.experiment import Experiment
+from acdc.engine.metrics import Targets, get_metric
 from acdc.errors import TaskError, UnknownNameError
-from acdc.metrics import Targets, get_metric
 from acdc.models import BUNDLED, load_model
 from acdc.tasks import TASKS, load_task
 from acdc.tasks.greater_than import two_digit_tokens

@@ -14,13 +14,14 @@ from rich.console import Console
 from rich.table import Table
 
 from acdc.cli.inputs import circuit_file
-from acdc.directions import BothDirections
 from acdc.errors import CircuitFileError
-from acdc.pipeline import discover
-from acdc.runs import Run, load_run
-from acdc.self_repair import HeadRepair, Measure, RoleRepair, SelfRepair
-from acdc.stability import Stability
-from acdc.terminal import (
+from acdc.evidence.directions import BothDirections
+from acdc.evidence.self_repair import HeadRepair, Measure, RoleRepair, SelfRepair
+from acdc.evidence.stability import Stability
+from acdc.runs.discover import discover
+from acdc.runs.folder import Run, load_run
+from acdc.tasks.texts import visible
+from acdc.terminal.tables import (
     directions_tables,
     edges_table,
     run_table,
@@ -29,7 +30,6 @@ from acdc.terminal import (
     show,
     stability_tables,
 )
-from acdc.texts import visible
 from graphs import Circuit, to_dot
 
 

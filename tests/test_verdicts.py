@@ -15,8 +15,7 @@ from scipy import stats
 from test_compiled import experiment
 
 from acdc.errors import OptionError
-from acdc.evaluation import Evaluator
-from acdc.verdicts import (
+from acdc.evidence.verdicts import (
     TESTS,
     Candidate,
     Judgement,
@@ -33,6 +32,7 @@ from acdc.verdicts import (
     necessity,
     sufficiency,
 )
+from acdc.measure.evaluation import Evaluator
 from benchmarks.compiled import MODELS
 from graphs import GraphShape, component_graph, read_reference
 from graphs.sample import PathSampler

@@ -18,12 +18,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from acdc.engine.experiment import Experiment
+from acdc.engine.metrics import get_metric
 from acdc.engine.patched import PatchedModel
 from acdc.methods.acdc import acdc
-from acdc.metrics import get_metric
 from acdc.models import load_model
-from acdc.positions import find_positions
 from acdc.tasks.base import Pair, Task
+from acdc.tasks.positions import find_positions
 
 NO, YES = 0, 1
 FIRST, LAST, WORD, HUSH, SEEN, OUT = range(6)  # directions of the stream

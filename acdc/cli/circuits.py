@@ -55,10 +55,10 @@ def export(
 
     from acdc.errors import OptionError
     from acdc.settings import check_count
-    from acdc.terminal import say
-    from graphs.draw import render
-    from graphs.formats import write_circuit_json, write_dot, write_graphml
-    from graphs.rendering import FORMATS
+    from acdc.terminal.tables import say
+    from graphs.files.formats import write_circuit_json, write_dot, write_graphml
+    from graphs.pictures.draw import render
+    from graphs.pictures.rendering import FORMATS
 
     formats = (*FORMATS, "dot", "json", "graphml", "pt")
     format = format or (out.suffix[1:].lower() if out else "") or "svg"
@@ -75,7 +75,7 @@ def export(
     if negate:
         found = replace(found, scores=-found.scores)
     if not error_nodes:
-        from acdc.latents.faithfulness import error_edges  # torch takes seconds
+        from acdc.measure.error_nodes import error_edges  # torch takes seconds
 
         if out is None or not found.graph.shape.sites:
             raise OptionError("--no-error-nodes: it is for circuits with latents, and needs --out")
@@ -94,7 +94,7 @@ def export(
     elif format == "graphml":
         write_graphml(found, target)
     elif format == "pt":
-        from acdc.mib import write_pt  # torch takes seconds
+        from acdc.runs.pt import write_pt  # torch takes seconds
 
         write_pt(found, target)
     else:
@@ -125,9 +125,11 @@ def latents(
 
     Example: acdc latents runs/ioi --clusters 8 --html latents.html
     """
-    from acdc.looking import gallery_parts, look, to_html
-    from acdc.terminal import TerminalReporter, say, show
-    from graphs.files import write_whole
+    from acdc.evidence.latents import look
+    from acdc.pages.latents import to_html
+    from acdc.terminal.latents import gallery_parts
+    from acdc.terminal.tables import TerminalReporter, say, show
+    from graphs.files.whole import write_whole
 
     if html is not None:
         check_page(html, overwrite)

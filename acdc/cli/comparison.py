@@ -58,7 +58,7 @@ def compare(
     Example: acdc compare runs/ioi --reference ioi --out both.svg
     """
     from acdc.errors import OptionError
-    from acdc.terminal import say
+    from acdc.terminal.tables import say
 
     if (second is None) == (reference is None):
         got = "Missing argument 'second'" if second is None else "both 'second' and --reference"
@@ -94,9 +94,9 @@ def _compare_circuits(
 
     ``sizes`` says how runs over different bases are measured.
     """
-    from acdc.terminal import comparison_table, show
-    from graphs.comparison import compare as overlap
-    from graphs.comparison import to_dot_comparison
+    from acdc.terminal.tables import comparison_table, show
+    from graphs.known.compare import compare as overlap
+    from graphs.known.compare import to_dot_comparison
 
     a, b = read_circuit(circuit_file(first)), read_circuit(circuit_file(second))
     labels = (str(first), str(second))
@@ -122,10 +122,10 @@ def _compare_bases(
     out: Path | None,
 ) -> Callable[[], str]:
     """Show how circuits over different bases compare; there is no one diagram of both."""
-    from acdc.bases import sizes_at
     from acdc.errors import OptionError
-    from acdc.terminal import TerminalReporter, bases_tables, show
-    from graphs.bases import compare_bases
+    from acdc.evidence.bases import sizes_at
+    from acdc.terminal.tables import TerminalReporter, bases_tables, show
+    from graphs.known.bases import compare_bases
 
     if out is not None:
         raise OptionError(
@@ -148,9 +148,9 @@ def _compare_reference(
     path: Path, name: str, roles: list[str], list_edges: bool, as_json: bool
 ) -> Callable[[], str]:
     """Show how a circuit compares with a reference; return what draws both."""
-    from acdc.references import ablation_warning, check_roles, load_reference
-    from acdc.terminal import reference_table, roles_table, say, show
-    from graphs.comparison import compare_reference, to_dot_reference
+    from acdc.evidence.references import ablation_warning, check_roles, load_reference
+    from acdc.terminal.tables import reference_table, roles_table, say, show
+    from graphs.known.compare import compare_reference, to_dot_reference
 
     reference = load_reference(name)
     check_roles(reference, roles)
@@ -174,8 +174,8 @@ def _compare_reference(
 def _circuit_and_ablation(path: Path) -> tuple[Circuit, Ablation]:
     """A circuit, and under which ablation it was found as far as its files say."""
     from acdc.errors import CircuitFileError, GraphError
-    from acdc.runs import load_run
-    from graphs.reference import Ablation
+    from acdc.runs.folder import load_run
+    from graphs.known.reference import Ablation
 
     if path.is_dir():
         settings, circuit, _ = load_run(path)
@@ -189,8 +189,8 @@ def _circuit_and_ablation(path: Path) -> tuple[Circuit, Ablation]:
 
 
 def _write_picture(dot: str, out: Path) -> None:
-    from graphs.draw import render
-    from graphs.files import write_whole
+    from graphs.files.whole import write_whole
+    from graphs.pictures.draw import render
 
     if out.suffix == ".dot":
         write_whole(out, dot)

@@ -46,11 +46,11 @@ def discover(
     Example: acdc discover ioi --method eap-ig --edges 60 --out runs/ioi
     """
     from acdc.errors import OptionError
-    from acdc.pipeline import check_discovery
-    from acdc.pipeline import discover as find
-    from acdc.runs import check_output
+    from acdc.runs.discover import check_discovery
+    from acdc.runs.discover import discover as find
+    from acdc.runs.folder import check_output
     from acdc.settings import Settings
-    from acdc.terminal import TerminalReporter, edges_table, run_table, show
+    from acdc.terminal.tables import TerminalReporter, edges_table, run_table, show
 
     if direction not in ("noising", "denoising", "both"):
         raise OptionError(f"direction {direction!r}: expected noising, denoising or both")
@@ -78,8 +78,8 @@ def _default_method(asked: dict[str, Any]) -> str:
 
 def _discover_both(settings: Settings, folder: Path, *, memory: int, overwrite: bool) -> None:
     """Discover in both directions, and show what only one of them finds."""
-    from acdc.directions import check_folder, discover_both
-    from acdc.terminal import TerminalReporter, directions_tables, run_table, show
+    from acdc.evidence.directions import check_folder, discover_both
+    from acdc.terminal.tables import TerminalReporter, directions_tables, run_table, show
 
     check_folder(folder, overwrite=overwrite)
     reporter = TerminalReporter()
@@ -125,10 +125,10 @@ def sweep(
 
     Example: acdc sweep ioi --thresholds 0.3,0.1,0.03 --out runs/frontier
     """
-    from acdc.frontier import check_thresholds
-    from acdc.frontier import sweep as run_sweep
-    from acdc.runs import check_output
-    from acdc.terminal import TerminalReporter, frontier_table, show
+    from acdc.evidence.frontier import check_thresholds
+    from acdc.evidence.frontier import sweep as run_sweep
+    from acdc.runs.folder import check_output
+    from acdc.terminal.tables import TerminalReporter, frontier_table, show
 
     n_bytes = to_bytes(memory)
     taus = None if thresholds is None else check_thresholds(_numbers(thresholds))
@@ -165,9 +165,9 @@ def stability(
     Example: acdc stability ioi --seeds 5 --method eap-ig --out runs/stable
     """
     from acdc.errors import OptionError
-    from acdc.runs import check_output
-    from acdc.stability import stability as repeat
-    from acdc.terminal import TerminalReporter, show, stability_tables
+    from acdc.evidence.stability import stability as repeat
+    from acdc.runs.folder import check_output
+    from acdc.terminal.tables import TerminalReporter, show, stability_tables
 
     if not 0 < at_least <= 1:
         raise OptionError(f"at-least {at_least:g}: expected a share above 0, at most 1")

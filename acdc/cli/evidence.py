@@ -82,10 +82,11 @@ def evaluate(
 
     Example: acdc evaluate runs/ioi --brief --seed 1
     """
-    from acdc.assessment import assess
     from acdc.errors import OptionError
-    from acdc.runs import run_constants
-    from acdc.terminal import (
+    from acdc.evidence.assessment import assess
+    from acdc.evidence.verdicts import Trials
+    from acdc.runs.folder import run_constants
+    from acdc.terminal.tables import (
         TerminalReporter,
         ablations_table,
         effects_table,
@@ -93,7 +94,6 @@ def evaluate(
         show,
         verdicts_table,
     )
-    from acdc.verdicts import Trials
 
     trials = Trials(
         alpha=alpha, epsilon=epsilon, quantile=quantile, tolerance=tolerance, n_random=n_random,
@@ -137,7 +137,7 @@ def _brief(circuit: Circuit, settings: Settings, constants: Constants | None) ->
     """What ``run_table`` shows of a circuit measured again."""
     from dataclasses import asdict
 
-    from acdc.pipeline import evaluate as measure
+    from acdc.runs.discover import evaluate as measure
 
     evaluation, n_pairs = measure(circuit, settings, constants)
     return {
@@ -187,11 +187,11 @@ def self_repair(
 
     Example: acdc self-repair runs/ioi --role mover=a4.h1,a5.h0 --out repair.json
     """
-    from acdc.references import load_reference
-    from acdc.runs import run_constants
-    from acdc.self_repair import parse_roles
-    from acdc.self_repair import self_repair as measure
-    from acdc.terminal import TerminalReporter, self_repair_tables, show
+    from acdc.evidence.references import load_reference
+    from acdc.evidence.self_repair import parse_roles
+    from acdc.evidence.self_repair import self_repair as measure
+    from acdc.runs.folder import run_constants
+    from acdc.terminal.tables import TerminalReporter, self_repair_tables, show
 
     known = None if reference is None else load_reference(reference)
     roles = parse_roles(role, known) if role else known
@@ -248,9 +248,9 @@ def report(
     Example: acdc report runs/ioi --stability runs/stable/stability.json --out ioi.html
     """
     from acdc.errors import CircuitFileError
-    from acdc.report import gather, to_html
-    from acdc.terminal import TerminalReporter, say
-    from graphs.files import write_whole
+    from acdc.pages import gather, to_html
+    from acdc.terminal.tables import TerminalReporter, say
+    from graphs.files.whole import write_whole
 
     page = out or run / "report.html"
     if not run.is_dir():

@@ -69,7 +69,7 @@ def circuit_file(path: Path) -> Path:
         return path
     file = path / "circuit.json"
     if not file.exists():
-        from acdc.runs import check_single  # torch takes seconds
+        from acdc.runs.folder import check_single  # torch takes seconds
 
         check_single(path)
     return file
@@ -78,10 +78,10 @@ def circuit_file(path: Path) -> Path:
 def read_circuit(path: Path) -> Circuit:
     """Read a circuit file of any format: JSON, or MIB's ``.pt``."""
     if path.suffix.lower() == ".pt":
-        from acdc.mib import read_pt  # torch takes seconds
+        from acdc.runs.pt import read_pt  # torch takes seconds
 
         return read_pt(path)
-    from graphs.formats import load_circuit
+    from graphs.files.formats import load_circuit
 
     return load_circuit(path)
 
@@ -92,8 +92,8 @@ def circuit_and_settings(path: Path, **asked: Any) -> tuple[Circuit, Settings, S
     Whether a model's own code may run is said by the command, never by the run.
     """
     from acdc.errors import OptionError
-    from acdc.pipeline import check_settings
-    from acdc.runs import load_run
+    from acdc.runs.discover import check_settings
+    from acdc.runs.folder import load_run
     from acdc.settings import Settings
     from acdc.tasks import is_task_file
 

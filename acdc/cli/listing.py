@@ -17,8 +17,8 @@ def list_(
     Example: acdc list methods
     """
     from acdc.errors import UnknownNameError
-    from acdc.listing import LISTS
-    from acdc.terminal import show
+    from acdc.terminal.listing import LISTS
+    from acdc.terminal.tables import show
 
     if what not in LISTS:
         raise UnknownNameError("list", what, LISTS)

@@ -11,7 +11,7 @@ from torch import Tensor
 from acdc.dictionaries.hooks import Hook
 from acdc.dictionaries.sae import Dictionary
 from acdc.errors import DictionaryError
-from acdc.lowering.model import LoweredModel, Trace
+from acdc.models.lowering.model import LoweredModel, Trace
 
 __all__ = ["activation", "check_fits", "group_by_length", "replacement", "width"]
 
@@ -106,7 +106,7 @@ def activation(model: LoweredModel, trace: Trace, hook: Hook) -> Tensor:
 
 
 def replacement(model: LoweredModel, hook: Hook, value: Tensor) -> dict[tuple[str, int], Tensor]:
-    """Return what :meth:`acdc.lowering.LoweredModel.forward` takes to put ``value`` at a hook.
+    """Return what ``LoweredModel.forward`` takes to put ``value`` at a hook.
 
     Parameters
     ----------

@@ -25,7 +25,7 @@ from acdc.dictionaries.sae import ARCHITECTURES, NORMALIZATIONS, Dictionary
 from acdc.errors import DictionaryError, did_you_mean
 from acdc.files.folders import Repository, local_folder
 from acdc.files.tensors import check_floating, read_safetensors
-from graphs.files import MIB, read_json, write_json, write_whole
+from graphs.files.whole import MIB, read_json, write_json, write_whole
 
 __all__ = ["CONFIG", "WEIGHTS", "list_dictionaries", "read_dictionaries", "read_dictionary",
            "write_dictionary"]  # fmt: skip

@@ -24,8 +24,8 @@ from torch import Tensor
 from acdc.dictionaries.activations import activation, check_fits, replacement
 from acdc.dictionaries.sae import Dictionary
 from acdc.engine.experiment import Experiment
-from acdc.lowering.model import LoweredModel, Trace
-from acdc.metrics import METRICS, at_least_float32
+from acdc.engine.metrics import METRICS, at_least_float32
+from acdc.models.lowering.model import LoweredModel, Trace
 
 __all__ = [
     "DENSITY_EDGES",

@@ -29,7 +29,7 @@ from acdc.engine.experiment import Batch, Experiment
 from acdc.engine.program import Program
 from acdc.engine.stages import Gradients
 from acdc.engine.values import Rows, Sparse, Values, coefficients, product
-from acdc.lowering.model import Key, Trace
+from acdc.models.lowering.model import Key, Trace
 
 __all__ = [
     "Point",

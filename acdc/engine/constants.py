@@ -30,8 +30,8 @@ from torch import Tensor
 
 from acdc.engine.values import Values
 from acdc.errors import CircuitFileError, InputError, OptionError, TaskError
-from acdc.lowering.model import LoweredModel
-from graphs.files import MIB, check_regular, parse_json
+from acdc.models.lowering.model import LoweredModel
+from graphs.files.whole import MIB, check_regular, parse_json
 
 __all__ = [
     "CONSTANT",

@@ -17,16 +17,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from acdc.dictionaries.attachment import Attachment
 from acdc.engine.constants import CONSTANT, Constants, Prompts, mean_values
+from acdc.engine.metrics import Metric, Targets, at_least_float32
 from acdc.engine.program import Program
 from acdc.engine.values import Values
 from acdc.errors import TaskError
-from acdc.latents.attachment import Attachment
-from acdc.lowering.model import LoweredModel, Trace
-from acdc.metrics import Metric, Targets, at_least_float32
-from acdc.positions import Positions
+from acdc.models.lowering.model import LoweredModel, Trace
 from acdc.settings import Direction, Intervention
 from acdc.tasks.base import Pair, Task
+from acdc.tasks.positions import Positions
 from graphs import Graph, component_graph
 
 if TYPE_CHECKING:

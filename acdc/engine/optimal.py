@@ -33,10 +33,10 @@ from torch import Tensor
 from acdc.engine.attribution import bytes_per_prompt
 from acdc.engine.constants import Constants
 from acdc.engine.experiment import Batch, Experiment
+from acdc.engine.metrics import at_least_float32, get_metric
 from acdc.engine.steps import in_steps
 from acdc.engine.values import Values
-from acdc.lowering.model import Trace
-from acdc.metrics import at_least_float32, get_metric
+from acdc.models.lowering.model import Trace
 
 __all__ = ["STEPS", "optimal_constants"]
 

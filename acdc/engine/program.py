@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from acdc.dictionaries.attachment import Attachment, NeuronAttachment
 from acdc.engine.stages import (
     Cut,
     Heads,
@@ -27,8 +28,7 @@ from acdc.engine.stages import (
     Transcoder,
 )
 from acdc.engine.values import Block, Rows, Sparse, Values
-from acdc.latents.attachment import Attachment, NeuronAttachment
-from acdc.lowering.model import LoweredModel, Trace
+from acdc.models.lowering.model import LoweredModel, Trace
 
 __all__ = ["Program"]
 

@@ -27,10 +27,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from acdc.dictionaries.attachment import Attachment
 from acdc.engine.values import Block, Rows, Sparse, Values, by_sender, gather
-from acdc.latents.attachment import Attachment
-from acdc.lowering.attention import KINDS, Kind
-from acdc.lowering.model import Key, LoweredModel, Trace
+from acdc.models.lowering.attention import KINDS, Kind
+from acdc.models.lowering.model import Key, LoweredModel, Trace
 from graphs.graph import attention_rows
 
 __all__ = [

@@ -13,8 +13,8 @@ from acdc.engine.experiment import Experiment
 from acdc.engine.patched import PatchedModel
 from acdc.engine.stages import Heads, LatentHeads, Stage
 from acdc.engine.values import Values
-from acdc.lowering.attention import Kind
-from acdc.lowering.norm import Norm
+from acdc.models.lowering.attention import Kind
+from acdc.models.lowering.norm import Norm
 
 __all__ = ["Start"]
 

@@ -23,12 +23,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from acdc.dictionaries.attachment import Attachment
 from acdc.engine.inputs import Input, index_of, insert
 from acdc.engine.moved import Moved
 from acdc.engine.program import Program
 from acdc.engine.stages import Cut, Few, Heads, LatentHeads, Mlp, Stage, Wanted
-from acdc.latents.attachment import Attachment
-from acdc.lowering.attention import KINDS, Kind
+from acdc.models.lowering.attention import KINDS, Kind
 from graphs.plan import Numbers, Step
 
 __all__ = ["Head", "Layer", "News", "Point", "Projections", "Unit", "new_z", "units_of"]

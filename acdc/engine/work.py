@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from acdc.checkpoint import Checkpoint
+from acdc.engine.checkpoint import Checkpoint
 
 __all__ = ["Work"]
 

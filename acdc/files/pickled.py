@@ -28,7 +28,7 @@ from torch import Tensor
 
 from acdc.files import MAX_WEIGHTS
 from graphs.errors import InputError
-from graphs.files import check_regular
+from graphs.files.whole import check_regular
 
 __all__ = ["read_pt"]
 

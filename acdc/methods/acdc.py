@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from acdc.checkpoint import Checkpoint, Decided
+from acdc.engine.checkpoint import Checkpoint, Decided
 from acdc.engine.experiment import Experiment
 from acdc.engine.incremental import Work
 from acdc.engine.speculation import Speculation

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from acdc.engine.attribution import Point, Points, integrate
 from acdc.engine.experiment import Batch, Experiment
 from acdc.engine.work import Work
-from acdc.lowering.model import Trace
 from acdc.methods.base import NoOptions, method
+from acdc.models.lowering.model import Trace
 from acdc.settings import Checked, option
 
 __all__ = [

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from acdc.engine.experiment import Experiment
 from acdc.engine.work import Work
-from acdc.lowering.gim import GimRules, with_gim_gradients
 from acdc.methods.base import NoOptions, method
 from acdc.methods.eap import eap
+from acdc.models.lowering.gim import GimRules, with_gim_gradients
 
 __all__ = ["gim"]
 
@@ -27,7 +27,7 @@ def gim(
     work: Work | None = None,
     rules: GimRules | None = None,
 ) -> NDArray[np.float64]:
-    """Edge attribution patching with modified gradients, see :mod:`acdc.lowering.gim`.
+    """Edge attribution patching with modified gradients, see :mod:`acdc.models.lowering.gim`.
 
     Parameters
     ----------

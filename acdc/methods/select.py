@@ -18,10 +18,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from acdc.curves import ranked_scores, smallest_faithful
 from acdc.engine.experiment import Experiment
 from acdc.errors import OptionError
-from acdc.evaluation import Evaluator
+from acdc.measure.curves import ranked_scores, smallest_faithful
+from acdc.measure.evaluation import Evaluator
 from acdc.settings import RANKINGS
 from graphs import select_threshold, select_top
 
@@ -101,7 +101,7 @@ def edge_scores(experiment: Experiment, scores: Scores, ranking: str = "absolute
     scores
         ``[sender]``, change of the metric when the sender is ablated.
     ranking
-        ``absolute`` or ``signed``, see :func:`acdc.curves.ranked_scores`.
+        ``absolute`` or ``signed``, see :func:`acdc.measure.curves.ranked_scores`.
 
     Returns
     -------

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 
 from acdc.engine.experiment import Experiment
-from acdc.evaluation import Evaluator
+from acdc.measure.evaluation import Evaluator
 from acdc.methods.base import Found
 from acdc.methods.select import DEFAULT_FAITHFULNESS
 

@@ -1,7 +1,7 @@
 """Loading a model by name: bundled, a local folder, or the Hugging Face hub.
 
 Every model is loaded by TransformerLens' TransformerBridge and lowered at once (see
-:mod:`acdc.lowering`).  Nothing that a model file says is executed unless the user allows it.
+:mod:`acdc.models.lowering`).  Nothing that a model file says is executed unless the user allows it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from acdc.registry import Registry
 from acdc.tasks.base import Tokenizer
 
 if TYPE_CHECKING:
-    from acdc.lowering import LoweredModel
+    from acdc.models.lowering import LoweredModel
 
 __all__ = ["BUNDLED", "MODELS", "load_model", "resolve_device", "resolve_dtype"]
 
@@ -83,7 +83,7 @@ def load_model(
     DeviceError
         If this machine lacks the device, or the type is unknown.
     """
-    from acdc.lowering import lower
+    from acdc.models.lowering import lower
 
     place, number = resolve_device(device), resolve_dtype(dtype)
     if place.type == "mps" and number is torch.float64:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from acdc.errors import ModelError
 from acdc.files.folders import Repository
-from graphs.files import MIB, read_json
+from graphs.files.whole import MIB, read_json
 
 __all__ = ["ModelFolder", "check_sizes", "foreign_errors", "read_object"]
 

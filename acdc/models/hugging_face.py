@@ -20,9 +20,9 @@ from torch import Tensor
 from acdc.errors import ModelError, did_you_mean
 from acdc.files.pickled import read_pt
 from acdc.files.tensors import check_floating, read_safetensors
-from acdc.lowering.families import check_architecture
 from acdc.models.configuration import check_configuration, check_relations
 from acdc.models.folder import ModelFolder, check_sizes, foreign_errors, read_object
+from acdc.models.lowering.families import check_architecture
 from acdc.models.tokenizer import TextTokenizer, read_tokenizer
 
 __all__ = ["load_hugging_face"]

@@ -11,8 +11,8 @@ import torch
 
 from acdc.errors import ModelError, UnsupportedModelError, did_you_mean
 from acdc.files.fields import Field, at_least, check_fields, flag, number, one_of, text, whole
-from acdc.lowering.weights import fit_weights, load_weights, read_weights
 from acdc.models.folder import ModelFolder, check_sizes, read_object
+from acdc.models.lowering.weights import fit_weights, load_weights, read_weights
 from acdc.models.tokenizer import TextTokenizer, read_native_tokenizer
 
 __all__ = ["load_native"]

@@ -17,7 +17,7 @@ from typing import Any
 from acdc.errors import ModelError
 from acdc.files.fields import Field, check_fields, flag, number, one_of, text, whole
 from acdc.models.folder import ModelFolder, read_object
-from graphs.files import MIB, read_bytes
+from graphs.files.whole import MIB, read_bytes
 
 __all__ = ["TextTokenizer", "read_native_tokenizer", "read_tokenizer"]
 

@@ -21,7 +21,7 @@ from acdc.errors import TaskError
 from acdc.tasks import is_task_file, load_task
 from acdc.tasks.base import Tokenizer
 from acdc.tasks.files import MOST_BYTES, MOST_TOKENS, encode
-from graphs.files import parse_json, read_text
+from graphs.files.whole import parse_json, read_text
 
 __all__ = ["load_dataset"]
 

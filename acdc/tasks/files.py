@@ -30,7 +30,7 @@ from typing import Any
 
 from acdc.errors import TaskError
 from acdc.tasks.base import Pair, Tokenizer, single_token_continuation
-from graphs.files import MIB, check_regular, parse_json, read_text
+from graphs.files.whole import MIB, check_regular, parse_json, read_text
 
 __all__ = [
     "MOST_BYTES",

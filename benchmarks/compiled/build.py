@@ -30,7 +30,7 @@ from tracr.rasp import causal_eval, rasp
 
 from benchmarks.compiled.programs import PROGRAMS, Program, Value
 from benchmarks.compiled.truth import CompiledModel, Intervention, Truth, derive
-from graphs.files import write_json
+from graphs.files.whole import write_json
 from graphs.graph import GraphShape, shape_to_config
 
 __all__ = ["build", "main"]

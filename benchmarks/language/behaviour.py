@@ -350,7 +350,7 @@ def without_head_to_head(model: Any, tasks: Mapping[str, Task]) -> dict[str, flo
         Name -> its prompt pairs; edges that are cut carry the corrupt run's values.
     """
     from acdc import Experiment
-    from acdc.metrics import get_metric
+    from acdc.engine.metrics import get_metric
 
     found = {}
     for name, task in tasks.items():

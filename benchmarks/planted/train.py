@@ -43,7 +43,7 @@ from benchmarks.planted.model import WRITE_STD, Config, PatchableTransformer
 from benchmarks.planted.prompts import DRAWS, draw_pairs
 from benchmarks.planted.siit import Alignment, Losses, Probes, circuit_losses, draw_plan, losses
 from benchmarks.train_bundled import versions
-from graphs.files import write_json
+from graphs.files.whole import write_json
 from graphs.graph import shape_to_config
 
 __all__ = ["FOLDER", "RECIPES", "Phase", "Recipe", "build_model", "train_phase"]

@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 
 from acdc.cli import _add_plugins, app, main
 from acdc.errors import ModelError
-from acdc.evaluation import Evaluation
-from acdc.runs import Run
+from acdc.measure.evaluation import Evaluation
+from acdc.runs.folder import Run
 from acdc.settings import Settings
 from graphs import Circuit, GraphShape, component_graph
 
@@ -71,11 +71,11 @@ def place(
     def refuse(*_: Any, **__: Any) -> Any:
         raise ModelError("no model is loaded here")
 
-    monkeypatch.setattr("acdc.pipeline.load_model", refuse)
+    monkeypatch.setattr("acdc.runs.discover.load_model", refuse)
     monkeypatch.setattr("benchmarks.speed.measure", refuse)
     monkeypatch.setattr("benchmarks.accuracy.measure", refuse)
     monkeypatch.setattr("benchmarks.calibration.measure", refuse)
-    monkeypatch.setattr("graphs.draw.draw_dot", lambda text, format: b"drawn")
+    monkeypatch.setattr("graphs.pictures.draw.draw_dot", lambda text, format: b"drawn")
     monkeypatch.chdir(tmp_path)
     a_run().save("original")
     Path("task.jsonl").write_text('{"clean": [1, 2], "corrupt": [1, 3], "answers": [4]}\n')

@@ -30,12 +30,12 @@ from harness import (
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from acdc.checkpoint import Checkpoint, Decided
+from acdc.engine.checkpoint import Checkpoint, Decided
 from acdc.engine.constants import CONSTANT, Constants, load_constants
 from acdc.models import BUNDLED
-from acdc.reopen import check_summary
-from acdc.report.evidence import read_evidence, read_repeated
-from acdc.runs import Settings, load_run
+from acdc.pages.evidence import read_evidence, read_repeated
+from acdc.runs.folder import Settings, load_run
+from acdc.runs.reopen import check_summary
 from acdc.tasks import Task, load_task
 from acdc.tasks.dataset import load_dataset
 from graphs import (
@@ -50,8 +50,8 @@ from graphs import (
     to_networkx,
 )
 from graphs.errors import InputError
-from graphs.latents import Site
-from graphs.reference import write_reference
+from graphs.known.reference import write_reference
+from graphs.sites import Site
 
 D_VOCAB = 300
 
@@ -545,7 +545,7 @@ def test_dot_that_multiplies_is_read_within_bounds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Forty kilobytes that mean a hundred million edges; Graphviz' own words stay away."""
-    monkeypatch.setattr("graphs.rendering._MOST_SECONDS", 2)
+    monkeypatch.setattr("graphs.pictures.rendering._MOST_SECONDS", 2)
     many = " ".join(f"n{i}" for i in range(10_000))
     said = refused(load_circuit, f"digraph {{ {{{many}}} -> {{{many}}} }}", "a.dot", tmp_path)
     assert "Graphviz cannot read it" in said

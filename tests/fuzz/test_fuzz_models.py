@@ -27,9 +27,9 @@ from torch import Tensor
 from acdc.dictionaries import Dictionary, read_dictionary
 from acdc.errors import ModelError
 from acdc.files.pickled import read_pt
-from acdc.lowering import LoweredModel
 from acdc.models import BUNDLED, load_model
 from acdc.models.folder import ModelFolder
+from acdc.models.lowering import LoweredModel
 from acdc.models.tokenizer import TextTokenizer, read_native_tokenizer, read_tokenizer
 
 Damaged = Callable[[Sequence[bytes]], st.SearchStrategy[bytes]]

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from acdc.engine.metrics import Metric
 from acdc.methods import Score, method
 from acdc.methods.eap import eap
-from acdc.metrics import Metric
 from acdc.settings import Checked, option
 from acdc.tasks import Pair
 from acdc.tasks.prompts import Generated

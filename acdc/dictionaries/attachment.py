@@ -1,0 +1,197 @@
+"""A dictionary attached to a model: the latents that are nodes, and what each of them writes.
+
+``y`` being what a site writes, latent ``i`` writes ``coefficient_i * direction_i`` and the error
+node ``y - sum_i coefficient_i * direction_i`` over the latents that are nodes.  So the error node
+carries what the dictionary misses, the decoder's constant, a skip connection, and every latent
+that is no node; and all nodes of the site together write ``y``, whatever the dictionary is worth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from acdc.dictionaries import Dictionary
+from acdc.dictionaries.activations import check_fits
+from acdc.dictionaries.neurons import Neurons
+from acdc.errors import DictionaryError
+from acdc.models.lowering.model import LoweredModel
+from acdc.models.lowering.norm import Norm
+from graphs.sites import Site
+
+__all__ = ["Attachment", "NeuronAttachment", "check_dictionaries", "site_kind"]
+
+
+def site_kind(dictionary: Dictionary | Neurons) -> tuple[str, int]:
+    """Return the kind and the layer of a dictionary's site, see :class:`graphs.sites.Site`."""
+    writes = dictionary.writes
+    if isinstance(dictionary, Neurons):
+        return "neurons", writes.layer
+    if dictionary.is_transcoder:
+        return "transcoder", writes.layer
+    if writes.site == "resid_post":
+        return "resid_pre", writes.layer + 1
+    return writes.site, writes.layer
+
+
+def check_dictionaries(model: LoweredModel, dictionaries: Sequence[Dictionary]) -> None:
+    """Check that every dictionary fits and that no two are at one place.
+
+    Raises
+    ------
+    DictionaryError
+        Naming the dictionary, and what it lacks.
+    """
+    if not dictionaries:
+        raise DictionaryError("no dictionary was given: name at least one")
+    places: dict[object, Dictionary] = {}
+    for dictionary in dictionaries:
+        check_fits(dictionary, model)
+        other = places.setdefault(dictionary.writes.part, dictionary)
+        if other is not dictionary:
+            raise DictionaryError(
+                f"two dictionaries at one place: {other.source!r} on {other.reads.name!r} and "
+                f"{dictionary.source!r} on {dictionary.reads.name!r}; give one of them"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Attachment:
+    """Latents of one dictionary as nodes.
+
+    Parameters
+    ----------
+    model
+        The model.
+    dictionary
+        On the model's device, in its type.
+    latents
+        Indices of those that are nodes, ascending.
+    """
+
+    model: LoweredModel
+    dictionary: Dictionary
+    latents: tuple[int, ...]
+
+    @cached_property
+    def site(self) -> Site:
+        """Its place in the graph."""
+        kind, layer = site_kind(self.dictionary)
+        return Site(kind, layer, self.latents)
+
+    def keeping(self, latents: Sequence[int]) -> Attachment:
+        """Return the attachment with other latents as nodes."""
+        return replace(self, latents=tuple(sorted(latents)))
+
+    @cached_property
+    def _ids(self) -> Tensor:
+        return torch.tensor(self.latents, dtype=torch.long, device=self.model.device)
+
+    @cached_property
+    def _nodes(self) -> Dictionary:
+        """The dictionary of the nodes alone; top-k latents compete, so there it is all of it."""
+        if self.dictionary.k is not None:
+            return self.dictionary
+        ids = self._ids
+        parts: dict[str, Any] = {
+            name: (x[:, ids] if name == "W_enc" else x[ids])
+            for name, x in self.dictionary.tensors.items()
+            if name not in ("b_dec", "W_skip")
+        }
+        return replace(self.dictionary, **parts)
+
+    @property
+    def n_encoded(self) -> int:
+        """How many latents are computed for those of the nodes."""
+        return len(self.latents) if self.dictionary.k is None else self.dictionary.n_latents
+
+    def coefficients(self, x: Tensor) -> Tensor:
+        """What each node's direction is multiplied with, ``[..., latent]``.
+
+        Parameters
+        ----------
+        x
+            ``[..., d_in]``: what the dictionary reads.
+        """
+        found = self._nodes.encode(x) * self._nodes.output_scale(x)
+        return (found if self.dictionary.k is None else found[..., self._ids]).to(x.dtype)
+
+    @cached_property
+    def directions(self) -> Tensor:
+        """``[latent, d_out]``."""
+        rows = self.dictionary.decoder_directions[self._ids]
+        return rows.to(self.model.dtype)
+
+    @cached_property
+    def directions_in_stream(self) -> Tensor:
+        """``[latent, d_model]``: what a latent adds to the stream; z goes through W_O."""
+        if self.site.kind != "attn_z":
+            return self.directions
+        return self.directions @ self.model.layers[self.site.layer].attention.W_O.flatten(0, 1)
+
+    # -- transcoders ------------------------------------------------------------------------
+
+    @property
+    def _norm(self) -> Norm:
+        norm = self.model.layers[self.site.layer].ln2
+        assert norm is not None
+        return norm
+
+    def read_stream(self, stream: Tensor) -> Tensor:
+        """What a transcoder reads of the raw stream in front of its MLP."""
+        match self.dictionary.reads.site:
+            case "ln2_normalized":
+                return self._norm.normalized(stream).to(stream.dtype)
+            case "ln2_out":
+                return self._norm(stream)
+        return stream
+
+    def gradients(self, stream: Tensor, latents: Tensor) -> Tensor:
+        """``d coefficient / d stream`` of active latents of a transcoder.
+
+        Parameters
+        ----------
+        stream
+            ``[token, d_model]``.
+        latents
+            ``[slot, token]``: positions among the nodes.
+
+        Returns
+        -------
+        Tensor
+            ``[slot, token, d_model]``.
+        """
+        rows = self.dictionary.encoder_directions.T[self._ids].to(stream.dtype)
+        g = self._through_pre(self.read_stream(stream), rows[latents])
+        match self.dictionary.reads.site:
+            case "ln2_normalized":
+                return replace(self._norm, weight=None).vjp(stream, g)
+            case "ln2_out":
+                return self._norm.vjp(stream, g)
+        return g
+
+    def _through_pre(self, x: Tensor, g: Tensor) -> Tensor:
+        """Map gradients back through the dictionary's own normalisation of its input."""
+        if self.dictionary.normalize_activations in ("none", "expected_average_only_in"):
+            return g
+        with torch.enable_grad():
+            x = x.detach().requires_grad_(True)
+            out = self.dictionary.pre(x)
+            slots = [torch.autograd.grad(out, x, row, retain_graph=True)[0] for row in g]
+        return torch.stack(slots).to(g.dtype) if slots else g
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronAttachment(Attachment):
+    """Neurons of one MLP as nodes.  Parameters as :class:`Attachment`."""
+
+    dictionary: Neurons  # type: ignore[assignment]  # has of a dictionary what is used here
+
+    def coefficients(self, x: Tensor) -> Tensor:
+        """Activations ``[..., neuron]`` of the nodes at the raw stream ``x [..., d_model]``."""
+        return self.dictionary.encode(x)[..., self._ids]

@@ -1,0 +1,327 @@
+"""All that is said of a circuit by ``acdc evaluate``: how faithful it is, to what, how surely."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from acdc.engine.constants import Constants
+from acdc.engine.experiment import Experiment
+from acdc.engine.metrics import METRICS
+from acdc.evidence.verdicts import Judgement, Trials, judge, n_evaluations
+from acdc.measure.curves import Area, score_curve
+from acdc.measure.evaluation import Evaluation, Evaluator, interval, resampled_faithfulness
+from acdc.methods import Score, meaning
+from acdc.runs.discover import Reporter, Silent, fit, with_constants, with_means
+from acdc.runs.folder import Timer, versions
+from acdc.runs.unseen import PromptChoice
+from acdc.settings import MOST_RESAMPLES, Direction, Intervention, Settings, check_count
+from graphs import Circuit
+from graphs.files.whole import write_json
+
+__all__ = ["Assessment", "Measured", "assess", "assess_loaded", "importance"]
+
+_AREAS = (("CPR", "signed"), ("CMD", "absolute"))
+"""MIB's two areas, each with its ranking."""
+
+_N_SIZES = 10
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A circuit under one ablation.
+
+    Parameters
+    ----------
+    intervention, direction
+        The ablation.
+    evaluation
+        Metric and faithfulness.
+    low, high
+        95 % bootstrap interval of the faithfulness over the prompts; None where it is undefined.
+    """
+
+    intervention: str
+    direction: str
+    evaluation: Evaluation
+    low: float | None
+    high: float | None
+
+    def row(self) -> dict[str, Any]:
+        """Plain values for a table."""
+        return {
+            "intervention": self.intervention,
+            "direction": self.direction,
+            **asdict(self.evaluation),
+            "faithfulness_low": self.low,
+            "faithfulness_high": self.high,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Assessment:
+    """What was found of a circuit.
+
+    Parameters
+    ----------
+    settings
+        What it was measured on.
+    circuit
+        As it was measured.
+    task_info
+        Where the prompts came from, see :class:`acdc.runs.unseen.PromptChoice`.
+    n_prompts
+        Prompt pairs.
+    measured
+        Under every ablation, that of the settings first.
+    areas
+        CPR and CMD of the circuit's scores; empty where the scores are all alike or the metric
+        has no gap.
+    judgement
+        The tests; None if they were not asked for.
+    timings
+        Seconds by phase.
+    left_out
+        Interventions that were not measured in every direction, and why.
+    """
+
+    settings: Settings
+    circuit: Circuit
+    task_info: dict[str, Any]
+    n_prompts: int
+    measured: tuple[Measured, ...]
+    areas: tuple[Area, ...]
+    judgement: Judgement | None
+    timings: dict[str, float]
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def summary(self) -> dict[str, Any]:
+        """Plain values: the keys of ``run.json``, and those of this class."""
+        own = self.measured[0]
+        return {
+            **asdict(self.settings),
+            "method": self.circuit.info.get("method", self.settings.method),
+            "n_edges_total": self.circuit.graph.n_edges,
+            "n_edges_kept": self.circuit.n_edges,
+            "circuit_digest": self.circuit.digest,
+            "n_prompts": self.n_prompts,
+            "seed": self.task_info.get("seed", self.settings.seed),
+            "prompts": self.task_info["prompts"],
+            "seen": self.task_info["seen"],
+            **own.row(),
+            "ablations": [measured.row() for measured in self.measured],
+            "ablations_left_out": self.left_out,
+            "areas": [asdict(area) for area in self.areas],
+            "tests": None if self.judgement is None else self.judgement.as_dict(),
+            "task_info": self.task_info,
+            "timings": self.timings,
+            "versions": versions(),
+        }
+
+    def save(self, path: str | Path) -> None:
+        """Write :meth:`summary` as a JSON file, whole or not at all."""
+        write_json(path, self.summary())
+
+
+def assess(
+    circuit: Circuit,
+    settings: Settings,
+    *,
+    discovery: Settings | None = None,
+    seen: bool = False,
+    trials: Trials | None = None,
+    tests: bool = True,
+    n_resamples: int = 1000,
+    constants: Constants | None = None,
+    optimal: bool = False,
+    memory: int = 1 << 30,
+    reporter: Reporter | None = None,
+) -> Assessment:
+    """Measure and test a circuit, on prompts that discovery has not seen where there are any.
+
+    Parameters
+    ----------
+    circuit
+        With its scores.
+    settings
+        Task, model, metric, ablation and number of prompts.
+    discovery
+        Settings of the run that found it (:func:`acdc.runs.folder.load_run`), so that its prompts
+        are known; None where they are not.
+    seen
+        Take the prompts of discovery instead.
+    trials
+        Levels and sample sizes of the tests.
+    tests
+        Whether to run them: some hundred evaluations.
+    n_resamples
+        Of the bootstrap over prompts, at least 1.
+    constants
+        What ablated edges carried in the run that found it
+        (:func:`acdc.runs.folder.run_constants`); None: computed on the prompts of the
+        evaluation, as under all other ablations.
+    optimal
+        Train optimal constants for both directions and measure under them too: as many passes
+        as there are senders, per step.
+    memory
+        Bytes for the passes of that training.
+    reporter
+        Told of progress.
+
+    Raises
+    ------
+    OptionError
+        If the circuit's graph is not the model's, or a value makes no sense.
+    TaskError
+        If no prompts are left that discovery has not seen.
+
+    Examples
+    --------
+    >>> import acdc
+    >>> settings, circuit, _ = acdc.load_run("runs/my-ioi")  # doctest: +SKIP
+    >>> found = acdc.assess(circuit, settings, discovery=settings)  # doctest: +SKIP
+    >>> found.judgement["minimality"].says  # doctest: +SKIP
+    """
+    check_count("n_resamples", n_resamples, at_most=MOST_RESAMPLES)
+    reporter, timer = reporter or Silent(), Timer()
+    with timer.phase("load"), reporter.phase("load model and task", None):
+        circuit, experiment = fit(circuit, settings, PromptChoice(discovery, seen), constants)
+        experiment = with_means(experiment)
+    return assess_loaded(
+        circuit, experiment, settings, trials=trials, tests=tests, n_resamples=n_resamples,
+        optimal=optimal, memory=memory, reporter=reporter, timer=timer,
+    )  # fmt: skip
+
+
+def assess_loaded(
+    circuit: Circuit,
+    experiment: Experiment,
+    settings: Settings,
+    *,
+    trials: Trials | None = None,
+    tests: bool = True,
+    n_resamples: int = 1000,
+    optimal: bool = False,
+    memory: int = 1 << 30,
+    reporter: Reporter | None = None,
+    timer: Timer | None = None,
+) -> Assessment:
+    """As :func:`assess`, of a model that is loaded and prompts that are chosen.
+
+    Parameters
+    ----------
+    circuit, settings, trials, tests, n_resamples, optimal, memory, reporter
+        As of :func:`assess`.
+    experiment
+        What the settings ask for, on prompts that a :class:`acdc.runs.unseen.PromptChoice` gave.
+    timer
+        Of what was done before; None: nothing.
+    """
+    check_count("n_resamples", n_resamples, at_most=MOST_RESAMPLES)
+    reporter, trials, timer = reporter or Silent(), trials or Trials(), timer or Timer()
+    steps = settings.optimal_steps
+    with timer.phase("constants"):
+        experiment = with_constants(experiment, steps, memory, reporter)
+        left_out = _left_out(experiment, optimal)
+        others = [
+            with_constants(other, steps, memory, reporter)
+            for other in _other_ablations(experiment, left_out)
+        ]
+    evaluator = Evaluator(experiment)
+    judgement = None
+    if tests:
+        total = n_evaluations(circuit.in_circuit, trials)
+        with timer.phase("tests"), reporter.phase("tests", total):
+            judgement = judge(evaluator, circuit.in_circuit, trials, reporter.advance)
+    with timer.phase("ablations"), reporter.phase("ablations", None):
+        measured = [_measure(evaluator, circuit, n_resamples, trials.seed)]
+        for other in others:
+            measured.append(_measure(Evaluator(other), circuit, n_resamples, trials.seed))
+    with timer.phase("curves"), reporter.phase("CPR and CMD", _N_SIZES * len(_AREAS)):
+        areas = _areas(evaluator, circuit, n_resamples, trials.seed, reporter)
+    task = experiment.task
+    return Assessment(
+        settings,
+        circuit,
+        task.info,
+        len(task),
+        tuple(measured),
+        areas,
+        judgement,
+        timer.seconds,
+        left_out,
+    )
+
+
+def _left_out(experiment: Experiment, optimal: bool) -> dict[str, str]:
+    """Interventions that are not measured, unless they are the experiment's own, and why."""
+    why = {}
+    if not optimal:
+        why["optimal"] = "needs training, say --optimal"
+    if experiment.mean_over is not None:
+        needed = {batch.clean.shape[1] for batch in experiment.batches}
+        missing = needed - {len(prompt) for prompt in experiment.mean_over}
+        if missing:
+            why["mean-positional"] = f"no means for prompts of {min(missing)} tokens"
+    return why
+
+
+def _other_ablations(experiment: Experiment, left_out: Container[str]) -> list[Experiment]:
+    """The same experiment under every other intervention and direction."""
+    own = (experiment.intervention, experiment.direction)
+    return [
+        replace(experiment, intervention=intervention, direction=direction)
+        for direction in get_args(Direction)
+        for intervention in get_args(Intervention)
+        if (intervention, direction) != own and intervention not in left_out
+    ]
+
+
+def _measure(evaluator: Evaluator, circuit: Circuit, n_resamples: int, seed: int) -> Measured:
+    experiment = evaluator.experiment
+    evaluation = evaluator.evaluate(circuit.in_circuit)
+    low = high = None
+    if evaluation.faithfulness is not None:
+        values = evaluator.values(circuit.in_circuit)[None]
+        full, empty = evaluator.full_values, evaluator.empty_values
+        resampled = resampled_faithfulness(values, full, empty, n_resamples, seed)
+        low, high = (float(end[0]) for end in interval(resampled))
+    return Measured(experiment.intervention, experiment.direction, evaluation, low, high)
+
+
+def _areas(
+    evaluator: Evaluator, circuit: Circuit, n_resamples: int, seed: int, reporter: Reporter
+) -> tuple[Area, ...]:
+    """MIB's CPR and CMD of the ranking that the circuit's scores give."""
+    if not evaluator.has_gap or len(np.unique(np.abs(circuit.scores))) < 3:
+        return ()
+    scores = evaluator.experiment.minimised_sign * importance(evaluator.experiment, circuit)
+    return tuple(
+        score_curve(
+            evaluator,
+            scores,
+            ranking,
+            n_resamples=n_resamples,
+            seed=seed,
+            progress=reporter.advance,
+        ).area(measure)
+        for measure, ranking in _AREAS
+    )
+
+
+def importance(experiment: Experiment, circuit: Circuit) -> np.ndarray:
+    """``[edge]`` scores, positive where the edge helps.
+
+    Those of some methods are so; the others' are changes of the metric that they were computed
+    for, in its own direction (as are those of methods that are not ours).
+    """
+    info = circuit.info
+    if meaning(circuit) is not Score.CHANGE:
+        return circuit.scores
+    metric = METRICS.get(str(info.get("metric")), experiment.metric)
+    direction = info.get("direction", experiment.direction)
+    return metric.sign * (1 if direction == "noising" else -1) * circuit.scores

@@ -1,0 +1,229 @@
+"""The frontier of circuit size and faithfulness: what ``acdc sweep`` writes.
+
+A folder holds ``sweep.json`` (settings, one row per threshold, versions, timings),
+``frontier.csv``, ``frontier.svg`` and ``frontier.png``, and one circuit per threshold,
+``circuit-<threshold>.json``.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from acdc.errors import OptionError
+from acdc.measure.evaluation import Evaluation, Evaluator
+from acdc.methods import METHODS
+from acdc.methods.acdc import expected_changes, widened
+from acdc.methods.sweep import sweep as sweep_thresholds
+from acdc.runs.discover import (
+    Reporter,
+    Silent,
+    attached_nodes,
+    build_experiment,
+    check_discovery,
+    circuit_info,
+    with_constants,
+    with_means,
+)
+from acdc.runs.folder import Timer, versions, write_folder
+from acdc.settings import Settings, check_count
+from graphs import Circuit
+from graphs.files.formats import save_circuit
+from graphs.files.whole import write_json, write_whole
+
+__all__ = ["Frontier", "Point", "check_thresholds", "sweep"]
+
+_DEFAULT_FRACTIONS = tuple(float(x) for x in np.geomspace(0.1, 0.001, 10))
+
+
+@dataclass(frozen=True)
+class Point:
+    """One threshold's circuit.
+
+    Parameters
+    ----------
+    threshold
+        Tau, in the metric's unit.
+    circuit
+        What ACDC finds.
+    evaluation
+        Its metric and faithfulness, measured by a patched run of its own.
+    """
+
+    threshold: float
+    circuit: Circuit
+    evaluation: Evaluation
+
+    def row(self) -> dict[str, Any]:
+        """Plain values for a table."""
+        return {
+            "threshold": self.threshold,
+            "n_edges_kept": self.circuit.n_edges,
+            "n_edges_total": self.circuit.graph.n_edges,
+            **asdict(self.evaluation),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Frontier:
+    """A finished sweep.
+
+    Parameters
+    ----------
+    settings
+        What was asked.
+    points
+        By ascending threshold.
+    timings
+        Seconds of ``load``, ``discover`` and ``evaluate``.
+    details
+        Counts of work, number of prompts.
+    """
+
+    settings: Settings
+    points: tuple[Point, ...]
+    timings: dict[str, float]
+    details: dict[str, Any]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One plain row per threshold."""
+        return [point.row() for point in self.points]
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the folder, all files or none; errors as :meth:`acdc.runs.folder.Run.save`."""
+        return write_folder(folder, self._write, overwrite=overwrite)
+
+    def _write(self, folder: Path) -> None:
+        for point in self.points:
+            save_circuit(point.circuit, folder / f"circuit-{point.threshold:.4g}.json")
+        rows = self.rows()
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_whole(folder / "frontier.csv", text.getvalue())
+        for kind in ("svg", "png"):
+            write_whole(folder / f"frontier.{kind}", _plot(self, kind))
+        summary = {
+            **asdict(self.settings),
+            **self.details,
+            "points": rows,
+            "timings": self.timings,
+            "versions": versions(),
+        }
+        write_json(folder / "sweep.json", summary)
+
+
+def check_thresholds(thresholds: Sequence[float]) -> tuple[float, ...]:
+    """Return the thresholds ascending; OptionError unless they are finite and above 0."""
+    check_count("number of thresholds", len(thresholds), at_most=1000)
+    for tau in thresholds:
+        if not (np.isfinite(tau) and tau > 0):
+            raise OptionError(f"threshold {tau}: expected a finite number above 0, as 0.01")
+    names = [f"{tau:.4g}" for tau in thresholds]
+    if len(set(names)) < len(names):
+        raise OptionError(f"thresholds {', '.join(names)}: expected each once (to four digits)")
+    return tuple(sorted(thresholds))
+
+
+def sweep(
+    task: str,
+    thresholds: Sequence[float] | None = None,
+    *,
+    reporter: Reporter | None = None,
+    memory: int = 1 << 30,
+    **settings: Any,
+) -> Frontier:
+    """Run ACDC over thresholds and measure every circuit.
+
+    Parameters
+    ----------
+    task
+        Built-in task or file.
+    thresholds
+        Taus above 0; None: ten from 10 % to 0.1 % of the metric's gap between full and empty.
+    reporter, memory
+        As in :func:`acdc.runs.discover.discover`.
+    **settings
+        Fields of :class:`acdc.settings.Settings`, and options of ``acdc``.
+    """
+    reporter = reporter or Silent()
+    asked = check_discovery(Settings.of(task, method="acdc", **settings))
+    options = METHODS["acdc"].configured(asked)
+    taus = None if thresholds is None else check_thresholds(thresholds)
+    timer = Timer()
+    with timer.phase("load"), reporter.phase("load model and task", None):
+        experiment = build_experiment(asked)
+        attached = attached_nodes(experiment, asked, memory)
+        experiment = with_means(experiment if attached is None else attached.experiment)
+    experiment = with_constants(experiment, asked.optimal_steps, memory, reporter)
+    with timer.phase("load"):
+        evaluator = Evaluator(experiment)
+        if taus is None:
+            gap = abs(evaluator.full - evaluator.empty)
+            if not gap:
+                raise OptionError(
+                    f"metric {asked.metric!r} is {evaluator.full:g} with every edge and with none: "
+                    "say with --thresholds which taus to try"
+                )
+            taus = tuple(sorted(fraction * gap for fraction in _DEFAULT_FRACTIONS))
+    whole, candidates = experiment.graph, np.ones(experiment.graph.n_edges, dtype=bool)
+    narrowed = experiment.narrowed(options.candidates, memory)
+    if narrowed is not None:
+        experiment, candidates = narrowed
+    total = len(taus) * experiment.graph.n_edges
+    with timer.phase("discover"), reporter.phase("discover (acdc)", total):
+        expected = expected_changes(experiment, options, memory)
+        circuits, work = sweep_thresholds(
+            experiment, taus, expected=expected, memory=memory, progress=reporter.advance
+        )
+    points = []
+    with timer.phase("evaluate"), reporter.phase("evaluate", len(taus)):
+        for tau, found in circuits.items():
+            circuit = found if narrowed is None else widened(found, whole, candidates)
+            evaluation = evaluator.evaluate(circuit.in_circuit)
+            info = circuit_info(experiment, asked, evaluation)
+            points.append(Point(tau, replace(circuit, info={**circuit.info, **info}), evaluation))
+            reporter.advance(1)
+    details = {"n_prompts": len(experiment.task), "guess": options.guess, "work": asdict(work)}
+    return Frontier(asked, tuple(points), timer.seconds, details)
+
+
+def _plot(frontier: Frontier, kind: str) -> bytes:
+    """Faithfulness over circuit size, one labelled point per threshold."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    rows = [row for row in frontier.rows() if row["faithfulness"] is not None]
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "acdc"}):
+        figure = Figure(figsize=(6, 4), layout="constrained")
+        axes = figure.add_subplot()
+        axes.axhline(1, color="0.7", linewidth=1)
+        sizes = [max(row["n_edges_kept"], 0.5) for row in rows]
+        values = [row["faithfulness"] for row in rows]
+        axes.plot(sizes, values, "o-", color="#0072b2")
+        for i, (size, row) in enumerate(zip(sizes, rows, strict=True)):
+            axes.annotate(
+                f"{row['threshold']:.2g}",
+                (size, row["faithfulness"]),
+                xytext=(0, 7 if i % 2 else -14),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8,
+            )
+        axes.set_xscale("log")
+        axes.set_xlabel(f"edges kept (of {frontier.points[0].circuit.graph.n_edges:,})")
+        axes.set_ylabel(f"faithfulness ({frontier.settings.metric})")
+        name = f"{frontier.settings.task} · {frontier.settings.model}: ACDC by threshold"
+        axes.set_title(name, fontsize=11)
+        axes.margins(y=0.15)
+        buffer = io.BytesIO()
+        metadata = {"Date": None} if kind == "svg" else None
+        figure.savefig(buffer, format=kind, dpi=160, metadata=metadata)
+    return buffer.getvalue()

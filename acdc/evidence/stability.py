@@ -1,0 +1,199 @@
+"""How often each edge is found: discovery repeated over draws of a task's prompts.
+
+An edge that one draw of prompts finds and the next does not is no finding.  A folder holds
+``stability.json`` (settings, one row per seed, versions, timings), ``edges.csv`` (in how many
+runs each edge was kept), and of the edges kept often enough ``circuit.json`` and its pictures,
+where an edge's score, and so its width, is the share of runs that kept it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import asdict, dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from acdc.errors import OptionError
+from acdc.runs.discover import Reporter, Silent, check_discovery, discover
+from acdc.runs.folder import Run, versions, write_folder
+from acdc.settings import Settings, check_count
+from graphs import Circuit, Graph, component_graph, save_circuit, write_whole
+from graphs.files.whole import write_json
+from graphs.pictures.draw import render, to_dot
+
+__all__ = ["Stability", "stability"]
+
+
+@dataclass(frozen=True, eq=False)
+class Stability:
+    """Circuits of one task over seeds.
+
+    Parameters
+    ----------
+    settings
+        What was asked, with the first seed.
+    seeds
+        Of the prompts, one per run.
+    graph
+        The graph of all runs.
+    masks
+        ``[run, edge]``: what each run kept.
+    faithfulness
+        Of each run on its own prompts; None where it is undefined.
+    timings
+        Seconds by phase, over all runs.
+    """
+
+    settings: Settings
+    seeds: tuple[int, ...]
+    graph: Graph
+    masks: NDArray[np.bool_]
+    faithfulness: tuple[float | None, ...]
+    timings: dict[str, float]
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """``[edge]``: runs that kept it."""
+        return self.masks.sum(0)
+
+    @property
+    def overlap(self) -> float:
+        """Mean Jaccard index of two runs' circuits; 1 if all are equal."""
+        pairs = [
+            ((a & b).sum() / (a | b).sum() if (a | b).any() else 1.0)
+            for a, b in combinations(self.masks, 2)
+        ]
+        return float(np.mean(pairs))
+
+    def circuit(self, at_least: float = 0.5) -> Circuit:
+        """Return the edges kept in at least this share of the runs; scores are the shares."""
+        if not 0 < at_least <= 1:
+            raise OptionError(f"at_least {at_least:g}: expected a share above 0, at most 1")
+        shares = self.counts / len(self.seeds)
+        method = f"{self.settings.method}, share of {len(self.seeds)} seeds"
+        info = {
+            "task": Path(self.settings.task).stem,
+            "model": self.settings.model,
+            "method": method,
+            "metric": self.settings.metric,
+            "intervention": self.settings.intervention,
+            "direction": self.settings.direction,
+        }
+        return Circuit(self.graph, shares, shares >= at_least - 1e-9, info)
+
+    def summary(self) -> dict[str, Any]:
+        """Plain values: settings, runs, and how many edges were kept in k of n runs."""
+        counts = self.counts
+        kept = np.flatnonzero(counts)
+        order = kept[np.argsort(-counts[kept], kind="stable")]
+        n = len(self.seeds)
+        return {
+            **asdict(self.settings),
+            "seeds": list(self.seeds),
+            "runs": [
+                {"seed": seed, "n_edges_kept": int(mask.sum()), "faithfulness": value}
+                for seed, mask, value in zip(self.seeds, self.masks, self.faithfulness, strict=True)
+            ],
+            "n_edges_total": self.graph.n_edges,
+            "n_edges_by_count": {str(k): int((counts == k).sum()) for k in range(n, 0, -1)},
+            "mean_jaccard": self.overlap,
+            "edges": {self.graph.edge_name(int(e)): int(counts[e]) for e in order},
+            "timings": self.timings,
+            "versions": versions(),
+        }
+
+    def save(self, folder: str | Path, *, at_least: float = 0.5, overwrite: bool = False) -> Path:
+        """Write the folder, all files or none; errors as :meth:`acdc.runs.folder.Run.save`."""
+        circuit = self.circuit(at_least)
+
+        def write(folder: Path) -> None:
+            summary = self.summary()
+            write_json(folder / "stability.json", summary)
+            text = io.StringIO()
+            rows = csv.writer(text, lineterminator="\n")
+            rows.writerow(("edge", "n_kept", "share"))
+            for name, n_kept in summary["edges"].items():
+                rows.writerow((name, n_kept, f"{n_kept / len(self.seeds):.4g}"))
+            write_whole(folder / "edges.csv", text.getvalue())
+            save_circuit(circuit, folder / "circuit.json")
+            dot = to_dot(circuit)
+            for kind in ("svg", "png"):
+                render(dot, folder / f"circuit.{kind}")
+
+        return write_folder(folder, write, overwrite=overwrite)
+
+
+def stability(
+    task: str, n_seeds: int = 5, *, reporter: Reporter | None = None, **options: Any
+) -> Stability:
+    """Discover a circuit from several draws of a task's prompts.
+
+    Parameters
+    ----------
+    task
+        Built-in task.
+    n_seeds
+        Runs, at least 2; their seeds count up from ``seed``.
+    reporter
+        Told of progress.
+    **options
+        As of :func:`acdc.runs.discover.discover`.
+
+    Raises
+    ------
+    OptionError
+        If there are fewer than two seeds, or the task is a file none of whose rows are held
+        out: then every seed has the same prompts.
+    """
+    reporter = reporter or Silent()
+    if n_seeds < 2:
+        raise OptionError(f"{n_seeds} seeds: expected at least 2, what one run finds is no share")
+    check_count("seeds", n_seeds, at_most=10_000)
+    settings = {name: value for name, value in options.items() if name != "memory"}
+    asked = check_discovery(Settings.of(task, **settings))
+    if asked.holdout == 0:
+        raise OptionError(
+            f"task file {task!r} has the same prompts for every seed with holdout 0: leave it out"
+        )
+    runs: list[Run] = []
+    with reporter.phase("discover over seeds", n_seeds):
+        sites = None  # latents or neurons are chosen on the first prompts, for all
+        for seed in range(asked.seed, asked.seed + n_seeds):
+            runs.append(discover(task, sites=sites, **{**options, "seed": seed}))
+            sites = runs[0].circuit.graph.shape.site_at or None
+            reporter.advance(1)
+    timings: dict[str, float] = {}
+    for run in runs:
+        for phase, seconds in run.timings.items():
+            timings[phase] = timings.get(phase, 0.0) + seconds
+    return Stability(
+        asked,
+        tuple(run.settings.seed for run in runs),
+        _common_graph(runs),
+        np.stack([run.circuit.in_circuit for run in runs]),
+        tuple(run.faithfulness for run in runs),
+        timings,
+    )
+
+
+def _common_graph(runs: list[Run]) -> Graph:
+    """Return the one graph of all runs; their prompts may show more orders of its spans."""
+    shapes = [run.circuit.graph.shape for run in runs]
+    first = shapes[0]
+    for run, shape in zip(runs, shapes, strict=True):
+        if (shape.spans, shape.scored_spans) != (first.spans, first.scored_spans):
+            raise OptionError(
+                f"seed {run.settings.seed} gives prompts of {len(shape.spans)} spans, seed "
+                f"{runs[0].settings.seed} of {len(first.spans)}: their edges cannot be counted "
+                "together; split by 'span', or not at all"
+            )
+    if all(shape == first for shape in shapes):
+        return runs[0].circuit.graph
+    reach = np.logical_or.reduce([shape.reach for shape in shapes])
+    reaches = tuple((int(s), int(t)) for s, t in np.argwhere(reach))
+    return component_graph(replace(first, reaches=reaches))

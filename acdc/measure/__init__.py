@@ -1,0 +1,1 @@
+"""How good a circuit is: metric and faithfulness, curves over sizes, error nodes."""

@@ -1,0 +1,327 @@
+"""A model lowered to functions of single nodes (see DESIGN: models are lowered, not hooked).
+
+Axes: ``batch`` prompts, ``pos`` token positions, ``d_model`` residual stream, ``head``,
+``d_head``, ``vocab``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from acdc.models.lowering.attention import Attention
+from acdc.models.lowering.norm import Norm
+from graphs import GraphShape
+
+__all__ = ["FeedForward", "Key", "LoweredLayer", "LoweredModel", "Trace"]
+
+Key = tuple[str, int]
+"""Attribute of a trace and layer (embeddings: which one; ``final``: any)."""
+
+
+@dataclass(frozen=True, eq=False)
+class FeedForward:
+    """An MLP with its own norms inside.
+
+    Parameters
+    ----------
+    norm, post
+        In front of it, and after it (Gemma-2) or None.
+    module
+        The model's own module.
+    gated
+        Whether it multiplies two projections of its input (SwiGLU, GeGLU).
+    writer
+        Part of the module that maps neurons ``[..., d_mlp]`` to the output.
+    W_out
+        ``[d_mlp, d_model]``: its matrix.
+    """
+
+    norm: Norm
+    module: Callable[[Tensor], Tensor]
+    post: Norm | None
+    gated: bool
+    writer: nn.Module
+    W_out: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``[..., pos, d_model]`` (raw stream) -> output."""
+        out = self.module(self.norm(x))
+        return out if self.post is None else self.post(out)
+
+    def neurons(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What the neurons do, and what they write together, before a post-norm.
+
+        Parameters
+        ----------
+        x
+            ``[..., pos, d_model]`` (raw stream).
+
+        Returns
+        -------
+        tuple
+            ``[..., pos, d_mlp]``: what the output matrix is multiplied with (for gated MLPs the
+            product of gate and input), and ``[..., pos, d_model]`` with the bias.
+        """
+        found: list[Tensor] = []
+        handle = self.writer.register_forward_pre_hook(lambda _, read: found.append(read[0]))
+        try:
+            out = self.module(self.norm(x))
+        finally:
+            handle.remove()
+        return found[0], out
+
+
+@dataclass(frozen=True, eq=False)
+class LoweredLayer:
+    """One block: what its heads and its MLP compute.
+
+    Parameters
+    ----------
+    ln1, ln2
+        Norms in front of attention and MLP.
+    attention
+        Weights and arithmetic of the heads.
+    attention_post
+        Norm on the sum of the heads (Gemma-2), applied where the stream is read; None in
+        models without.
+    mlp
+        ``[..., pos, d_model]`` (raw stream) -> MLP output with its own norms inside; None in
+        attention-only models.
+    """
+
+    ln1: Norm
+    attention: Attention
+    attention_post: Norm | None
+    ln2: Norm | None
+    mlp: Callable[[Tensor], Tensor] | None
+
+
+@dataclass(eq=False)
+class Trace:
+    """What one ordinary forward pass leaves behind.
+
+    Attributes
+    ----------
+    embeds
+        One ``[batch, pos, d_model]`` per embedding sender.
+    attention_in, mlp_in
+        Raw stream read by attention and MLP of each layer, ``[batch, pos, d_model]``.
+    q, k, v
+        Projections of each layer before QK-norm and rotary, ``[batch, head, pos, d_head]``.
+    z
+        Head outputs before W_O, ``[batch, head, pos, d_head]``.
+    attention_out
+        Sum of the heads' outputs plus b_O before a post-norm, ``[batch, pos, d_model]``.
+    attention_gain
+        The same behind a post-norm: what the stream gains.
+    middle
+        Stream between attention and MLP, ``[batch, pos, d_model]``; of no layer where they run
+        in parallel or there is no MLP.
+    mlp_out
+        ``[batch, pos, d_model]``.
+    final
+        Raw stream read by ``logits``.
+    """
+
+    embeds: list[Tensor]
+    attention_in: list[Tensor] = field(default_factory=list)
+    mlp_in: list[Tensor] = field(default_factory=list)
+    q: list[Tensor] = field(default_factory=list)
+    k: list[Tensor] = field(default_factory=list)
+    v: list[Tensor] = field(default_factory=list)
+    z: list[Tensor] = field(default_factory=list)
+    attention_out: list[Tensor] = field(default_factory=list)
+    attention_gain: list[Tensor] = field(default_factory=list)
+    middle: list[Tensor] = field(default_factory=list)
+    mlp_out: list[Tensor] = field(default_factory=list)
+    final: Tensor | None = None
+
+    def at(self, key: Key) -> Tensor:
+        """Return one tensor."""
+        name, layer = key
+        found = getattr(self, name)
+        return found[layer] if isinstance(found, list) else found
+
+    def detached(self) -> Trace:
+        """Return the same without gradients."""
+        assert self.final is not None
+        lists = {
+            name: [x.detach() for x in value]
+            for name, value in vars(self).items()
+            if isinstance(value, list)
+        }
+        return Trace(**lists, final=self.final.detach())
+
+
+@dataclass(frozen=True, eq=False)
+class LoweredModel:
+    """A transformer as functions of its nodes.
+
+    Parameters
+    ----------
+    shape
+        Shape of its component graph.
+    embed_parts
+        ``tokens [batch, pos]`` -> token embedding and position embedding (the latter None
+        for rotary models), each ``[batch, pos, d_model]``.
+    layers
+        The blocks.
+    ln_final
+        Norm in front of the unembedding.
+    W_U, b_U
+        ``[vocab, d_model]`` and ``[vocab]`` or None.
+    logit_cap
+        Soft cap of the logits, or None.
+    n_ctx, d_vocab
+        Most positions that it reads, and how many tokens there are.
+    """
+
+    name: str
+    shape: GraphShape
+    embed_parts: Callable[[Tensor], tuple[Tensor, Tensor | None]]
+    layers: tuple[LoweredLayer, ...]
+    ln_final: Norm
+    unembedding: Callable[[Tensor], Tensor]
+    W_U: Tensor
+    b_U: Tensor | None
+    logit_cap: float | None
+    n_ctx: int
+    d_vocab: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights live."""
+        return self.W_U.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the weights and of the stream."""
+        return self.W_U.dtype
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return self.W_U.shape[1]
+
+    @property
+    def d_vocab_out(self) -> int:
+        """How many tokens (or other outputs) the model has logits for."""
+        return self.W_U.shape[0]
+
+    @property
+    def has_post_norm(self) -> bool:
+        """Whether the stream reads attention through a norm of the heads' sum."""
+        return any(layer.attention_post is not None for layer in self.layers)
+
+    def embed(self, tokens: Tensor) -> list[Tensor]:
+        """Return the embedding senders' outputs, one or (``split_embed``) two."""
+        tok, pos = self.embed_parts(tokens)
+        if self.shape.split_embed:
+            return [tok, torch.zeros_like(tok) if pos is None else pos]
+        return [tok if pos is None else tok + pos]
+
+    def unembed(self, x: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """Logits of the raw stream ``x``.
+
+        Parameters
+        ----------
+        x
+            ``[..., batch, d_model]``.
+        tokens
+            ``[batch, n]`` token ids: compute only their logits.  None: the whole vocabulary.
+
+        Returns
+        -------
+        Tensor
+            ``[..., batch, n]`` or ``[..., batch, vocab]``.
+        """
+        x = self.ln_final(x)
+        if tokens is None:
+            logits = self.unembedding(x)
+        else:
+            logits = torch.einsum("...bd,bnd->...bn", x, self.W_U[tokens])
+            if self.b_U is not None:
+                logits = logits + self.b_U[tokens]
+        if self.logit_cap is not None:
+            logits = self.logit_cap * torch.tanh(logits / self.logit_cap)
+        return logits
+
+    def forward(
+        self,
+        tokens: Tensor,
+        embeds: list[Tensor] | None = None,
+        replaced: dict[tuple[str, int], Tensor] | None = None,
+        first: int = 0,
+    ) -> Trace:
+        """One ordinary forward pass up to the final stream.
+
+        Parameters
+        ----------
+        tokens
+            ``[batch, pos]`` token ids.
+        embeds
+            Replaces the embedding senders' outputs (integrated gradients).
+        replaced
+            Replaces ``("z", layer)``: ``[batch, head, pos, d_head]``, or, each
+            ``[batch, pos, d_model]``: ``("heads", layer)``, their sum with b_O in front of a
+            post-norm; ``("attn", layer)`` and ``("mlp", layer)``, what the stream gains from them
+            (behind post-norms); ``("mid", layer)``, the stream between them;
+            ``("resid", n)``, the stream in front of block n, or behind the last one.
+        first
+            Block to start with; ``embeds`` is then the stream in front of it, with any leading
+            axes, and the trace holds what comes from there on.
+        """
+        replaced = replaced or {}
+        trace = Trace(self.embed(tokens) if embeds is None else embeds)
+        stream = (
+            trace.embeds[0] if len(trace.embeds) == 1 else sum(trace.embeds[1:], trace.embeds[0])
+        )
+        for i, layer in enumerate(self.layers[first:], first):
+            stream = replaced.get(("resid", i), stream)
+            trace.attention_in.append(stream)
+            written = self._attention(i, layer.ln1(stream), trace, replaced)
+            trace.attention_gain.append(replaced.get(("attn", i), written))
+            middle = replaced.get(("mid", i), stream + trace.attention_gain[-1])
+            if layer.mlp is None:
+                stream = middle
+                continue
+            if not self.shape.parallel:
+                trace.middle.append(middle)
+            mlp_in = stream if self.shape.parallel else middle
+            trace.mlp_in.append(mlp_in.view_as(mlp_in))  # a branch with a gradient of its own
+            mlp_in = trace.mlp_in[-1]
+            trace.mlp_out.append(
+                replaced[("mlp", i)] if ("mlp", i) in replaced else layer.mlp(mlp_in)
+            )
+            stream = middle + trace.mlp_out[-1]
+        trace.final = replaced.get(("resid", len(self.layers)), stream)
+        return trace
+
+    def _attention(self, i: int, x: Tensor, trace: Trace, replaced: dict[Key, Tensor]) -> Tensor:
+        """What the stream gains from attention, ``[batch, pos, d_model]``."""
+        layer, attention = self.layers[i], self.layers[i].attention
+        q, k, v = (attention.project(kind, x) for kind in ("q", "k", "v"))
+        z = replaced[("z", i)] if ("z", i) in replaced else attention.heads(q, k, v)
+        out = z.transpose(-3, -2).flatten(-2) @ attention.W_O.flatten(0, 1)
+        if attention.b_O is not None:
+            out = out + attention.b_O
+        out = replaced.get(("heads", i), out)
+        for store, value in (
+            (trace.q, q), (trace.k, k), (trace.v, v), (trace.z, z), (trace.attention_out, out)
+        ):  # fmt: skip
+            store.append(value)
+        return out if layer.attention_post is None else layer.attention_post(out)
+
+    def senders(self, trace: Trace) -> Tensor:
+        """Every sender's output in graph order, ``[sender, batch, pos, d_model]``."""
+        out = list(trace.embeds)
+        for i, layer in enumerate(self.layers):
+            heads = trace.z[i].transpose(0, 1) @ layer.attention.W_O[:, None]
+            out.extend(heads)  # (head) of (batch, pos, d_model)
+            if layer.mlp is not None:
+                out.append(trace.mlp_out[i])
+        return torch.stack(out)

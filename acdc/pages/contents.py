@@ -1,0 +1,317 @@
+"""Everything that a report says of a run, gathered before any of it is drawn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from acdc.engine.experiment import Experiment
+from acdc.errors import CircuitFileError, OptionError
+from acdc.evidence.assessment import assess_loaded, importance
+from acdc.evidence.references import REFERENCES, ablation_warning, load_reference
+from acdc.evidence.verdicts import Trials
+from acdc.measure.curves import Point, score_curve
+from acdc.measure.evaluation import Evaluator
+from acdc.methods import METHODS, Score, meaning
+from acdc.pages.circuit import CircuitView, view_circuit
+from acdc.pages.evidence import Evidence, Repeated, evidence_of, read_evidence, read_repeated
+from acdc.runs.discover import Reporter, Silent, check_settings
+from acdc.runs.folder import load_run
+from acdc.runs.reopen import check_summary, reopen
+from acdc.runs.unseen import PromptChoice
+from acdc.settings import Settings, check_count, command_line
+from acdc.tasks.texts import Texts
+from graphs import (
+    Ablation,
+    Circuit,
+    Reference,
+    ReferenceComparison,
+    compare_reference,
+    joined_shape,
+)
+from graphs.known.compare import common_form
+from graphs.known.roc import Roc, average_precision, counts, items, roc_curve
+
+__all__ = ["Agreement", "Report", "gather"]
+
+EVALUATION, STABILITY = "evaluation.json", "stability.json"
+"""Files of a run's folder that a report takes without being told."""
+
+_N_SIZES = 14
+_CURVE_RESAMPLES = 500
+
+
+@dataclass(frozen=True, eq=False)
+class Agreement:
+    """How a circuit agrees with a reference.
+
+    Parameters
+    ----------
+    reference
+        What counts as true.
+    comparison
+        Found, extra and missed edges and nodes.
+    what
+        What is ranked: ``edges``, ``node pairs`` or ``nodes``.
+    n_items, n_true
+        How many there are, and how many of them are true.
+    roc, average_precision
+        Of the ranking that the scores give; None where all items are true or none is.
+    point
+        False and true positive rate of the circuit itself.
+    warning
+        That the run was made under another ablation than the reference is true for.
+    """
+
+    reference: Reference
+    comparison: ReferenceComparison
+    what: str
+    n_items: int
+    n_true: int
+    roc: Roc | None
+    average_precision: float | None
+    point: tuple[float, float] | None
+    warning: str | None
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """What a report says.
+
+    Parameters
+    ----------
+    folder
+        Of the run.
+    settings, summary
+        What was asked, and the whole ``run.json``.
+    command
+        What finds the circuit again.
+    score
+        What its scores mean.
+    view
+        The interactive circuit.
+    evidence
+        The evaluation; None where there is nothing to evaluate (a circuit without edges).
+    frontier
+        Circuits along the ranking of the scores, on the run's own prompts; empty where
+        faithfulness is undefined.
+    agreement
+        With a reference, if there is one.
+    repeated
+        Discovery over seeds, if it was done.
+    """
+
+    folder: Path
+    settings: Settings
+    summary: dict[str, Any]
+    command: str
+    score: Score
+    view: CircuitView
+    evidence: Evidence | None
+    frontier: tuple[Point, ...]
+    agreement: Agreement | None
+    repeated: Repeated | None
+
+
+def gather(
+    folder: str | Path,
+    *,
+    evaluation: str | Path | None = None,
+    stability: str | Path | None = None,
+    reference: str | None = None,
+    tests: bool = True,
+    n_prompts: int = 3,
+    trust_remote_code: bool = False,
+    trials: Trials | None = None,
+    reporter: Reporter | None = None,
+) -> Report:
+    """Gather what is known of a run, and measure what is not.
+
+    Parameters
+    ----------
+    folder
+        Of the run.
+    evaluation
+        What ``acdc evaluate`` wrote; None: ``evaluation.json`` of the folder if it is there, else
+        the circuit is evaluated now, on prompts that discovery has not seen.
+    stability
+        What ``acdc stability`` wrote; None: ``stability.json`` of the folder, if it is there.
+    reference
+        Name or file; None: the only one of the run's model, task and ablation, if there is one.
+    tests
+        Whether the tests of the circuit are shown (and run, if they were not).
+    n_prompts
+        Pairs of prompts to show attention patterns on.
+    trust_remote_code
+        Let the model's folder run its own code, whatever ``run.json`` says.
+    trials
+        Levels and sample sizes of tests that are run now.
+    reporter
+        Told of progress.
+
+    Raises
+    ------
+    CircuitFileError
+        If the folder holds no run, or a file cannot be read or is of another circuit.
+    OptionError
+        If a number makes no sense, or the run's model is not what it was.
+    """
+    check_count("prompts", n_prompts)
+    folder, reporter = Path(folder), reporter or Silent()
+    if not folder.is_dir():
+        raise CircuitFileError(f"{folder}: no such folder; give the folder of a run")
+    settings, circuit, summary = load_run(folder)
+    check_summary(folder, summary, circuit)
+    settings = check_settings(replace(settings, trust_remote_code=trust_remote_code))
+    evidence = _given_evidence(folder, evaluation, circuit, tests)
+    repeated = _given_repeated(folder, stability, settings, circuit)
+    known = load_reference(reference) if reference else _own_reference(settings, circuit)
+    if known is not None:
+        common_form(circuit, known)  # of another graph: said before anything is measured
+    with reporter.phase("load model and task", None):
+        experiment, tokenizer = reopen(folder, settings, circuit, summary)
+    if evidence is None and circuit.n_edges:
+        unseen = PromptChoice(settings)(settings, experiment.model, tokenizer)
+        evidence = evidence_of(
+            assess_loaded(
+                circuit,
+                experiment.on(unseen),
+                settings,
+                tests=tests,
+                trials=trials,
+                reporter=reporter,
+            )
+        )
+    with reporter.phase("look at the circuit", None):
+        view = view_circuit(
+            circuit,
+            experiment,
+            Texts(tokenizer, experiment.task.pairs[0].clean[-1]),
+            n_prompts=n_prompts,
+            n_kept=None if repeated is None else repeated.n_kept,
+        )
+    return Report(
+        folder,
+        settings,
+        summary,
+        command_line(settings, METHODS[settings.method].defaults),
+        meaning(circuit),
+        view,
+        evidence,
+        _frontier(experiment, circuit, summary, reporter),
+        None if known is None else _agreement(circuit, known, settings),
+        repeated,
+    )
+
+
+# --- what others wrote --------------------------------------------------------------------
+
+
+def _given_evidence(
+    folder: Path, path: str | Path | None, circuit: Circuit, tests: bool
+) -> Evidence | None:
+    """The evaluation that is there already, if one is."""
+    if path is not None and not tests:
+        raise OptionError("--evaluation with --no-tests: leave one of them out")
+    beside = folder / EVALUATION
+    if path is None and not beside.exists():
+        return None
+    found = read_evidence(Path(path) if path is not None else beside, circuit)
+    return found if tests else replace(found, tests=None)
+
+
+def _given_repeated(
+    folder: Path, path: str | Path | None, settings: Settings, circuit: Circuit
+) -> Repeated | None:
+    beside = folder / STABILITY
+    if path is None and not beside.exists():
+        return None
+    return read_repeated(Path(path) if path is not None else beside, settings, circuit)
+
+
+def _own_reference(settings: Settings, circuit: Circuit) -> Reference | None:
+    """The reference of the run's model, task and ablation, if there is exactly one.
+
+    Of a task file it is the one in the file's folder.
+    """
+    ablation = Ablation(settings.intervention, settings.direction)
+    task, model = Path(settings.task).resolve(), Path(str(settings.model)).name
+    found = []
+    for name, path in REFERENCES.items():
+        known = load_reference(name)
+        of_task = known.task == settings.task or path.resolve().parent == task.parent
+        of_model = known.model in (settings.model, model) and _same_model(circuit, known)
+        if of_task and of_model and ablation_warning(known, ablation) is None:
+            found.append(known)
+    return found[0] if len(found) == 1 else None
+
+
+def _same_model(circuit: Circuit, reference: Reference) -> bool:
+    """Whether a circuit's graph is that of a reference, but for what is kept apart in it."""
+    ours, theirs = (
+        joined_shape(graph.shape, qkv=True, embed=True, spans=True)
+        for graph in (circuit.graph, reference.graph)
+    )
+    return ours == theirs
+
+
+# --- what is measured ---------------------------------------------------------------------
+
+
+def _frontier(
+    experiment: Experiment, circuit: Circuit, summary: dict[str, Any], reporter: Reporter
+) -> tuple[Point, ...]:
+    """Faithfulness of circuits of growing size along the ranking of the scores."""
+    evaluator = Evaluator(experiment)
+    if not evaluator.has_gap or not circuit.scores.any():
+        return ()
+    n = circuit.graph.n_edges
+    sizes = {*np.rint(np.geomspace(1, n, _N_SIZES)).astype(int).tolist(), circuit.n_edges} - {0}
+    scores = experiment.minimised_sign * importance(experiment, circuit)
+    ranking = str(summary.get("ranking") or "signed")
+    with reporter.phase("frontier", len(sizes)):
+        curve = score_curve(
+            evaluator,
+            scores,
+            ranking,
+            fractions=[min(1.0, (size + 0.5) / n) for size in sorted(sizes)],
+            n_resamples=_CURVE_RESAMPLES,
+            progress=reporter.advance,
+        )
+    return curve.points()
+
+
+def _agreement(circuit: Circuit, reference: Reference, settings: Settings) -> Agreement:
+    """Compare with a reference, over whatever both keep apart."""
+    found, true = common_form(circuit, reference)
+    what = reference.granularity
+    scored = items(found.graph, what, reference.optional_nodes)
+    if what == "nodes":
+        truth = scored.named(name for name in reference.nodes if name in scored.names)
+    else:
+        truth = scored.mask(true.in_circuit)
+    inside = scored.mask(found.in_circuit)
+    usable = bool(truth.any() and not truth.all())
+    ranked = _ranked(scored.scores(found.scores, absolute=meaning(found) is not Score.COST))
+    agreement = counts(truth, inside) if usable else None
+    return Agreement(
+        reference,
+        compare_reference(circuit, reference),
+        what,
+        len(scored),
+        int(truth.sum()),
+        roc_curve(truth, ranked) if usable else None,
+        average_precision(truth, ranked) if usable else None,
+        None if agreement is None else (agreement.fpr, agreement.tpr),
+        ablation_warning(reference, Ablation(settings.intervention, settings.direction)),
+    )
+
+
+def _ranked(scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Finite scores: an item without an edge is below all others."""
+    least = scores[np.isfinite(scores)].min(initial=0.0)
+    return np.where(np.isfinite(scores), scores, least - 1)

@@ -1,0 +1,618 @@
+"""From a task and a model to a circuit, in one call."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from acdc.dictionaries.attach import Attached, attach, attach_neurons
+from acdc.dictionaries.attachment import NeuronAttachment, site_kind
+from acdc.dictionaries.quality import quality_on_task
+from acdc.dictionaries.sources import load_dictionaries
+from acdc.engine.attribution import node_scores
+from acdc.engine.checkpoint import Checkpoint
+from acdc.engine.constants import FILE_NAME, Constants, load_constants
+from acdc.engine.experiment import Experiment
+from acdc.engine.metrics import get_metric
+from acdc.engine.optimal import optimal_constants
+from acdc.engine.work import Work
+from acdc.errors import DictionaryError, OptionError, UnknownNameError
+from acdc.latents.experiment import LatentExperiment
+from acdc.measure.error_nodes import default_thresholds, errors_in_and_out, sweep_nodes
+from acdc.measure.evaluation import Evaluation, Evaluator
+from acdc.methods import METHODS, Method
+from acdc.methods.eap import between_inputs
+from acdc.models import load_model
+from acdc.models.lowering import LoweredModel
+from acdc.runs.folder import Run, Timer, versions
+from acdc.runs.pt import group_heads
+from acdc.settings import DEFAULT_HOLDOUT, Settings, options_of
+from acdc.tasks import DEFAULT_METRIC, TASKS, Task, Tokenizer, is_task_file, load_task
+from acdc.tasks.dataset import load_dataset
+from acdc.tasks.files import check_task_file
+from acdc.tasks.positions import Positions, find_positions
+from acdc.tasks.split import held_out, select_pairs
+from graphs import Circuit
+from graphs.sites import Site
+
+__all__ = [
+    "Reporter",
+    "Silent",
+    "attach_dictionaries",
+    "attached_nodes",
+    "build_experiment",
+    "check_discovery",
+    "check_settings",
+    "circuit_info",
+    "discover",
+    "evaluate",
+    "fit",
+    "latent_details",
+    "load_experiment",
+    "load_prompts",
+    "reattach",
+    "with_constants",
+    "with_means",
+]
+
+_Prompts = Callable[[Settings, LoweredModel, Tokenizer | None], Task]
+
+_STEPS = 5
+"""Integration steps of the node scores in run.json."""
+
+
+class Reporter(Protocol):
+    """Told what goes on."""
+
+    def phase(self, name: str, total: int | None) -> AbstractContextManager[Any]:
+        """Enter a phase of ``total`` steps."""
+
+    def advance(self, n: int) -> None:
+        """Count ``n`` steps of the current phase."""
+
+    def note(self, text: str) -> None:
+        """Say how the current phase stands."""
+
+
+class Silent:
+    """A reporter that says nothing."""
+
+    def phase(self, name: str, total: int | None) -> AbstractContextManager[Any]:
+        """Do nothing."""
+        return nullcontext()
+
+    def advance(self, n: int) -> None:
+        """Do nothing."""
+
+    def note(self, text: str) -> None:
+        """Do nothing."""
+
+
+def discover(
+    task: str,
+    *,
+    reporter: Reporter | None = None,
+    memory: int = 1 << 30,
+    checkpoint: str | Path | None = None,
+    sites: Mapping[str, Site] | None = None,
+    **asked: Any,
+) -> Run:
+    """Find the circuit of a task in a model.
+
+    Parameters
+    ----------
+    task
+        Built-in task (``acdc list tasks``) or a file of prompt pairs.
+    reporter
+        Told of progress.
+    memory
+        Bytes that the method's largest working set may take.
+    checkpoint
+        Folder of the run, if what ``acdc`` has decided is to be kept there while it works: a
+        killed search then goes on where it was.  :meth:`Run.save` to it removes that again.
+    sites
+        With latents or neurons: which are nodes, as ``run.circuit.graph.shape.site_at`` of an
+        earlier run has them, so that the two have one graph; None: chosen on these prompts.
+    **asked
+        Fields of :class:`acdc.settings.Settings` (``model``, ``method``, ``metric``,
+        ``threshold``, ``n_edges``, ``n_prompts``, ``seed``, ...) and options of the method
+        (``steps`` of eap-ig, ``guess`` of acdc, ...).
+
+    Returns
+    -------
+    Run
+        With ``circuit``, ``faithfulness`` and ``save(folder)``.
+
+    Examples
+    --------
+    >>> import acdc
+    >>> run = acdc.discover("ioi", method="eap-ig", n_edges=60)  # doctest: +SKIP
+    >>> run.save("runs/my-ioi")  # doctest: +SKIP
+    """
+    reporter = reporter or Silent()
+    settings = check_discovery(Settings.of(task, **asked))
+    method = METHODS[settings.method]
+    work = Work(memory, reporter.advance, reporter.note)
+    timer = Timer()
+    with timer.phase("load"), reporter.phase("load model and task", None):
+        experiment = build_experiment(settings)
+        attached = attached_nodes(experiment, settings, memory, sites)
+        experiment = experiment if attached is None else attached.experiment
+        experiment = with_means(experiment)
+    if checkpoint is not None:
+        identity = {**vars(settings), **_fingerprint(experiment), "versions": versions()}
+        work = replace(work, checkpoint=Checkpoint(checkpoint, identity))
+    if settings.intervention == "optimal":
+        with timer.phase("constants"):
+            experiment = with_constants(
+                experiment, settings.optimal_steps, memory, reporter, work.checkpoint
+            )
+    total = method.passes(experiment, method.configured(settings))
+    with timer.phase("discover"), reporter.phase(f"discover ({method.name})", total):
+        found = method.search(experiment, settings, work)
+    with timer.phase("evaluate"), reporter.phase("evaluate", None):
+        evaluator = Evaluator(experiment)
+        evaluation = evaluator.evaluate(found.circuit.in_circuit)
+        latents = {} if attached is None else latent_details(attached, evaluator, found.circuit)
+    details = {
+        "n_prompts": len(experiment.task),
+        "task_info": experiment.task.info,
+        **found.details,
+        **latents,
+    }
+    constants = experiment.carried
+    if constants is not None:
+        details["constants"] = constants.report
+    circuit = replace(found.circuit, info=circuit_info(experiment, settings, evaluation))
+    return Run(settings, circuit, evaluation, timer.seconds, details, constants)
+
+
+def with_means(experiment: Experiment) -> Experiment:
+    """Return the experiment with the means that its ablated edges carry, if they do."""
+    return experiment if experiment.intervention == "optimal" else experiment.pinned()
+
+
+def with_constants(
+    experiment: Experiment,
+    steps: int = Settings.optimal_steps,
+    memory: int = 1 << 30,
+    reporter: Reporter | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> Experiment:
+    """Return the experiment with the constants that its ablated edges carry, if they do.
+
+    Parameters
+    ----------
+    experiment
+        Any.
+    steps, memory
+        As of :func:`acdc.engine.optimal.optimal_constants`.
+    reporter
+        Told how training goes on.
+    checkpoint
+        Where trained constants are kept, and found again.
+    """
+    known = experiment.constants
+    own = known is not None and (known.intervention, known.direction) == (
+        experiment.intervention,
+        experiment.direction,
+    )
+    if experiment.intervention != "optimal" or own:
+        return experiment.pinned()
+    reporter = reporter or Silent()
+    exact = experiment.in_float32
+    path = None if checkpoint is None else checkpoint.kept(FILE_NAME)
+    if path is not None:
+        constants = load_constants(path)
+    else:
+        with reporter.phase(f"train constants ({experiment.direction})", steps):
+            constants = optimal_constants(
+                experiment if exact is None else exact,
+                steps,
+                memory=memory,
+                progress=reporter.advance,
+                note=reporter.note,
+            )
+        if checkpoint is not None:
+            checkpoint.keep(FILE_NAME, constants.as_bytes())
+    if exact is not None:
+        exact = replace(exact, constants=constants)
+    return replace(experiment, constants=constants, in_float32=exact)
+
+
+def _fingerprint(experiment: Experiment) -> dict[str, str]:
+    """Digests of the prompts, the weights and the graph: files of one name may change."""
+    model = experiment.model
+    weights = [model.W_U, *(layer.attention.W_O for layer in model.layers)]
+    parts = {
+        "prompts": repr(experiment.task.pairs).encode(),
+        "weights": b"".join(w.detach().cpu().double().numpy().tobytes() for w in weights),
+        "graph": " ".join((*experiment.graph.senders, *experiment.graph.receivers)).encode(),
+        "mean_over": repr(experiment.mean_over).encode(),
+    }
+    return {name: hashlib.sha256(part).hexdigest()[:16] for name, part in parts.items()}
+
+
+def attached_nodes(
+    experiment: Experiment,
+    settings: Settings,
+    memory: int = 1 << 30,
+    sites: Mapping[str, Site] | None = None,
+) -> Attached | None:
+    """Attach what settings name, if anything; ``sites`` as in :func:`discover`."""
+    if settings.saes is not None:
+        return attach_dictionaries(experiment, settings, memory, sites)
+    if settings.neurons:
+        chosen = None if sites is None else {site.layer: site.latents for site in sites.values()}
+        return attach_neurons(
+            experiment, max_neurons=settings.max_latents, neurons=chosen, memory=memory
+        )
+    return None
+
+
+def attach_dictionaries(
+    experiment: Experiment,
+    settings: Settings,
+    memory: int = 1 << 30,
+    sites: Mapping[str, Site] | None = None,
+) -> Attached:
+    """Attach the dictionaries that settings name.
+
+    Parameters
+    ----------
+    experiment
+        What :func:`build_experiment` gives for the settings.
+    settings
+        With ``saes``.
+    memory
+        Bytes for the passes that choose the latents.
+    sites
+        By name, as in a circuit that was found before: its latents are nodes; None: chosen.
+
+    Raises
+    ------
+    DictionaryError
+        If a dictionary cannot be read or does not fit, or the circuit has other sites.
+    """
+    assert settings.saes is not None
+    dictionaries = load_dictionaries(settings.saes, settings.model or "")
+    if sites is None:
+        return attach(experiment, dictionaries, max_latents=settings.max_latents, memory=memory)
+    found = {Site(*site_kind(d), ()).name: d for d in dictionaries}
+    if found.keys() != sites.keys():
+        raise DictionaryError(
+            f"the circuit has latents at {', '.join(sites)}, the dictionaries given are for "
+            f"{', '.join(found)}: give the dictionaries that it was found with"
+        )
+    some = list(sites.values())
+    return attach(experiment, [found[s.name] for s in some], latents=[s.latents for s in some])
+
+
+def reattach(
+    experiment: Experiment, settings: Settings, sites: Mapping[str, Site]
+) -> LatentExperiment:
+    """Make nodes of the latents, or neurons, of a circuit that was found before.
+
+    Parameters
+    ----------
+    experiment
+        What :func:`build_experiment` gives for the settings.
+    settings
+        With ``saes`` if the circuit has latents; neurons come with the model.
+    sites
+        Of the circuit, by name.
+
+    Raises
+    ------
+    OptionError
+        If the settings name dictionaries of a circuit with neurons, or none of one with latents.
+    """
+    if any(site.kind == "neurons" for site in sites.values()):
+        if settings.saes is not None:
+            raise OptionError("the circuit has neurons, not latents: leave --saes out")
+        chosen = {site.layer: site.latents for site in sites.values()}
+        return attach_neurons(experiment, neurons=chosen).experiment
+    if settings.saes is None:
+        raise OptionError("the circuit has latents: say with --saes which dictionaries they are of")
+    return attach_dictionaries(experiment, settings, sites=sites).experiment
+
+
+def latent_details(attached: Attached, evaluator: Evaluator, circuit: Circuit) -> dict[str, Any]:
+    """Return what run.json says of latents: sites, quality, and what error nodes carry."""
+    experiment = attached.experiment
+    scores = node_scores(experiment, between_inputs(experiment, _STEPS), _STEPS)
+    return {
+        "latents": {
+            **attached.summary(),
+            "quality": [
+                asdict(quality_on_task(a.dictionary, experiment))
+                for a in experiment.attachments
+                if not isinstance(a, NeuronAttachment)
+            ],
+            "error_nodes": asdict(errors_in_and_out(evaluator, circuit.in_circuit)),
+            "node_thresholds": [
+                asdict(row) for row in sweep_nodes(experiment, scores, default_thresholds(scores))
+            ],
+        }
+    }
+
+
+def circuit_info(
+    experiment: Experiment, settings: Settings, evaluation: Evaluation
+) -> dict[str, Any]:
+    """Return what a circuit file and its picture say of how the circuit was found."""
+    return {
+        "task": experiment.task.name,
+        "model": experiment.model.name,
+        "method": settings.method,
+        "score": METHODS[settings.method].score.value,
+        "metric": settings.metric,
+        "intervention": settings.intervention,
+        "direction": settings.direction,
+        "faithfulness": evaluation.faithfulness,
+        "d_model": experiment.model.d_model,
+    }
+
+
+def check_discovery(settings: Settings) -> Settings:
+    """As :func:`check_settings`, for a search: every option of the method gets its value.
+
+    Raises
+    ------
+    OptionError
+        Also if something is asked for that would do nothing, as means over prompts where no mean
+        is asked for.
+    """
+    if settings.mean_over is not None and not settings.intervention.startswith("mean"):
+        raise OptionError(
+            f"mean_over {settings.mean_over!r} with intervention {settings.intervention!r}: "
+            "choose the intervention mean or mean-positional, or leave it out"
+        )
+    if settings.threshold is not None and settings.n_edges is not None:
+        raise OptionError("both a threshold and a number of edges were given: give one of them")
+    method = METHODS[settings.method]
+    options = method.configured(settings)
+    _check_use(settings, method, options)
+    own = {name: getattr(options, name) for name in method.option_names}
+    return check_settings(settings.replace(options=own))
+
+
+def _check_use(settings: Settings, method: Method, options: Any) -> None:
+    """Refuse what differs from its default and needs something that is not asked for."""
+    there = {
+        "latents": settings.saes is not None or settings.neurons,
+        "intervention optimal": settings.intervention == "optimal",
+    }
+    for values in (settings, options):
+        for name, _, says in options_of(type(values)):
+            value = getattr(values, name)
+            if says.only and not there[says.only] and value != getattr(type(values), name):
+                raise OptionError(
+                    f"{name} {value!r} does nothing without {says.only}: leave it out"
+                )
+
+
+def check_settings(settings: Settings) -> Settings:
+    """Check names before anything is loaded, and fill in the task's model and metric."""
+    splits = settings.saes is not None or settings.neurons
+    if settings.metric is not None:
+        get_metric(settings.metric)
+    if settings.saes is not None and settings.neurons:
+        raise OptionError(f"saes {settings.saes!r} and neurons: give one of them")
+    if splits and settings.positions != "none":
+        raise OptionError(
+            f"positions {settings.positions!r} with {'neurons' if settings.neurons else 'saes'}: "
+            "latents are not split by positions, leave one of the two out"
+        )
+    if settings.task not in TASKS and not is_task_file(settings.task):
+        raise UnknownNameError("task", settings.task, TASKS)
+    if is_task_file(settings.task):
+        check_task_file(settings.task)
+    spec = TASKS.get(settings.task)
+    if settings.model is None and spec is None:
+        raise OptionError(f"task file {settings.task!r}: say with --model which model reads it")
+    if spec is not None and settings.holdout is not None:
+        raise OptionError(
+            f"holdout {settings.holdout}: task {settings.task!r} draws new prompts for evaluation; "
+            "leave it out"
+        )
+    holdout = DEFAULT_HOLDOUT if spec is None and settings.holdout is None else settings.holdout
+    return replace(
+        settings,
+        holdout=holdout,
+        model=settings.model or (spec.model if spec else None),
+        metric=settings.metric or (spec.metric if spec else DEFAULT_METRIC),
+    )
+
+
+def load_prompts(settings: Settings, model: LoweredModel, tokenizer: Tokenizer | None) -> Task:
+    """Return the prompt pairs that checked settings ask for; of a file without those held out."""
+    from_file = settings.task not in TASKS
+    task = load_task(
+        settings.task,
+        tokenizer,
+        n_prompts=None if from_file else settings.n_prompts,
+        seed=settings.seed,
+        prepend_bos=settings.prepend_bos,
+        corruption=settings.corruption,
+        d_vocab=model.d_vocab,
+        d_vocab_out=model.d_vocab_out,
+        n_ctx=model.n_ctx,
+    )
+    return _discovery_rows(task, settings) if from_file else task
+
+
+def _discovery_rows(task: Task, settings: Settings) -> Task:
+    """Rows of a file that are not held out, the first ``n_prompts`` of them."""
+    assert settings.holdout is not None  # filled in by check_settings
+    left_out = held_out(len(task), settings.holdout, settings.seed)
+    pairs = tuple(pair for pair, out in zip(task.pairs, left_out, strict=True) if not out)
+    if settings.n_prompts is not None and settings.n_prompts > len(pairs):
+        raise OptionError(
+            f"n_prompts is {settings.n_prompts} but {settings.task} has {len(task)} rows, "
+            f"{left_out.sum()} of them held out: ask for at most {len(pairs)}, or lower --holdout"
+        )
+    return select_pairs(task, pairs[: settings.n_prompts], n_held_out=int(left_out.sum()))
+
+
+def build_experiment(
+    settings: Settings, prompts: _Prompts = load_prompts, positions: Positions | None = None
+) -> Experiment:
+    """Load model and task of checked settings.
+
+    In bfloat16 or float16 ``acdc`` also gets the model in float32, for decisions that the
+    low precision cannot make.
+
+    Parameters
+    ----------
+    settings
+        From :func:`check_settings`.
+    prompts
+        What gives the prompt pairs of the settings, the model and its tokenizer.
+    positions
+        The spans of a circuit that was found before; None: those of the prompts, as the settings
+        ask.
+    """
+    return load_experiment(settings, prompts, positions)[0]
+
+
+def load_experiment(
+    settings: Settings, prompts: _Prompts = load_prompts, positions: Positions | None = None
+) -> tuple[Experiment, Tokenizer | None]:
+    """As :func:`build_experiment`, with the model's tokenizer."""
+    model, tokenizer = _load(settings, settings.dtype)
+    task = prompts(settings, model, tokenizer)
+    if positions is None and settings.positions != "none":
+        causal = all(layer.attention.causal for layer in model.layers)
+        positions = find_positions(task, settings.positions, causal=causal)
+    experiment = Experiment(
+        model,
+        task,
+        get_metric(settings.metric or DEFAULT_METRIC),
+        settings.batch_size,
+        settings.intervention,  # type: ignore[arg-type]  # checked by Settings
+        settings.direction,  # type: ignore[arg-type]  # likewise
+        positions=positions,
+        mean_over=_mean_over(settings, model, tokenizer),
+    )
+    if settings.method in ("acdc", "eap-acdc") and model.dtype in (torch.bfloat16, torch.float16):
+        exact, _ = _load(settings, "float32")
+        experiment = replace(experiment, in_float32=replace(experiment, model=exact))
+    _ = experiment.batches  # a pair that cannot be used is found before the search starts
+    return experiment, tokenizer
+
+
+def _mean_over(
+    settings: Settings, model: LoweredModel, tokenizer: Tokenizer | None
+) -> tuple[tuple[int, ...], ...] | None:
+    """Prompts that means are taken over, None for those of the task."""
+    if settings.mean_over is None:
+        return None
+    return load_dataset(
+        settings.mean_over,
+        tokenizer,
+        seed=settings.seed,
+        prepend_bos=settings.prepend_bos,
+        d_vocab=model.d_vocab,
+        n_ctx=model.n_ctx,
+    )
+
+
+def _load(settings: Settings, dtype: str) -> tuple[LoweredModel, Tokenizer | None]:
+    assert settings.model is not None
+    return load_model(
+        settings.model,
+        device=settings.device,
+        dtype=dtype,
+        split_qkv=settings.split_qkv,
+        split_embed=settings.split_embed,
+        trust_remote_code=settings.trust_remote_code,
+    )
+
+
+def evaluate(
+    circuit: Circuit, settings: Settings, constants: Constants | None = None
+) -> tuple[Evaluation, int]:
+    """Measure a circuit on the task, model and metric of some settings.
+
+    Metric and faithfulness alone; :func:`acdc.evidence.assessment.assess` has the tests.
+    ``constants`` are those of the run (:func:`acdc.runs.folder.run_constants`), computed anew if
+    there are none.
+
+    Returns
+    -------
+    tuple
+        The evaluation, and the number of prompt pairs that it was measured on.
+
+    Raises
+    ------
+    OptionError
+        If the circuit's graph is not the model's.
+    """
+    circuit, experiment = fit(circuit, settings, constants=constants)
+    experiment = with_constants(experiment, settings.optimal_steps)
+    return Evaluator(experiment).evaluate(circuit.in_circuit), len(experiment.task)
+
+
+def fit(
+    circuit: Circuit,
+    settings: Settings,
+    prompts: _Prompts = load_prompts,
+    constants: Constants | None = None,
+) -> tuple[Circuit, Experiment]:
+    """Load what some settings ask for, at the granularity of a circuit.
+
+    Prompts have to have the spans that the circuit's graph is split by.  Where the model shares
+    key-value heads, a circuit over keys and values of single heads (as
+    EAP-IG and MIB write it) becomes what :func:`acdc.runs.pt.group_heads` gives.
+
+    Parameters
+    ----------
+    circuit
+        Any.
+    settings
+        What to measure it on.
+    prompts
+        What gives the prompt pairs.
+    constants
+        Of the run that found it, used where the ablation is the same; None: computed.
+
+    Returns
+    -------
+    tuple
+        The circuit over the model's graph, and the experiment.
+
+    Raises
+    ------
+    OptionError
+        If the circuit's graph is not the model's.
+    TaskError
+        If a prompt has other spans than the graph.
+    """
+    shape = circuit.graph.shape
+    positions = Positions.of_shape(shape)
+    asked = check_settings(
+        replace(
+            settings,
+            split_qkv=shape.split_qkv,
+            split_embed=shape.split_embed,
+            positions="none" if positions is None else positions.kind,
+        )
+    )
+    experiment = replace(build_experiment(asked, prompts, positions), constants=constants)
+    if shape.sites:
+        experiment = reattach(experiment, asked, shape.site_at)
+    if shape == replace(experiment.graph.shape, n_kv_heads=None):
+        return group_heads(circuit, experiment.graph.shape), experiment
+    if experiment.graph.shape != shape:
+        raise OptionError(
+            f"the circuit's graph is {shape}, the graph of model {asked.model!r} is "
+            f"{experiment.graph.shape}: name the model that the circuit was found in"
+        )
+    return circuit, experiment

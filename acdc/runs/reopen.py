@@ -1,0 +1,135 @@
+"""A run's model, prompts and graph, loaded again for what looks inside."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from acdc.engine.experiment import Experiment
+from acdc.errors import CircuitFileError, DictionaryError, OptionError
+from acdc.files.objects import JsonObject
+from acdc.latents.experiment import LatentExperiment
+from acdc.runs.discover import check_settings, load_experiment, reattach
+from acdc.runs.folder import run_constants
+from acdc.settings import Settings
+from acdc.tasks import Tokenizer
+from graphs import Circuit
+
+__all__ = ["check_summary", "reopen"]
+
+
+def check_summary(folder: str | Path, summary: dict[str, Any], circuit: Circuit) -> None:
+    """Raise CircuitFileError if a ``run.json`` lacks what pages say, or is of another circuit.
+
+    Parameters
+    ----------
+    folder, summary, circuit
+        As of :func:`reopen`.
+    """
+    item = JsonObject(summary, Path(folder) / "run.json", "a run.json", "acdc discover")
+    item.number("n_prompts")
+    for key in ("faithfulness", "metric_full", "metric_circuit", "metric_empty"):
+        item.optional(key)
+    for key in ("metric", "model", "method", "intervention", "direction"):
+        item.text(key)
+    timings, numbers = item.at("timings"), item.at("versions")
+    for key in timings.content:
+        timings.number(key)
+    for key in numbers.content:
+        numbers.text(key)
+    if "task_info" in summary:
+        item.at("task_info")
+    if summary.get("latents") is not None:  # where they are needed, that is said below
+        errors = item.at("latents").at("error_nodes")
+        for key in ("with_errors", "without_errors"):
+            errors.optional(key)
+    sizes = item.number("n_edges_kept"), item.number("n_edges_total")
+    if sizes != (circuit.n_edges, circuit.graph.n_edges):
+        raise CircuitFileError(
+            f"{folder}: run.json is of a circuit of {sizes[0]:,} of {sizes[1]:,} edges, "
+            f"circuit.json has {circuit.n_edges:,} of {circuit.graph.n_edges:,}; find the circuit "
+            "anew"
+        )
+
+
+def reopen(
+    folder: str | Path, settings: Settings, circuit: Circuit, summary: dict[str, Any]
+) -> tuple[Experiment, Tokenizer | None]:
+    """Return a run's experiment and its model's tokenizer, if its files are what they were.
+
+    Parameters
+    ----------
+    folder
+        Of the run; messages name it.
+    settings, circuit, summary
+        What :func:`acdc.runs.folder.load_run` read there.
+
+    Returns
+    -------
+    tuple
+        A :class:`acdc.latents.experiment.LatentExperiment` where the run has dictionaries; with
+        the constants that the run's ablated edges carried, if they did.
+
+    Raises
+    ------
+    CircuitFileError
+        As of :func:`check_summary`, or if ``run.json`` says nothing of the dictionaries that the
+        circuit needs.
+    DictionaryError
+        If a dictionary is not the one that the run used.
+    OptionError
+        If the model's graph is not the circuit's, or its metric is not what it was.
+    """
+    check_summary(folder, summary, circuit)
+    plain, tokenizer = load_experiment(check_settings(settings))
+    ours, shape = plain.model.shape, circuit.graph.shape
+    if ours.n_layers != shape.n_layers or ours.n_heads != shape.n_heads:
+        raise OptionError(
+            f"{folder}: its circuit is of {shape.n_layers} layers and {shape.n_heads} heads, model "
+            f"{settings.model!r} has {ours.n_layers} and {ours.n_heads}; find the circuit anew"
+        )
+    experiment = plain
+    if shape.sites:
+        experiment = _with_dictionaries(folder, plain, settings, circuit, summary)
+    if experiment.graph.shape != shape:
+        raise OptionError(
+            f"{folder}: its circuit is of {shape}, model {settings.model!r} has "
+            f"{experiment.graph.shape}; find the circuit anew"
+        )
+    value = plain.plain("clean" if settings.direction == "noising" else "corrupt")
+    wanted = summary.get("metric_full")
+    if not isinstance(wanted, float) or not math.isclose(value, wanted, rel_tol=0.02, abs_tol=1e-3):
+        raise OptionError(
+            f"{folder}: {settings.metric} of model {settings.model!r} was {wanted}, it is "
+            f"{value:.6g} now; model or task have changed, find the circuit anew"
+        )
+    return replace(experiment, constants=run_constants(folder, settings)), tokenizer
+
+
+def _with_dictionaries(
+    folder: str | Path,
+    plain: Experiment,
+    settings: Settings,
+    circuit: Circuit,
+    summary: dict[str, Any],
+) -> LatentExperiment:
+    """Attach the run's dictionaries and check that each is the one that it used."""
+    if settings.saes is None and not settings.neurons:
+        raise CircuitFileError(f"{folder}: the circuit has latents, run.json names no dictionaries")
+    experiment = reattach(plain, settings, circuit.graph.shape.site_at)
+    latents = summary.get("latents")
+    rows = latents.get("sites") if isinstance(latents, dict) else None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise CircuitFileError(f"{folder}: run.json says nothing of its dictionaries")
+    known = {row.get("name"): row.get("fingerprint") for row in rows}
+    for attachment in experiment.attachments:
+        name, dictionary = attachment.site.name, attachment.dictionary
+        if known.get(name) != dictionary.fingerprint:
+            raise DictionaryError(
+                f"dictionary {dictionary.source!r} at {name} has the fingerprint "
+                f"{dictionary.fingerprint}, the run's had {known.get(name)}: it has changed, "
+                "find the circuit anew"
+            )
+    return experiment

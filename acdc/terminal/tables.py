@@ -1,0 +1,527 @@
+"""What a person sees on the terminal: progress bars and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from graphs.text import printable
+
+if TYPE_CHECKING:
+    from acdc.evidence.bases import SizeAt
+    from acdc.evidence.directions import BothDirections
+    from acdc.evidence.self_repair import HeadRepair, Measure, RoleRepair, SelfRepair
+    from acdc.evidence.stability import Stability
+    from acdc.evidence.verdicts import Judgement
+    from graphs import Circuit
+    from graphs.known.bases import BasesComparison
+    from graphs.known.compare import Comparison, Overlap, ReferenceComparison
+    from graphs.known.reference import Reference
+
+__all__ = [
+    "SafeConsole",
+    "TerminalReporter",
+    "ablations_table",
+    "bases_tables",
+    "comparison_table",
+    "directions_tables",
+    "edges_table",
+    "effects_table",
+    "frontier_table",
+    "number",
+    "reference_table",
+    "roles_table",
+    "run_table",
+    "say",
+    "self_repair_tables",
+    "show",
+    "stability_tables",
+    "verdicts_table",
+]
+
+_TOP_EDGES = 10
+_TOP_OTHERS = 5
+_ROUNDING = 1e-5
+"""Growth below this share of the largest direct effect is no more than rounding."""
+_TOP_REFINED, _TOP_OWN = 15, 4
+
+
+class TerminalReporter:
+    """Progress bars on standard error."""
+
+    def __init__(self) -> None:
+        self._progress: Progress | None = None
+
+    @contextmanager
+    def phase(self, name: str, total: int | None) -> Iterator[None]:
+        """Show a bar of ``total`` steps, or a spinner-like bar without an end.
+
+        It disappears when the block raises, so that an error's message stands alone; where
+        standard error is no terminal, only finished bars are printed.
+        """
+        console = SafeConsole(stderr=True)
+        columns = [
+            TextColumn("{task.description:<24}"),
+            BarColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
+        ]
+        if total is not None:
+            columns.insert(2, MofNCompleteColumn())
+        with Progress(
+            *columns, console=console, transient=True, disable=not console.is_terminal
+        ) as self._progress:
+            task = self._progress.add_task(name, total=total, note="")
+            yield
+            self._progress.update(task, total=total or 1, completed=total or 1)
+        console.print(self._progress.get_renderable())
+
+    def advance(self, n: int) -> None:
+        """Count ``n`` steps."""
+        if self._progress is not None:
+            self._progress.advance(self._progress.task_ids[0], n)
+
+    def note(self, text: str) -> None:
+        """Say beside the bar how the phase stands."""
+        if self._progress is not None:
+            self._progress.update(self._progress.task_ids[0], note=text)
+
+
+class SafeConsole(Console):
+    """A console that shows control characters in texts as escapes (:mod:`graphs.text`)."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
+        """Return what every text passes through, in tables too."""
+        return super().render_str(printable(text, keep="\n\t"), **options)
+
+
+def say(line: str, *, stderr: bool = False) -> None:
+    """Print one line, however long, to standard output or standard error."""
+    SafeConsole(stderr=stderr).print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def show(*parts: Any) -> None:
+    """Print tables and text to standard output; a text as it is, those in tables as markup."""
+    console = SafeConsole()
+    for part in parts:
+        console.print(part, highlight=False, markup=not isinstance(part, str))
+
+
+def number(value: float | None) -> str:
+    """Four significant digits, or a dash for None."""
+    return "-" if value is None else f"{value:.4g}"
+
+
+def run_table(summary: dict[str, Any], title: str) -> Table:
+    """Table of the content of a ``run.json``."""
+    table = Table(title=escape(title), show_header=False, title_justify="left")
+    kept, total = summary["n_edges_kept"], summary["n_edges_total"]
+    share = f" ({100 * kept / total:.1f} %)" if total else ""
+    over = f" over {summary['mean_over']}" if summary.get("mean_over") is not None else ""
+    ablation = f"{summary['direction']}, {summary['intervention']} ablation{over}"
+    if summary.get("positions", "none") != "none":
+        share += f", split by {summary['positions']}"
+    rows = {
+        "model": summary["model"],
+        "task": f"{summary['task']}, {summary['n_prompts']} prompt pairs, seed {summary['seed']}",
+        "method": f"{summary['method']} ({ablation})",
+        "metric": summary["metric"],
+        "edges kept": f"{kept:,} of {total:,}{share}",
+        "metric: full, circuit, empty": ", ".join(
+            number(summary[f"metric_{which}"]) for which in ("full", "circuit", "empty")
+        ),
+        "faithfulness": _with_interval(summary),
+    }
+    if summary.get("saes") is not None:
+        rows["dictionaries"] = summary["saes"]
+    if "prompts" in summary:
+        rows["prompts"] = summary["prompts"]
+    rows |= _latent_rows(summary.get("latents"))
+    if summary.get("audit") is not None:
+        rows["untested"] = _untested(summary["audit"])
+    if summary.get("threshold") is not None:
+        rows["threshold"] = number(summary["threshold"])
+    if "timings" in summary:
+        rows["seconds"] = ", ".join(f"{k} {v:.1f}" for k, v in summary["timings"].items())
+    for name, value in rows.items():
+        table.add_row(name, escape(str(value)))
+    return table
+
+
+def _latent_rows(latents: dict[str, Any] | None) -> dict[str, str]:
+    """Rows about latents, none where there are none."""
+    if latents is None:
+        return {}
+    errors = latents["error_nodes"]
+    which = ("with_errors", "without_errors")
+    return {
+        "latents": f"{latents['n_kept']:,} of {latents['n_active']:,} active are nodes "
+        f"({100 * latents['folded_share']:.1f} % of attribution folded)",
+        "faithfulness: error nodes in, out": ", ".join(number(errors[w]) for w in which),
+        "complement: error nodes in, out": ", ".join(
+            number(errors[f"complement_{w}"]) for w in which
+        ),
+    }
+
+
+def _untested(audit: dict[str, Any]) -> str:
+    """How many edges eap-acdc skipped, and what that may have missed (the worse of two ways)."""
+    ways = [audit[way] for way in ("taken_out", "put_back")]
+    reach = max(way["n_at_least_tau"] for way in ways)
+    at_most = max(way["n_at_least_tau_in_all"] for way in ways)
+    return (
+        f"{audit['n_skipped']:,} edges; of {audit['n_sampled']:,} sampled {reach:,} reach the "
+        f"threshold alone, at most {at_most:,} of all do ({audit['confidence']:.0%} confidence)"
+    )
+
+
+def _with_interval(row: dict[str, Any]) -> str:
+    """Faithfulness, with its interval where there is one."""
+    said = number(row["faithfulness"])
+    if row.get("faithfulness_low") is None:
+        return said
+    ends = (number(row[f"faithfulness_{end}"]) for end in ("low", "high"))
+    return f"{said} (95 % interval {' to '.join(ends)})"
+
+
+def ablations_table(summary: dict[str, Any]) -> Table:
+    """Table of the faithfulness under every ablation, and of CPR and CMD."""
+    table = Table(title="faithfulness under every ablation", title_justify="left")
+    for column in ("direction", "intervention", "metric: full, circuit, empty", "faithfulness"):
+        table.add_column(column)
+    for row in summary["ablations"]:
+        values = (number(row[f"metric_{which}"]) for which in ("full", "circuit", "empty"))
+        table.add_row(row["direction"], row["intervention"], ", ".join(values), _with_interval(row))
+    for intervention, why in summary.get("ablations_left_out", {}).items():
+        table.add_row("", intervention, escape(why), "-")
+    for area in summary["areas"]:
+        said = f"{area['value']:.4g} (95 % interval {area['low']:.4g} to {area['high']:.4g})"
+        choices = f"{area['ranking']} scores, {area['axis']} axis, {area['size']} sizes"
+        table.add_row(area["measure"], "", choices, said)
+    return table
+
+
+def directions_tables(found: BothDirections, n: int = 15) -> tuple[Table, Table | str]:
+    """Tables of what each direction finds, and of candidates for gates; a line if none is one."""
+    edges = found.comparison.edges
+    counts = Table(title="edges by direction", title_justify="left", show_header=False)
+    for name, some in (
+        ("in both", edges.common),
+        ("only in noising (candidates for AND)", edges.only_a),
+        ("only in denoising (candidates for OR)", edges.only_b),
+    ):
+        counts.add_row(name, f"{len(some):,}")
+    if not found.candidates:
+        return counts, "no node reads an edge of one direction alone beside another edge: no gates"
+    title = "nodes that may combine their inputs as a gate"
+    hidden = len(found.candidates) - n
+    gates = Table(title=title + (f" (first {n})" if hidden > 0 else ""), title_justify="left")
+    for column in ("receiver", "may be", "found by one direction", "by both"):
+        gates.add_column(column)
+    for candidate in found.candidates[:n]:
+        only, partners = ", ".join(candidate.only), ", ".join(candidate.partners)
+        gates.add_row(
+            escape(candidate.receiver), candidate.gate, escape(only), escape(partners) or "-"
+        )
+    return counts, gates
+
+
+def verdicts_table(judgement: Judgement) -> Table:
+    """Table of the tests of a circuit."""
+    trials = judgement.trials
+    title = f"tests at level {trials.alpha:g}; passing is finding nothing, or better than random"
+    table = Table(title=title, title_justify="left")
+    for column in ("test", "verdict", "p", "sample", "in words"):
+        table.add_column(column, no_wrap=column in ("test", "verdict"))
+    for verdict in judgement.verdicts:
+        word = {True: "pass", False: "[bold]FAIL[/bold]", None: "-"}[verdict.passed]
+        sample = f"{verdict.n} {verdict.unit}"
+        p_value = "-" if verdict.p_value is None else f"{verdict.p_value:.2g}"
+        table.add_row(verdict.test, word, p_value, sample, escape(verdict.says))
+    if judgement.complement is not None:
+        complement = f"faithfulness {judgement.complement:.3g} without the circuit's edges"
+        table.add_row("complement", "", "", "", complement)
+    if judgement.n_on_path < judgement.n_edges:
+        table.add_row("paths", "", "", "", _paths_line(judgement.n_on_path, judgement.n_edges))
+    return table
+
+
+def _paths_line(n_on_path: int, n_edges: int) -> str:
+    """Return what is said of a circuit whose edges do not all lie on a path in it."""
+    some = f"{n_on_path:,} of its {n_edges:,} edges lie" if n_on_path else "no edge of it lies"
+    return (
+        f"{some} on a path of it from the embeddings to logits; the others carry nothing under "
+        "resample ablation"
+    )
+
+
+def effects_table(judgement: Judgement, n: int = 5) -> Table:
+    """Table of the edges that the test of minimality finds most superfluous."""
+    table = Table(title="edges that do least", title_justify="left")
+    for column in ("edge", "squared change without it", "of added edges it surpasses", "p"):
+        table.add_column(column, justify="left" if column == "edge" else "right")
+    for edge in judgement.edges[:n]:
+        table.add_row(
+            escape(edge.edge), number(edge.effect), f"{edge.surpassed:.0%}", f"{edge.p_value:.2g}"
+        )
+    return table
+
+
+def stability_tables(found: Stability, n: int = _TOP_EDGES) -> tuple[str, Table, Table]:
+    """A line, and tables of edges by the runs that kept them and of those kept most often."""
+    summary = found.summary()
+    n_seeds = len(found.seeds)
+    said = f"edges over {n_seeds} seeds; two runs share {found.overlap:.1%} (mean Jaccard)"
+    counts = Table()
+    for column in ("kept in", "edges"):
+        counts.add_column(column, justify="right")
+    for k, n_edges in summary["n_edges_by_count"].items():
+        counts.add_row(f"{k} of {n_seeds} runs", f"{n_edges:,}")
+    edges = Table(title="edges kept most often", title_justify="left")
+    edges.add_column("edge")
+    edges.add_column("runs", justify="right")
+    for name, count in list(summary["edges"].items())[:n]:
+        edges.add_row(escape(name), f"{count} of {n_seeds}")
+    return said, counts, edges
+
+
+def self_repair_tables(found: SelfRepair, title: str) -> Iterator[Any]:
+    """Yield a table per role, and who backs it up."""
+    yield (
+        f"{title}: {found.settings.task} in {found.settings.model}, {found.n_prompts} prompts "
+        f"({found.task_info['prompts']}), metric "
+        f"{found.settings.metric}, {found.settings.direction}, "
+        f"{found.settings.intervention} ablation"
+    )
+    for role in found.roles:
+        yield _role_table(role)
+    for name, heads in found.backups.items():
+        yield f"backup of {name!r}: {', '.join(heads)}"
+    if not found.backups:
+        yield (
+            f"no backup: no head answers with at least {found.min_share:.0%} of what ablating the "
+            "others takes away"
+        )
+
+
+def _role_table(role: RoleRepair) -> Table:
+    loss = f"ablating all takes {_interval(role.taken)} from the logits directly"
+    if role.repaired is None:
+        loss += ", next to nothing: there is nothing to repair"
+    else:
+        loss += f", {role.total.mean:.3g} in the end: {role.repaired:.0%} is repaired"
+    if not role.members:
+        loss += "; it is alone in its role, so that there are no others to ablate for it"
+    title = f"role {role.role!r}: {', '.join(role.heads)}; {loss}"
+    table = Table(title=escape(title), title_justify="left", caption_justify="left")
+    for column in ("head", "before", "after", "growth", "response", "share", "verdict"):
+        table.add_column(column, justify="left" if column in ("head", "verdict") else "right")
+    for row in role.members:
+        table.add_row(*_repair_cells(row))
+    table.add_section()
+    rows = (*role.members, *role.others)
+    rounding = _ROUNDING * max((abs(row.before) for row in rows), default=0.0)
+    grown = [row for row in role.others if row.growth.sign and abs(row.growth.mean) > rounding]
+    grown.sort(key=lambda row: (row.verdict is None, -abs(row.growth.mean)))
+    shown = grown[:_TOP_OTHERS]
+    for row in shown:
+        table.add_row(*_repair_cells(row))
+    above = "after: above the line the others of the role ablated, below it the whole role"
+    below = f"{len(grown) - len(shown)} more heads change" if len(grown) > len(shown) else ""
+    after = above if role.members else "after: the role ablated"
+    table.caption = "; ".join(part for part in ("direct effects", after, below) if part)
+    if not all(row.in_circuit for row in (*role.members, *shown)):
+        table.caption += "; *: not in the circuit"
+    return table
+
+
+def _repair_cells(row: HeadRepair) -> list[str]:
+    verdict = f"[bold]{row.verdict.upper()}[/bold]" if row.verdict == "backup" else row.verdict
+    return [
+        row.head + ("" if row.in_circuit else " *"),
+        f"{row.before:.3g}",
+        f"{row.after:.3g}",
+        _interval(row.growth),
+        f"{row.response.mean:.3g}",
+        "-" if row.share is None else f"{row.share:.0%}",
+        verdict or "-",
+    ]
+
+
+def _interval(measure: Measure) -> str:
+    return f"{measure.mean:.3g} ({measure.low:.3g} to {measure.high:.3g})"
+
+
+def edges_table(circuit: Circuit, n: int = _TOP_EDGES) -> Table | str:
+    """Table of the circuit's edges with the largest absolute scores; a line if it has none."""
+    inside = np.flatnonzero(circuit.in_circuit)
+    if not len(inside):
+        return (
+            "no edge was kept: those that the selection allows form no path from the embeddings "
+            "to the logits; allow more --edges, or lower --threshold"
+        )
+    order = inside[np.argsort(-np.abs(circuit.scores[inside]), kind="stable")][:n]
+    table = Table(title="most important edges", title_justify="left")
+    table.add_column("edge")
+    table.add_column("score", justify="right")
+    for edge in order:
+        name = circuit.graph.edge_name(int(edge))
+        table.add_row(escape(name), f"{circuit.scores[edge]:+.4g}")
+    return table
+
+
+def frontier_table(rows: list[dict[str, Any]], title: str) -> Table:
+    """Table of a sweep, one row per threshold."""
+    table = Table(title=escape(title), title_justify="left")
+    for column in ("threshold", "edges kept", "share", "metric", "faithfulness"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(
+            number(row["threshold"]),
+            f"{row['n_edges_kept']:,}",
+            f"{100 * row['n_edges_kept'] / row['n_edges_total']:.1f} %",
+            number(row["metric_circuit"]),
+            number(row["faithfulness"]),
+        )
+    return table
+
+
+_COUNTED = {"": "", "spans": ", by span", "joined": ", spans joined"}
+"""Ends of titles: how a circuit split by positions was compared."""
+
+
+def comparison_table(comparison: Comparison, labels: tuple[str, str]) -> Table:
+    """Table of the overlap of two circuits, in edges and nodes."""
+    overlaps = (("edges", comparison.edges), ("nodes", comparison.nodes))
+    end = _COUNTED["joined" if comparison.joined else ""]
+    return _overlaps_table(f"{labels[0]} against {labels[1]}{end}", overlaps)
+
+
+def _overlaps_table(title: str, overlaps: Sequence[tuple[str, Overlap]]) -> Table:
+    table = Table(title=escape(title), title_justify="left")
+    for column in ("", "both", "only 1st", "only 2nd", "precision", "recall", "F1", "Jaccard"):
+        table.add_column(column, justify="right" if column else "left")
+    for name, overlap in overlaps:
+        table.add_row(name, *_overlap_cells(overlap))
+    return table
+
+
+def bases_tables(
+    comparison: BasesComparison,
+    sizes: Sequence[SizeAt] | None,
+    labels: tuple[str, str],
+    *,
+    list_edges: bool = True,
+) -> Iterator[Any]:
+    """Yield tables of two circuits over different bases.
+
+    Parameters
+    ----------
+    comparison
+        In component form.
+    sizes
+        At equal faithfulness, one of each; None for circuits that are no runs.
+    labels
+        What to call them.
+    list_edges
+        Also list what refines what, and the component edges in one and not the other.
+    """
+    both = (comparison.a, comparison.b)
+    table = Table(title=escape(f"{labels[0]} against {labels[1]}"), title_justify="left")
+    for column in ("", *labels):
+        table.add_column(escape(column))
+    rows: dict[str, list[str]] = {
+        "basis": [x.basis for x in both],
+        "edges": [f"{x.n_edges:,}" for x in both],
+        "nodes": [f"{x.n_nodes:,}, {x.n_latents:,} of them latents" for x in both],
+        "component edges": [f"{len(x.edges):,}" for x in both],
+        "of them by error nodes alone": [f"{len(x.by_errors):,}" for x in both],
+        "edges in the other's component edges": [f"{len(x.shared):,}" for x in both],
+        "edges outside them": [f"{len(x.other):,}" for x in both],
+    }
+    if sizes is not None:
+        level = f"{sizes[0].level:g}"
+        rows[f"edges for faithfulness {level}"] = [
+            f"{s.n_edges:,} of {s.n_edges_total:,} ({number(s.faithfulness)})" for s in sizes
+        ]
+        rows[f"nodes for faithfulness {level}"] = [
+            f"{s.n_nodes:,} of {s.n_nodes_total:,} ({s.ranking} ranking)" for s in sizes
+        ]
+    for name, cells in rows.items():
+        table.add_row(name, *map(escape, cells))
+    yield table
+    if sizes is None:
+        yield "sizes at equal faithfulness: give the folders of two runs"
+    overlaps = (("components", comparison.components), ("component edges", comparison.edges))
+    yield _overlaps_table("in component form (1st against 2nd)", overlaps)
+    if list_edges:
+        yield _refinements_table(comparison)
+        for label, names in zip(
+            labels, (comparison.edges.only_a, comparison.edges.only_b), strict=True
+        ):
+            yield f"component edges only in {label}: " + (", ".join(names) or "none")
+
+
+def _refinements_table(comparison: BasesComparison) -> Table:
+    """Component edges of both, those with the most own edges first."""
+    a, b = comparison.a.edges, comparison.b.edges
+    shared = sorted(comparison.edges.common, key=lambda edge: -len(a[edge]) - len(b[edge]))
+    more = len(shared) - _TOP_REFINED
+    title = "what refines the component edges of both" + (f" ({more:,} more)" if more > 0 else "")
+    table = Table(title=title, title_justify="left")
+    for column in ("component edge", "1st", "2nd"):
+        table.add_column(column)
+    for edge in shared[:_TOP_REFINED]:
+        table.add_row(escape(edge), *(escape(_own_edges(x[edge])) for x in (a, b)))
+    return table
+
+
+def _own_edges(names: Sequence[str]) -> str:
+    more = len(names) - _TOP_OWN
+    return ", ".join(names[:_TOP_OWN]) + (f", {more:,} more" if more > 0 else "")
+
+
+def reference_table(comparison: ReferenceComparison, reference: Reference, label: str) -> Table:
+    """Table of what a circuit found of a reference, in edges and in nodes (heads and MLPs).
+
+    Of a circuit split by positions it says whether they were compared per span, or joined.
+    """
+    title = f"{label} against the reference {reference.name} ({reference.model})"
+    title += _COUNTED[comparison.positions]
+    table = Table(title=escape(title), title_justify="left")
+    for column in ("", "found", "extra", "missed", "precision", "recall", "F1", "Jaccard"):
+        table.add_column(column, justify="right" if column else "left")
+    what = "node pairs" if reference.granularity == "node pairs" else "edges"
+    if comparison.edges is not None:
+        table.add_row(what, *_overlap_cells(comparison.edges))
+    table.add_row("nodes", *_overlap_cells(comparison.nodes))
+    return table
+
+
+def roles_table(comparison: ReferenceComparison, chosen: Sequence[str] = ()) -> Table:
+    """Table of the nodes found and missed by role, of all roles or of those chosen."""
+    table = Table(title="by role", title_justify="left")
+    for column in ("role", "found", "found nodes", "missed nodes"):
+        table.add_column(column, no_wrap=column in ("role", "found"))
+    for role, count in comparison.roles.items():
+        if not chosen or role in chosen:
+            names = (", ".join(count.found) or "-", ", ".join(count.missed) or "-")
+            table.add_row(escape(role), str(count), *names)
+    return table
+
+
+def _overlap_cells(overlap: Overlap) -> list[str]:
+    counts = (overlap.common, overlap.only_a, overlap.only_b)
+    ratios = (overlap.precision, overlap.recall, overlap.f1, overlap.jaccard)
+    return [str(len(c)) for c in counts] + [f"{r:.3f}" for r in ratios]

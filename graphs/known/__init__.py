@@ -1,0 +1,1 @@
+"""Known circuits: reference files, comparisons, bases side by side, ROC curves."""
