@@ -12,8 +12,8 @@ import pytest
 from scipy import stats
 from typer.testing import CliRunner
 
-from acdc import verdicts
 from acdc.errors import OutputError
+from acdc.evidence import verdicts
 from acdc.evidence.verdicts import TESTS
 from benchmarks.calibration import Row, binomial_interval, markdown, sample
 from benchmarks.calibration_scenes import Plan, drawn_scenes
