@@ -61,6 +61,7 @@ def test_nothing_of_a_user_s_goes(tmp_path: Path) -> None:
     home.mkdir()
     left = left_by_a_killed_writer(home / "out.json")
     (tmp_path / ".out.json-0000000a").mkdir()
+    (tmp_path / ".out.json-0000000a" / "own").write_text("mine")
     (tmp_path / ".out.json-0000000b").mkdir()
     (tmp_path / ".out.json-0000000b" / ".being-written").write_text('{"format": "mine"}')
     (tmp_path / ".out.json-0000000c").symlink_to(left)
@@ -73,6 +74,52 @@ def test_nothing_of_a_user_s_goes(tmp_path: Path) -> None:
     write_whole(path, "new")
     remove_leftovers(tmp_path)
     assert sorted(tmp_path.rglob("*")) == sorted([*before, path])
+
+
+def test_killed_before_there_was_a_mark(tmp_path: Path) -> None:
+    path, left = tmp_path / "out.json", tmp_path / ".out.json-0000000a"
+    left.mkdir()
+    write_whole(path, "new")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_writer_whose_new_folder_is_taken_for_a_leftover_makes_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, mkdir, n_taken = tmp_path / "out.json", Path.mkdir, 0
+
+    def taken(self: Path, *arguments: int, **options: int) -> None:
+        nonlocal n_taken
+        mkdir(self, *arguments, **options)
+        if self.name.startswith(".out.json-") and n_taken < 2:
+            n_taken += 1
+            settle(path)
+
+    monkeypatch.setattr(Path, "mkdir", taken)
+    write_whole(path, "new")
+    assert n_taken == 2
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_told_to_end_at_any_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the folder is made, and while it is being removed: nothing is left of it."""
+    for name in ("mkdir", "unlink", "rmdir", "iterdir"):
+        known, told = getattr(Path, name), False
+
+        def interrupted(self: Path, *args: int, known=known, **options: int):  # type: ignore[no-untyped-def]
+            nonlocal told
+            found = known(self, *args, **options)
+            if ".out.json-" in str(self) and not told:
+                told = True
+                raise SystemExit(143)
+            return found
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, name, interrupted)
+            with pytest.raises(SystemExit), beside(tmp_path / "out.json") as place:
+                (place / "half").write_text("x")
+        assert told, name
+        assert list(tmp_path.iterdir()) == [], name
 
 
 @pytest.mark.parametrize("n_moved", [0, 1, 4])

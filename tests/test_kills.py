@@ -41,7 +41,9 @@ def counts_too(output: Path) -> dict[str, Any]:
 def without_times(value: Any) -> Any:
     """Drop what differs between two runs of the same."""
     if isinstance(value, dict):
-        return {k: without_times(v) for k, v in value.items() if k not in ("timings", "seconds")}
+        return {
+            k: without_times(v) for k, v in value.items() if k not in ("timings", "seconds", "date")
+        }
     return [without_times(item) for item in value] if isinstance(value, list) else value
 
 

@@ -4,7 +4,8 @@ A folder ``.NAME-xxxxxxxx`` beside an output called NAME holds what is being wri
 that says so.  A process that ends removes its folder; one that is killed cannot, so whoever writes
 the same output next does it.  A folder is a leftover only if it holds that file and nobody has a
 lock on it, which the system drops with the process that has it: the folder of a process that still
-writes, on any machine, and what a user made of such a name stay.
+writes, on any machine, and what a user made of such a name stay.  (A process may be killed before
+it has written that file: an empty folder of such a name goes too.)
 """
 
 from __future__ import annotations
@@ -53,8 +54,11 @@ def beside(output: Path) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        _remove(folder)
-        mark.close()
+        try:
+            _remove(folder)
+        finally:  # also if the process is told to end meanwhile
+            _remove(folder)
+            mark.close()
 
 
 @contextmanager
@@ -126,13 +130,23 @@ def _make(output: Path) -> tuple[Path, BinaryIO]:
     about = json.dumps({"format": _FORMAT, "output": output.name}).encode()
     while True:
         folder = output.parent / (_stem(output) + secrets.token_hex(4))
-        folder.mkdir(mode=0o700)
+        made = False
         try:
+            folder.mkdir(mode=0o700)
+            made = True
             mark = open(folder / _MARK, "xb")  # noqa: SIM115  (locked as long as it is open)
             _lock(mark, wait=True)
             mark.write(about)
             mark.flush()
-        except BaseException:
+        except FileNotFoundError:
+            if made:  # taken for a leftover, before it had a mark
+                continue
+            raise
+        except OSError:
+            if made:
+                _remove(folder)
+            raise
+        except BaseException:  # told to end; the name is of this very moment, nobody else's
             _remove(folder)
             raise
         if os.fstat(mark.fileno()).st_nlink:
@@ -157,7 +171,10 @@ def _leftovers(parent: Path, stem: str | None) -> Iterator[tuple[Path, dict[str,
                 ours = isinstance(about, dict) and about.get("format") == _FORMAT
                 if ours and _lock(mark, wait=False):
                     yield folder, about
-        except (OSError, ValueError):  # no mark, or one that says something else
+        except FileNotFoundError:  # killed before there was a mark
+            with suppress(OSError):  # there is more in it: somebody else's
+                folder.rmdir()
+        except (OSError, ValueError):  # a mark that says something else
             continue
 
 
