@@ -7,6 +7,7 @@ then with what installed packages offer under its entry-point group.
 group                  what an entry point gives
 =====================  ==========================================================================
 ``acdc.methods``       a function under :func:`acdc.methods.base.method`
+``acdc.ablations``     a function under :func:`acdc.ablations.base.ablation`
 ``acdc.metrics``       a :class:`acdc.metrics.Metric`
 ``acdc.tasks``         a :class:`acdc.tasks.base.TaskSpec`
 ``acdc.models``        the folder of a model (:class:`pathlib.Path`), or a dict of them by name

@@ -12,10 +12,11 @@ import dataclasses
 import math
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal, get_args
 
+from acdc.ablations.base import ABLATIONS
 from acdc.errors import OptionError
 
 __all__ = [
@@ -27,7 +28,6 @@ __all__ = [
     "RANKINGS",
     "Checked",
     "Direction",
-    "Intervention",
     "Option",
     "Settings",
     "check_count",
@@ -36,7 +36,6 @@ __all__ = [
     "options_of",
 ]
 
-Intervention = Literal["resample", "zero", "mean", "mean-positional", "optimal"]
 Direction = Literal["noising", "denoising"]
 POSITIONS = ("token", "span")
 """By what nodes and edges can be split."""
@@ -75,7 +74,7 @@ class Option:
     at_least, above, at_most, below
         Bounds of a number; one that is not finite is never accepted.
     choices
-        Texts that it may be.
+        Texts that it may be, or a table by name.
     example
         What the message about a bad value gives as a good one.
     flag
@@ -83,7 +82,8 @@ class Option:
     shared
         An option of a method that takes the value of the setting of the same name.
     only
-        What has to be there for it to do anything, as ``latents``; none: nothing special.
+        What has to be there for it to do anything, ``latents`` or ``training``; none: nothing
+        special.
     """
 
     help: str
@@ -92,7 +92,7 @@ class Option:
     above: float | None = None
     at_most: float | None = None
     below: float | None = None
-    choices: tuple[str, ...] = ()
+    choices: Collection[str] = ()
     example: str = ""
     flag: str | None = None
     shared: bool = False
@@ -100,7 +100,7 @@ class Option:
 
     def check(self, name: str, value: Any) -> None:
         """Raise OptionError if a value is none of the choices or out of bounds."""
-        if self.choices and value not in self.choices:
+        if self.choices != () and value not in self.choices:
             raise OptionError(f"{name} {value!r}: expected one of {', '.join(self.choices)}")
         if not isinstance(value, int | float) or isinstance(value, bool):
             return
@@ -210,7 +210,7 @@ class Settings(Checked):
         :func:`acdc.tasks.dataset.load_dataset`); None: the prompts of the run that ablated edges
         come from.
     optimal_steps
-        Training steps of optimal constants.
+        Training steps of constants that are trained.
     split_qkv, split_embed
         Granularity of the graph.
     positions
@@ -265,8 +265,8 @@ class Settings(Checked):
     device: str = option("cpu", "cpu, cuda, cuda:N or mps.", group="computing")
     dtype: str = option("float32", "float32, bfloat16, float16 or float64.", group="computing")
     intervention: str = option(
-        "resample", "What ablated edges carry: resample, zero, mean, mean-positional or optimal.",
-        group="ablation", choices=get_args(Intervention),
+        "resample", "What ablated edges carry, see acdc list ablations.", group="ablation",
+        choices=ABLATIONS,
     )  # fmt: skip
     direction: str = option(
         "noising", "noising (ablate) or denoising (restore).", group="ablation",
@@ -282,7 +282,7 @@ class Settings(Checked):
         group="ablation",
         at_least=1,
         at_most=10**7,
-        only="intervention optimal",
+        only="training",
     )
     split_qkv: bool = option(True, "Query, key and value apart.", group="nodes")
     split_embed: bool = option(False, "Token and position apart.", group="nodes")

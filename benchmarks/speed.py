@@ -39,6 +39,7 @@ from acdc.engine.metrics import get_metric
 from acdc.engine.patched import PatchedModel
 from acdc.engine.work import Work
 from acdc.methods.acdc import acdc
+from acdc.methods.candidates import narrow
 from acdc.methods.eap import Integration, eap, eap_ig
 from acdc.methods.sweep import sweep
 from acdc.models import resolve_device
@@ -530,7 +531,7 @@ def measure(plan: Plan, device: str) -> Iterator[Row]:
 def _latent_row(plan: Plan, model: str, experiment: Experiment) -> Row:
     """Time ACDC on the best edges between the latents of the bundled dictionaries."""
     attached = attach(experiment, load_dictionaries("bundled", model)).experiment
-    narrowed = attached.narrowed(plan.candidates, 1 << 30)
+    narrowed = narrow(attached, plan.candidates, 1 << 30)
     assert narrowed is not None
     few, _ = narrowed
     name = f"{model}, SAEs, {plan.candidates} candidates"

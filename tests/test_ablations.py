@@ -22,11 +22,12 @@ from safetensors.torch import save_file
 from test_cli import Call, call, place, read, shared  # noqa: F401  fixtures
 
 import acdc
+from acdc.ablations import ABLATIONS
+from acdc.ablations.optimal import optimal_constants
 from acdc.dictionaries.attach import attach
-from acdc.engine.constants import CONSTANT, FILE_NAME, Constants, load_constants
+from acdc.engine.constants import FILE_NAME, Constants, load_constants
 from acdc.engine.experiment import Experiment
 from acdc.engine.metrics import get_metric
-from acdc.engine.optimal import optimal_constants
 from acdc.engine.patched import metric_of_circuit
 from acdc.errors import CircuitFileError, OptionError, TaskError
 from acdc.evidence.assessment import assess
@@ -43,6 +44,7 @@ from acdc.tasks.base import Task
 from acdc.tasks.dataset import load_dataset
 
 MEANS = ("mean", "mean-positional")
+CONSTANT = tuple(name for name, one in ABLATIONS.items() if one.constant)
 DIRECTIONS = ("noising", "denoising")
 OTHERS = [(1, 2, 3, 4), (5, 6, 7, 8), (9, 10, 11, 12, 13), (1, 1, 2, 3, 5)]
 OTHERS += [(1, 2, 3, 4)]  # counts twice
@@ -453,7 +455,6 @@ def test_constants_of_another_model_are_refused(place: Path) -> None:  # noqa: F
 
 def test_a_killed_run_trains_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     """Trained constants are kept at once; the same command goes on with them."""
-    from acdc.runs import discover as pipeline
 
     options: dict[str, Any] = {"model": "ln2", "threshold": 0.05, "n_prompts": 4}
     options |= {"intervention": "optimal", "optimal_steps": 2, "checkpoint": "killed"}
@@ -472,7 +473,7 @@ def test_a_killed_run_trains_once(place: Path, monkeypatch: pytest.MonkeyPatch) 
         FILE_NAME,
         "settings.json",
     ]
-    monkeypatch.setattr(pipeline, "optimal_constants", killed)
+    monkeypatch.setattr("acdc.ablations.optimal.optimal_constants", killed)
     run = discover("task.jsonl", **options)
     run.save("killed")
     assert (Path("killed") / FILE_NAME).is_file()

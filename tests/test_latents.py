@@ -21,11 +21,11 @@ from acdc.engine.metrics import get_metric
 from acdc.engine.patched import PatchedModel
 from acdc.engine.work import Work
 from acdc.errors import DictionaryError, OptionError
-from acdc.latents.experiment import LatentExperiment
 from acdc.measure.error_nodes import error_edges, errors_in_and_out, node_mask, sweep_nodes
 from acdc.measure.evaluation import Evaluator
 from acdc.methods import METHODS
 from acdc.methods.acdc import acdc
+from acdc.methods.candidates import narrow
 from acdc.methods.eap import Integration, between_inputs, clean_corrupted, eap, eap_ig
 from acdc.methods.exact import exact
 from acdc.methods.sweep import sweep
@@ -67,7 +67,7 @@ def dictionaries_of(model: LoweredModel, which: str) -> list[Dictionary]:
 
 def build(
     family: str, which: str, metric: str = "logit_diff", seed: int = 0, **options: Any
-) -> tuple[LatentExperiment, LatentOracle]:
+) -> tuple[Experiment, LatentOracle]:
     dtype = torch.float32 if family in FLOAT32_INSIDE else torch.float64
     split = options.pop("split_qkv", True)
     model = small_model(family, seed, dtype=dtype, split_qkv=split)
@@ -250,7 +250,7 @@ def test_acdc_on_candidates_ablates_the_other_edges() -> None:
     experiment, slow = build("LN", "transcoders")
     graph = experiment.graph
     n = graph.n_edges // 3
-    narrowed = experiment.narrowed(n, 1 << 30)
+    narrowed = narrow(experiment, n, 1 << 30)
     assert narrowed is not None
     few, candidates = narrowed
     assert candidates.sum() <= n

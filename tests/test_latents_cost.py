@@ -13,7 +13,6 @@ from acdc.dictionaries import Dictionary, Hook
 from acdc.dictionaries.attach import attach
 from acdc.engine.experiment import Experiment
 from acdc.engine.metrics import get_metric
-from acdc.latents.experiment import LatentExperiment
 from acdc.methods.eap import eap
 from benchmarks.measure import Peak
 from benchmarks.subjects import Size, random_model, random_task
@@ -21,7 +20,7 @@ from benchmarks.subjects import Size, random_model, random_task
 CPU = torch.device("cpu")
 
 
-def with_dictionaries(model: Any, size: Size, n_latents: int, k: int) -> LatentExperiment:
+def with_dictionaries(model: Any, size: Size, n_latents: int, k: int) -> Experiment:
     """Random top-k SAEs on every MLP."""
     generator = torch.Generator().manual_seed(0)
     plain = Experiment(model, random_task(size), get_metric("logit_diff"))
@@ -34,7 +33,7 @@ def with_dictionaries(model: Any, size: Size, n_latents: int, k: int) -> LatentE
     return attach(plain, found).experiment
 
 
-def measured(size: Size, n_latents: int, k: int) -> tuple[LatentExperiment, float, int]:
+def measured(size: Size, n_latents: int, k: int) -> tuple[Experiment, float, int]:
     with random_model(size, "cpu") as model, Peak(CPU) as peak:
         started = time.process_time()
         experiment = with_dictionaries(model, size, n_latents, k)

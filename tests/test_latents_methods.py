@@ -14,6 +14,7 @@ from acdc.engine.experiment import Experiment
 from acdc.engine.patched import PatchedModel, metric_of_circuit
 from acdc.errors import OptionError
 from acdc.methods import METHODS
+from acdc.methods.candidates import narrow
 from acdc.methods.eap import Integration, eap, eap_ig_activations
 from acdc.methods.gim import gim
 from acdc.methods.hisp import hisp
@@ -180,7 +181,7 @@ def test_masks_of_edges_are_trained_on_candidates() -> None:
     n_edges = experiment.graph.n_edges
     asked = {"sparsity": 0.95, "mask_steps": 20, "candidates": 60}
     found = METHODS["edge-pruning"].find(experiment, **asked)
-    narrowed = experiment.narrowed(60, 1 << 30)
+    narrowed = narrow(experiment, 60, 1 << 30)
     assert narrowed is not None
     few, candidates = narrowed
     kept = round((1 - 0.95) * n_edges)

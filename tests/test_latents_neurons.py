@@ -26,7 +26,6 @@ from acdc.engine.experiment import Experiment
 from acdc.engine.metrics import get_metric
 from acdc.engine.patched import PatchedModel
 from acdc.errors import OptionError, UnsupportedModelError
-from acdc.latents.experiment import LatentExperiment
 from acdc.methods import METHODS
 from acdc.methods.eap import Integration, eap, eap_ig
 from acdc.methods.nap import nap
@@ -44,7 +43,7 @@ WITH_MLPS = ("LN", "RMS", "gated rotary", "grouped", "GPTNeoX", "GPTNeo", "Qwen3
 OPTIONS = [{}, {"intervention": "zero", "direction": "denoising"}]
 
 
-def split(experiment: Experiment, most: int | None = None) -> LatentExperiment:
+def split(experiment: Experiment, most: int | None = None) -> Experiment:
     return attach_neurons(experiment, max_neurons=most).experiment
 
 

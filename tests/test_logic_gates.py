@@ -29,7 +29,7 @@ from acdc.methods.exact import exact
 from acdc.models import load_model
 from acdc.runs.discover import _fingerprint, build_experiment, check_discovery, check_settings
 from acdc.runs.folder import load_run, versions
-from acdc.settings import Direction, Intervention, Settings
+from acdc.settings import Direction, Settings
 from acdc.tasks.base import Pair, Task
 
 ZERO, ONE, EQUALS, YES, NO = range(5)
@@ -84,7 +84,7 @@ def experiment(
     folder: Path,
     gate: str,
     direction: Direction = "noising",
-    intervention: Intervention = "resample",
+    intervention: str = "resample",
 ) -> Experiment:
     write_gate(folder, gate)
     model, _ = load_model(str(folder))
@@ -111,7 +111,7 @@ def test_the_model_computes_its_gate(gate: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("intervention", ["resample", "mean-positional"])
 @pytest.mark.parametrize(("gate", "direction", "n_found"), GATES)
 def test_which_inputs_of_a_gate_acdc_finds(
-    gate: str, direction: Direction, n_found: int, intervention: Intervention, tmp_path: Path
+    gate: str, direction: Direction, n_found: int, intervention: str, tmp_path: Path
 ) -> None:
     circuit, _ = acdc(experiment(tmp_path, gate, direction, intervention), 0.5)
     # senders are tried a0.h0 first, so of two that stand in for each other a0.h1 is left
@@ -129,7 +129,7 @@ def test_which_inputs_of_a_gate_acdc_finds(
     ],
 )  # fmt: skip
 def test_patching_one_input_alone_shows_it_or_not(
-    gate: str, direction: Direction, change: int, intervention: Intervention, tmp_path: Path
+    gate: str, direction: Direction, change: int, intervention: str, tmp_path: Path
 ) -> None:
     """The mean over all positions is a share of the bit: a bit is copied at the last of three."""
     case = experiment(tmp_path, gate, direction, intervention)

@@ -1,4 +1,4 @@
-"""Another package's method, metric, task and reference, wherever ours can be named."""
+"""Another package's method, metric, task, ablation and reference, wherever ours can be named."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors import safe_open
 
 ROOT = Path(__file__).parent.parent
 PLUGIN = Path(__file__).parent / "plugin"
@@ -55,6 +57,7 @@ def run(site: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
         ("methods", "gradient-size"),
         ("metrics", "answer_logit"),
         ("tasks", "echo"),
+        ("ablations", "half"),
         ("references", "echo-heads"),
     ],
 )
@@ -78,6 +81,43 @@ def test_it_is_on_the_command_line(site: Path, tmp_path: Path) -> None:
     refused = run(site, *asked[:-6], "--power", -1, "--out", tmp_path / "no")
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert "power -1.0: expected a number above 0, as 0.5" in refused.stderr
+
+
+def test_its_ablation_is_one_of_ours(site: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    asked = ["discover", "echo", "--method", "eap", "--model", LN2, "--edges", 20]
+    asked += ["--n-prompts", 4, "--batch-size", 2]
+    done = run(site, *asked, "--intervention", "half", "--out", out)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((out / "run.json").read_text())
+    assert summary["intervention"] == "half"
+    assert summary["constants"] == {"n_prompts": 8}
+    with safe_open(out / "constants.safetensors", "pt") as file:
+        carried, about = file.get_tensor("all.0"), file.metadata()
+    assert about["intervention"] == "half"
+    means = {}
+    for direction in ("noising", "denoising"):
+        done = run(
+            site, *asked, "--intervention", "mean", "--direction", direction,
+            "--out", tmp_path / direction,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        with safe_open(tmp_path / direction / "constants.safetensors", "pt") as file:
+            means[direction] = file.get_tensor("all.0")
+    both = (means["noising"] + means["denoising"]) / 2
+    torch.testing.assert_close(carried, both)
+    assert not torch.allclose(carried, means["noising"], atol=1e-3)
+
+    done = run(site, "evaluate", out, "--seen", "--out", tmp_path / "seen.json", "--no-tests")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "seen.json").read_text())["ablations"]
+    found = {(row["intervention"], row["direction"]): row["faithfulness"] for row in rows}
+    assert found["half", "noising"] == pytest.approx(summary["faithfulness"])
+    assert {"half", "zero", "mean"} <= {intervention for intervention, _ in found}
+    refused = run(site, *asked, "--intervention", "third", "--out", tmp_path / "no")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "intervention 'third': expected one of resample, zero, mean, " in refused.stderr
+    assert "half" in refused.stderr
 
 
 def test_it_is_in_the_benchmark(site: Path, tmp_path: Path) -> None:

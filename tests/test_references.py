@@ -168,7 +168,7 @@ BAD_FILES: dict[str, tuple[dict[str, Any], str]] = {
     "granularity": ({"granularity": "heads"}, r"granularity 'heads': expected edges, node pairs,"),
     "granularity's type": ({"granularity": 3}, r"granularity is 3, expected a text"),
     "intervention": (
-        {"ablation": {"intervention": "noise"}}, r"ablation has intervention 'noise': expected res"
+        {"ablation": {"intervention": 3}}, r"ablation has intervention 3: expected a name"
     ),
     "direction": ({"ablation": {"direction": "up"}}, r"ablation has direction 'up': expected nois"),
     "ablation's key": ({"ablation": {"metric": "kl"}}, r"'ablation' has the key 'metric'"),
@@ -190,6 +190,16 @@ def test_bad_files_are_refused_with_file_and_item(tmp_path: Path, case: str) -> 
         read_reference(path)
     assert isinstance(caught.value, GraphError)
     assert "\n" not in str(caught.value)
+
+
+def test_an_ablation_that_is_not_known_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bad.json"
+    path.write_text(json.dumps(content(ablation={"intervention": "noise"})))
+    message = (
+        r"bad\.json: ablation has intervention 'noise': expected resample, zero, mean, .* null"
+    )
+    with pytest.raises(ReferenceFileError, match=message):
+        load_reference(str(path))
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from oracle import FAMILIES, METRICS, Oracle, edges_in_acdc_order, small_model, 
 from safetensors.torch import save_file
 from torch import Tensor
 
+from acdc.ablations.mean import mean
 from acdc.cli import main
 from acdc.engine.experiment import Experiment
 from acdc.engine.metrics import get_metric
@@ -57,7 +58,7 @@ def test_constants_of_the_run_are_what_ablated_edges_carry() -> None:
     role = {"mover": ("a2.h1",)}
     anew = self_repair(planted(), settings, role).roles[0].taken.mean
     _, experiment = fit(planted(), settings)
-    means = experiment.means(positional=False)
+    means = mean(experiment)
     own, other = (
         replace(means, values={None: [factor * x + shift for x in means.values[None]]})
         for factor, shift in ((1, 0.0), (0, 1.0))

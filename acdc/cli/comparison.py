@@ -174,6 +174,7 @@ def _compare_reference(
 def _circuit_and_ablation(path: Path) -> tuple[Circuit, Ablation]:
     """A circuit, and under which ablation it was found as far as its files say."""
     from acdc.errors import CircuitFileError, GraphError
+    from acdc.evidence.references import check_ablation
     from acdc.runs.folder import load_run
     from graphs.known.reference import Ablation
 
@@ -183,6 +184,7 @@ def _circuit_and_ablation(path: Path) -> tuple[Circuit, Ablation]:
     circuit = read_circuit(circuit_file(path))
     try:
         ablation = Ablation(circuit.info.get("intervention"), circuit.info.get("direction"))
+        check_ablation(ablation)
     except GraphError as error:
         raise CircuitFileError(f"{path}: {error}") from error
     return circuit, ablation

@@ -1,4 +1,4 @@
-"""``acdc list``: models, tasks, methods, metrics and references by name."""
+"""``acdc list``: models, tasks, methods, metrics, ablations and references by name."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ __all__ = ["list_"]
 
 
 def list_(
-    what: Annotated[str, typer.Argument(help="models, tasks, methods, metrics or references.")],
+    what: Annotated[
+        str,
+        typer.Argument(help="models, tasks, methods, metrics, ablations or references."),
+    ],
 ) -> None:
-    """List what there is: models, tasks, methods, metrics or references.
+    """List what there is: models, tasks, methods, metrics, ablations or references.
 
     Example: acdc list methods
     """

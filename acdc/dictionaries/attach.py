@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,6 @@ from acdc.dictionaries.neurons import Neurons, neurons_of
 from acdc.engine.attribution import node_scores
 from acdc.engine.experiment import Experiment
 from acdc.errors import OptionError
-from acdc.latents.experiment import LatentExperiment
 from acdc.methods.eap import between_inputs
 from acdc.models.lowering.model import LoweredModel
 
@@ -78,7 +77,7 @@ class Attached:
         As in :class:`SiteReport`, over all sites.
     """
 
-    experiment: LatentExperiment
+    experiment: Experiment
     sites: tuple[SiteReport, ...]
     folded_share: float
 
@@ -236,7 +235,7 @@ def active_latents(
     return [tuple(active.nonzero()[:, 0].tolist()) for active in found]
 
 
-def _latent_scores(experiment: LatentExperiment, memory: int) -> list[NDArray[np.float64]]:
+def _latent_scores(experiment: Experiment, memory: int) -> list[NDArray[np.float64]]:
     """Node scores of every attachment's latents."""
     program, attachments = experiment.program, experiment.attachments
     scores = node_scores(experiment, between_inputs(experiment, _STEPS), _STEPS, memory)
@@ -287,14 +286,14 @@ def _with_latents(
     experiment: Experiment,
     dictionaries: Sequence[Dictionary | Neurons],
     kept: Sequence[Attachment],
-) -> LatentExperiment:
+) -> Experiment:
     """Return the experiment with these nodes, and its float32 twin too."""
-    values = {f.name: getattr(experiment, f.name) for f in fields(Experiment)}
-    if experiment.in_float32 is not None:
-        exact = experiment.in_float32.model
+    exactly = experiment.in_float32
+    if exactly is not None:
+        exact = exactly.model
         same = [
             _attachment(exact, _placed(d, exact), a.latents)
             for d, a in zip(dictionaries, kept, strict=True)
         ]
-        values["in_float32"] = _with_latents(experiment.in_float32, dictionaries, same)
-    return LatentExperiment(**values | {"attachments": tuple(kept)})
+        exactly = _with_latents(exactly, dictionaries, same)
+    return replace(experiment, attachments=tuple(kept), in_float32=exactly)

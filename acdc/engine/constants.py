@@ -1,15 +1,7 @@
-"""Constants that ablated edges carry: means over prompts, and where trained ones are kept.
+"""Constants that ablated edges carry, and the files that they are kept in.
 
-===================  =========================================================================
-``mean``             mean of what a sender writes over all tokens of all prompts: every token has
-                     the same weight, and all positions carry the same
-``mean-positional``  mean over the prompts, position by position, for each prompt length apart:
-                     prompts are never padded, so the 5th of 9 tokens is not the 5th of 20
-``optimal``          trained, see :mod:`acdc.engine.optimal`; all positions carry the same
-===================  =========================================================================
-
-A head's constant is one of z, before W_O: what a head can write is in the image of its W_O, and
-so is a mean.
+How they are found is said in :mod:`acdc.ablations`.  A head's constant is one of z, before W_O:
+what a head can write is in the image of its W_O, and so is a mean.
 """
 
 from __future__ import annotations
@@ -18,7 +10,7 @@ import json
 import re
 import struct
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,32 +20,18 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from acdc.ablations.base import ABLATIONS
 from acdc.engine.values import Values
 from acdc.errors import CircuitFileError, InputError, OptionError, TaskError
-from acdc.models.lowering.model import LoweredModel
 from graphs.files.whole import MIB, check_regular, parse_json
 
-__all__ = [
-    "CONSTANT",
-    "FILE_NAME",
-    "Constants",
-    "Prompts",
-    "load_constants",
-    "mean_values",
-]
-
-Prompts = Sequence[tuple[int, ...]]
-
-CONSTANT = ("mean", "mean-positional", "optimal")
-"""Interventions whose ablated edges carry constants."""
+__all__ = ["FILE_NAME", "Constants", "load_constants"]
 
 FILE_NAME = "constants.safetensors"
 """Constants in the folder of a run."""
 
 _FORMAT = "acdc-constants-2"
 
-_TOKENS = 512
-"""Tokens that are run together for a mean, if a prompt has no more."""
 _MOST_BYTES = 4096 * MIB
 _TENSOR = re.compile(r"(all|[1-9][0-9]{0,8})\.([0-9]{1,6})")
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -176,7 +154,8 @@ def _constants(about: dict[str, str], tensors: dict[str, Tensor]) -> Constants:
     """Make constants of what a file holds; InputError where it can be none."""
     if about.get("format") != _FORMAT:
         raise InputError("no constants of acdc")
-    for key, known in (("intervention", CONSTANT), ("direction", ("noising", "denoising"))):
+    constant = [name for name, one in ABLATIONS.items() if one.constant]
+    for key, known in (("intervention", constant), ("direction", ["noising", "denoising"])):
         if about.get(key) not in known:
             raise InputError(f"{key} is {about.get(key)!r}, expected one of {', '.join(known)}")
     report = parse_json(about.get("report", ""), "'report'")
@@ -210,66 +189,3 @@ def _check_tensor(name: str, tensor: Tensor, length: int | None) -> None:
         )
     if not torch.isfinite(tensor.float()).all():
         raise InputError(f"tensor {name!r} holds nan or infinite numbers")
-
-
-@torch.no_grad()
-def mean_values(
-    model: LoweredModel,
-    prompts: Prompts,
-    values: Callable[[Tensor], Values],
-    *,
-    positional: bool,
-) -> dict[int | None, Values]:
-    """Average over prompts.
-
-    Parameters
-    ----------
-    model
-        Where, and in which dtype.
-    prompts
-        Token ids; a prompt that comes twice counts twice.
-    values
-        Tokens ``[batch, pos]`` -> values by block.
-    positional
-        By position and length, or over all tokens.
-
-    Returns
-    -------
-    dict
-        As :attr:`Constants.values`.
-
-    Raises
-    ------
-    TaskError
-        If there are no prompts.
-    """
-    if not prompts:
-        raise TaskError("mean over an empty dataset: no prompts were given, give at least one")
-    totals: dict[int | None, Values] = {}
-    counts: dict[int | None, int] = defaultdict(int)
-    for tokens in _batches(prompts, model.device):
-        key = tokens.shape[1] if positional else None
-        axes = (-3,) if positional else (-3, -2)
-        sums = [_sum(x, axes) for x in values(tokens)]
-        counts[key] += len(tokens) if positional else tokens.numel()
-        known = totals.get(key)
-        totals[key] = sums if known is None else [a + b for a, b in zip(known, sums, strict=True)]
-    return {
-        key: [(x / counts[key]).to(model.dtype).to(model.device) for x in sums]
-        for key, sums in totals.items()
-    }
-
-
-def _sum(x: Tensor, axes: tuple[int, ...]) -> Tensor:
-    """Sum over axes that stay with length 1, in float64 on the CPU (not every device has it)."""
-    precise = torch.promote_types(x.dtype, torch.float32)
-    return x.sum(axes, keepdim=True, dtype=precise).cpu().double()
-
-
-def _batches(prompts: Prompts, device: torch.device) -> Iterator[Tensor]:
-    """Prompts of one length, few enough for any memory: not what fits, so that means are equal."""
-    by_length: dict[int, list[tuple[int, ...]]] = defaultdict(list)
-    for prompt in prompts:
-        by_length[len(prompt)].append(prompt)
-    for length, some in by_length.items():
-        yield from torch.tensor(some, device=device).split(max(1, _TOKENS // length))

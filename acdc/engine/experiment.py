@@ -7,30 +7,28 @@ length (no padding enters a score) and chunked; values are means over all scored
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal, Self
+from typing import Literal, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from acdc.ablations.base import ABLATIONS, OTHER_RUN, Ablation
 from acdc.dictionaries.attachment import Attachment
-from acdc.engine.constants import CONSTANT, Constants, Prompts, mean_values
+from acdc.engine.constants import Constants
 from acdc.engine.metrics import Metric, Targets, at_least_float32
 from acdc.engine.program import Program
 from acdc.engine.values import Values
 from acdc.errors import TaskError
 from acdc.models.lowering.model import LoweredModel, Trace
-from acdc.settings import Direction, Intervention
+from acdc.settings import Direction, Settings
 from acdc.tasks.base import Pair, Task
 from acdc.tasks.positions import Positions
 from graphs import Graph, component_graph
-
-if TYPE_CHECKING:
-    from acdc.engine.incremental import IncrementalRun
 
 __all__ = ["Batch", "Experiment"]
 
@@ -100,8 +98,7 @@ class Experiment:
     batch_size
         Prompts of one length that are run together.
     intervention
-        What an edge outside the circuit carries: the other run's value (``resample``), zero,
-        or a constant of its sender (see :mod:`acdc.engine.constants`).
+        What an edge outside the circuit carries: a name in :data:`acdc.ablations.ABLATIONS`.
     direction
         ``noising`` starts from the clean run and ablates; ``denoising`` starts from the
         corrupt run and restores clean values.
@@ -121,20 +118,23 @@ class Experiment:
     candidates
         ``[edge]``: the only edges of the whole graph that can be in a circuit; the others are
         always ablated.  None: all can.
+    training_steps
+        Of constants that are trained.
     """
 
     model: LoweredModel
     task: Task
     metric: Metric
     batch_size: int = 32
-    intervention: Intervention = "resample"
+    intervention: str = "resample"
     direction: Direction = "noising"
     in_float32: Experiment | None = None
-    mean_over: Prompts | None = None
+    mean_over: Sequence[tuple[int, ...]] | None = None
     constants: Constants | None = None
     positions: Positions | None = None
     attachments: tuple[Attachment, ...] = ()
     candidates: NDArray[np.bool_] | None = None
+    training_steps: int = Settings.optimal_steps
 
     def on(self, task: Task) -> Self:
         """Return the same experiment on other prompts."""
@@ -323,24 +323,12 @@ class Experiment:
         of_prompts: NDArray[np.float64] = torch.cat(sums).numpy()
         return of_prompts * (len(of_prompts) / self.n_rows)
 
-    # What depends on the kind of nodes: acdc.latents.experiment has its own.
-
-    def incremental(self, memory: int) -> IncrementalRun:
-        """Return what ablates edges receiver by receiver; ``memory`` in bytes."""
-        from acdc.engine.incremental import IncrementalRun
-
-        return IncrementalRun(self, memory)
-
-    def narrowed(self, n_edges: int, memory: int) -> tuple[Experiment, NDArray[np.bool_]] | None:
-        """Where trying every edge would take too long: an experiment on few, and which.
-
-        None: a component graph is searched as a whole.  With latents: the largest connected
-        circuit of at most ``n_edges`` by attribution, all other edges being ablated, and the
-        mask ``[edge]`` of that circuit.
-        """
-        return None
-
     # What ablated edges carry.
+
+    @property
+    def ablation(self) -> Ablation:
+        """What ablated edges carry."""
+        return ABLATIONS[self.intervention]
 
     @cached_property
     def carried(self) -> Constants | None:
@@ -351,58 +339,40 @@ class Experiment:
         TaskError
             If means are over nothing, or by position and a length is missing.
         """
-        if self.intervention not in CONSTANT:
+        if not callable(self.ablation.carries):
             return None
-        known = self.constants
-        if known is None or (known.intervention, known.direction) != (
-            self.intervention,
-            self.direction,
-        ):
-            known = self._constants()
-        else:
-            self._check_constants(known)
+        found = self._known() or self.ablation.carries(self)
         for batch in self.batches:
-            known.at(batch.clean.shape[1])  # a missing length is found before anything is run
-        return known.to(self.model.device, self.model.dtype)
+            found.at(batch.clean.shape[1])  # a missing length is found before anything is run
+        moved: Constants = found.to(self.model.device, self.model.dtype)
+        return moved
+
+    @property
+    def has_constants(self) -> bool:
+        """Whether :attr:`constants` are of this ablation."""
+        known = self.constants
+        return known is not None and (known.intervention, known.direction) == self._ablated
 
     def pinned(self) -> Experiment:
         """Return the same experiment with its constants computed: copies of it share them."""
         return self if self.carried is None else replace(self, constants=self.carried)
 
-    def _constants(self) -> Constants:
+    @property
+    def _ablated(self) -> tuple[str, Direction]:
+        return self.intervention, self.direction
+
+    def _known(self) -> Constants | None:
+        """Constants of this ablation that are given, or that the float32 twin has or computes."""
+        if self.has_constants:
+            assert self.constants is not None
+            tokens = self.batches[0].clean[:1]
+            self.constants.check(self.written(tokens), f"{self.intervention} ablation")
+            return self.constants
         twin = self.in_float32
-        if twin is not None and (twin.intervention, twin.direction) == (
-            self.intervention,
-            self.direction,
-        ):
-            assert twin.carried is not None
-            return twin.carried
-        if self.intervention == "optimal":
-            from acdc.engine.optimal import optimal_constants
+        return twin.carried if twin is not None and twin._ablated == self._ablated else None
 
-            return optimal_constants(self)
-        return self.means(positional=self.intervention == "mean-positional")
-
-    def _check_constants(self, constants: Constants) -> None:
-        tokens = self.batches[0].clean[:1]
-        constants.check(self._written(tokens), f"{self.intervention} ablation")
-
-    def means(self, *, positional: bool) -> Constants:
-        """Return means of what senders write over :attr:`mean_over`."""
-        prompts = self.mean_over
-        if prompts is None:
-            which = "corrupt" if self.direction == "noising" else "clean"
-            prompts = [getattr(pair, which) for pair in self.task.pairs]
-        values = mean_values(
-            self.model,
-            prompts,
-            self._written,
-            positional=positional,
-        )
-        report = {"n_prompts": len(prompts)}
-        return Constants(self.intervention, self.direction, values, report)
-
-    def _written(self, tokens: Tensor) -> Values:
+    def written(self, tokens: Tensor) -> Values:
+        """Values of all senders on ``tokens [batch, pos]``, by block of :attr:`program`."""
         return self.program.values(self.model.forward(tokens))
 
     def ablated_values(self, other: Values, base: Values) -> Values:
@@ -413,7 +383,7 @@ class Experiment:
         other, base
             By block of :attr:`program`.
         """
-        if self.intervention == "resample":
+        if self.ablation.carries == OTHER_RUN:
             return other
         if self.carried is None:
             return [torch.zeros_like(x) for x in base]

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from acdc.ablations.base import ZERO
 from acdc.engine.experiment import Experiment
 from acdc.engine.inputs import Changes, Input, Output, Places, Sums, insert
 from acdc.engine.moved import Read
@@ -105,7 +106,7 @@ class BatchState:
         start = Start(experiment, i)
         self.inputs = (
             Sums(start, places, experiment, self.batch)
-            if experiment.intervention == "zero"
+            if experiment.ablation.carries == ZERO
             else Changes(start, places)
         )
         self.touched = self.inputs.ablation.somewhere()  # (sender, pos)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acdc.engine.experiment import Experiment
-from acdc.engine.incremental import Work
+from acdc.engine.incremental import IncrementalRun, Work
 from acdc.engine.moved import Read
 
 __all__ = ["Referee"]
@@ -49,7 +49,7 @@ class Referee:
     """
 
     def __init__(self, experiment: Experiment, memory: int, low: float, work: Work) -> None:
-        self.run, self.work = experiment.incremental(memory), work
+        self.run, self.work = IncrementalRun(experiment, memory), work
         self.sign = experiment.minimised_sign
         self.rounding = 0.0
         self._exact, self._low = self.sign * self.run.metric(), low

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import numpy as np
 
+from acdc.ablations import ABLATIONS
 from acdc.engine.constants import Constants
 from acdc.engine.experiment import Experiment
 from acdc.engine.metrics import METRICS
@@ -19,7 +20,7 @@ from acdc.methods import Score, meaning
 from acdc.runs.discover import Reporter, Silent, fit, with_constants, with_means
 from acdc.runs.folder import Timer, versions
 from acdc.runs.unseen import PromptChoice
-from acdc.settings import MOST_RESAMPLES, Direction, Intervention, Settings, check_count
+from acdc.settings import MOST_RESAMPLES, Direction, Settings, check_count
 from graphs import Circuit
 from graphs.files.whole import write_json
 
@@ -223,12 +224,11 @@ def assess_loaded(
     """
     check_count("n_resamples", n_resamples, at_most=MOST_RESAMPLES)
     reporter, trials, timer = reporter or Silent(), trials or Trials(), timer or Timer()
-    steps = settings.optimal_steps
     with timer.phase("constants"):
-        experiment = with_constants(experiment, steps, memory, reporter)
+        experiment = with_constants(experiment, memory, reporter)
         left_out = _left_out(experiment, optimal)
         others = [
-            with_constants(other, steps, memory, reporter)
+            with_constants(other, memory, reporter)
             for other in _other_ablations(experiment, left_out)
         ]
     evaluator = Evaluator(experiment)
@@ -259,14 +259,16 @@ def assess_loaded(
 
 def _left_out(experiment: Experiment, optimal: bool) -> dict[str, str]:
     """Interventions that are not measured, unless they are the experiment's own, and why."""
-    why = {}
+    why: dict[str, str] = {}
     if not optimal:
-        why["optimal"] = "needs training, say --optimal"
+        trained = (name for name, one in ABLATIONS.items() if one.trained)
+        why |= dict.fromkeys(trained, "needs training, say --optimal")
     if experiment.mean_over is not None:
         needed = {batch.clean.shape[1] for batch in experiment.batches}
         missing = needed - {len(prompt) for prompt in experiment.mean_over}
         if missing:
-            why["mean-positional"] = f"no means for prompts of {min(missing)} tokens"
+            means = (name for name, one in ABLATIONS.items() if one.positional)
+            why |= dict.fromkeys(means, f"no means for prompts of {min(missing)} tokens")
     return why
 
 
@@ -276,7 +278,7 @@ def _other_ablations(experiment: Experiment, left_out: Container[str]) -> list[E
     return [
         replace(experiment, intervention=intervention, direction=direction)
         for direction in get_args(Direction)
-        for intervention in get_args(Intervention)
+        for intervention in ABLATIONS
         if (intervention, direction) != own and intervention not in left_out
     ]
 

@@ -20,6 +20,7 @@ from acdc.errors import OptionError
 from acdc.measure.evaluation import Evaluation, Evaluator
 from acdc.methods import METHODS
 from acdc.methods.acdc import expected_changes, widened
+from acdc.methods.candidates import narrow
 from acdc.methods.sweep import sweep as sweep_thresholds
 from acdc.runs.discover import (
     Reporter,
@@ -162,7 +163,7 @@ def sweep(
         experiment = build_experiment(asked)
         attached = attached_nodes(experiment, asked, memory)
         experiment = with_means(experiment if attached is None else attached.experiment)
-    experiment = with_constants(experiment, asked.optimal_steps, memory, reporter)
+    experiment = with_constants(experiment, memory, reporter)
     with timer.phase("load"):
         evaluator = Evaluator(experiment)
         if taus is None:
@@ -174,7 +175,7 @@ def sweep(
                 )
             taus = tuple(sorted(fraction * gap for fraction in _DEFAULT_FRACTIONS))
     whole, candidates = experiment.graph, np.ones(experiment.graph.n_edges, dtype=bool)
-    narrowed = experiment.narrowed(options.candidates, memory)
+    narrowed = narrow(experiment, options.candidates, memory)
     if narrowed is not None:
         experiment, candidates = narrowed
     total = len(taus) * experiment.graph.n_edges

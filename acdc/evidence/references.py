@@ -9,11 +9,13 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from acdc.ablations import ABLATIONS
 from acdc.errors import OptionError, UnknownNameError
 from acdc.registry import Registry
+from graphs.errors import GraphError, ReferenceFileError
 from graphs.known.reference import Ablation, Reference, read_reference
 
-__all__ = ["REFERENCES", "ablation_warning", "check_roles", "load_reference"]
+__all__ = ["REFERENCES", "ablation_warning", "check_ablation", "check_roles", "load_reference"]
 
 
 REFERENCES: Registry[Path] = Registry("reference", Path, "acdc.references")
@@ -34,12 +36,30 @@ def load_reference(name_or_path: str) -> Reference:
         If the file cannot be used; the message names it and the item.
     """
     if name_or_path in REFERENCES:
-        return read_reference(REFERENCES[name_or_path])
+        return _read(REFERENCES[name_or_path])
     path = Path(name_or_path)
     separators = {"/", os.sep}
     if path.suffix == ".json" or separators & set(name_or_path) or path.exists():
-        return read_reference(path)
+        return _read(path)
     raise UnknownNameError("reference", name_or_path, REFERENCES)
+
+
+def _read(path: Path) -> Reference:
+    reference = read_reference(path)
+    try:
+        check_ablation(reference.ablation)
+    except GraphError as error:
+        raise ReferenceFileError(f"{path}: {error}") from error
+    return reference
+
+
+def check_ablation(ablation: Ablation) -> None:
+    """Raise GraphError if no ablation of that name is known."""
+    name = ablation.intervention
+    if name is not None and name not in ABLATIONS:
+        raise GraphError(
+            f"ablation has intervention {name!r}: expected {', '.join(ABLATIONS)} or null"
+        )
 
 
 def check_roles(reference: Reference, roles: Iterable[str]) -> None:

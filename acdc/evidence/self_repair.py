@@ -291,7 +291,7 @@ def self_repair(
     with timer.phase("load"), reporter.phase("load model and task", None):
         circuit, experiment = fit(circuit, settings, PromptChoice(discovery, seen), constants)
     with timer.phase("constants"):
-        experiment = with_constants(experiment, settings.optimal_steps, reporter=reporter)
+        experiment = with_constants(experiment, reporter=reporter)
     n_prompts = len(experiment.task)
     if n_prompts < 2:
         raise OptionError("1 prompt: an interval over prompts needs at least 2")

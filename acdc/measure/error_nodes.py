@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from acdc.latents.experiment import LatentExperiment
+from acdc.engine.experiment import Experiment
 from acdc.measure.evaluation import Evaluator
 from graphs import Graph
 from graphs.graph import parse_node
@@ -122,7 +122,7 @@ def errors_in_and_out(evaluator: Evaluator, mask: Mask) -> ErrorNodes:
 
 
 def sweep_nodes(
-    experiment: LatentExperiment, scores: NDArray[np.float64], thresholds: Sequence[float]
+    experiment: Experiment, scores: NDArray[np.float64], thresholds: Sequence[float]
 ) -> list[NodeCircuit]:
     """Measure the circuits of the nodes above each threshold.
 

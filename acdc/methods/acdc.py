@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from acdc.engine.checkpoint import Checkpoint, Decided
 from acdc.engine.experiment import Experiment
-from acdc.engine.incremental import Work
+from acdc.engine.incremental import IncrementalRun, Work
 from acdc.engine.speculation import Speculation
 from acdc.engine.work import Work as Means
 from acdc.methods import tau
 from acdc.methods.base import Found, Score, method
+from acdc.methods.candidates import Candidates, narrow
 from acdc.methods.eap import Integration, eap, eap_ig
-from acdc.methods.exact import Candidates
 from acdc.settings import option
 from graphs import Circuit, Graph
 from graphs.order import edge_order, receiver_order
@@ -73,7 +73,7 @@ def acdc(
     """
     graph, order = experiment.graph, receiver_order(experiment.graph)
     decided = checkpoint.load(graph, threshold) if checkpoint else Decided.nothing(graph)
-    run = experiment.incremental(memory)
+    run = IncrementalRun(experiment, memory)
     speculation = Speculation(run, (threshold,), expected)
     in_circuit, scores = decided.in_circuit, decided.scores
     if checkpoint and decided.n_finished:
@@ -160,7 +160,7 @@ def _n_decisions(experiment: Experiment, options: Options) -> int:
 )
 def find(experiment: Experiment, options: Options, work: Means) -> Found:
     """Run :func:`acdc` at the threshold that is asked for, or look for one."""
-    narrowed = experiment.narrowed(options.candidates, work.memory)
+    narrowed = narrow(experiment, options.candidates, work.memory)
     if narrowed is None:
         return _search(experiment, options, work)
     few, candidates = narrowed

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from acdc.engine.experiment import Experiment
+from acdc.engine.incremental import IncrementalRun
 from acdc.engine.work import Work
 from acdc.methods.base import method
-from acdc.settings import Checked, option
+from acdc.methods.candidates import Candidates, narrow
 from graphs.order import edge_order, receiver_order
 
-__all__ = ["Candidates", "exact"]
+__all__ = ["exact"]
 
 
 def exact(
@@ -44,7 +44,7 @@ def exact(
         own sign).  Blind to edges that stand in for each other (an OR of two).
     """
     graph = experiment.graph
-    run = experiment.incremental(memory)
+    run = IncrementalRun(experiment, memory)
     base = run.metric()
     scores = np.zeros(graph.n_edges)
     for receiver in receiver_order(graph):
@@ -62,31 +62,6 @@ def exact(
     return scores
 
 
-@dataclass(frozen=True)
-class Candidates(Checked):
-    """Options of methods that try edges one by one.
-
-    Parameters
-    ----------
-    candidates
-        On a graph with latents at most so many edges are tried: those with the largest
-        attribution scores.
-    """
-
-    candidates: int = option(
-        3000,
-        "With latents: edges that are tried at most.",
-        at_least=1,
-        at_most=10**9,
-        only="latents",
-    )
-
-    def n_tried(self, experiment: Experiment) -> int:
-        """Edges that are tried one by one."""
-        n_edges = experiment.graph.n_edges
-        return min(n_edges, self.candidates) if experiment.graph.shape.sites else n_edges
-
-
 @method(
     "exact",
     "ablate each edge alone",
@@ -94,6 +69,6 @@ class Candidates(Checked):
     passes=lambda experiment, options: options.n_tried(experiment),
 )
 def _exact(experiment: Experiment, options: Candidates, work: Work) -> NDArray[np.float64]:
-    narrowed = experiment.narrowed(options.candidates, work.memory)
+    narrowed = narrow(experiment, options.candidates, work.memory)
     only = None if narrowed is None else narrowed[1]
     return exact(experiment, only=only, memory=work.memory, progress=work.progress)

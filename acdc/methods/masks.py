@@ -55,6 +55,7 @@ from acdc.engine.steps import in_steps
 from acdc.engine.work import Work
 from acdc.errors import OptionError
 from acdc.methods.base import Score, method
+from acdc.methods.candidates import narrow
 from acdc.settings import Checked, option
 
 __all__ = ["EdgeTraining", "HardConcrete", "Training", "edge_pruning", "subnetwork_probing"]
@@ -213,7 +214,7 @@ def edge_pruning(
     size=lambda training, n_edges: training.n_edges(n_edges),
 )
 def _edge_pruning(experiment: Experiment, training: EdgeTraining, work: Work) -> Scores:
-    narrowed = experiment.narrowed(training.candidates, work.memory)
+    narrowed = narrow(experiment, training.candidates, work.memory)
     if narrowed is None:
         return edge_pruning(experiment, training, work)
     few, candidates = narrowed

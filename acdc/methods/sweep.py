@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acdc.engine.experiment import Experiment
-from acdc.engine.incremental import Work
+from acdc.engine.incremental import IncrementalRun, Work
 from acdc.engine.speculation import Decision, Speculation
 from graphs import Circuit
 from graphs.order import edge_order, receiver_order
@@ -85,7 +85,7 @@ def sweep(
     """
     graph = experiment.graph
     order = receiver_order(graph)
-    run = experiment.incremental(memory)
+    run = IncrementalRun(experiment, memory)
     first = Speculation(run, thresholds, expected)
     branches = [_Branch(first, np.ones(graph.n_edges, dtype=bool), np.zeros(graph.n_edges))]
     circuits: dict[float, Circuit] = {}

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from acdc.engine.experiment import Experiment
 from acdc.evidence.latents.activations import record
 from acdc.evidence.latents.gallery import token_shares
-from acdc.latents.experiment import LatentExperiment
 from acdc.pages.patterns import encode_patterns
 from acdc.tasks.texts import Texts, visible
 from graphs import Circuit, Graph, prune, select_top, top_edges
@@ -285,7 +284,7 @@ def _fires_on(
 ) -> dict[str, list[list[Any]]]:
     """Latent -> the tokens with the largest shares of its summed activation."""
     latents = [name for name in nodes if _parsed(name)[0] == "latent"]
-    if not latents or not isinstance(experiment, LatentExperiment):
+    if not latents or not experiment.attachments:
         return {}
     found = record(experiment, latents)
     return {

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
+from acdc.ablations import ABLATIONS
 from acdc.dictionaries.attach import Attached, attach, attach_neurons
 from acdc.dictionaries.attachment import NeuronAttachment, site_kind
 from acdc.dictionaries.quality import quality_on_task
@@ -20,10 +21,8 @@ from acdc.engine.checkpoint import Checkpoint
 from acdc.engine.constants import FILE_NAME, Constants, load_constants
 from acdc.engine.experiment import Experiment
 from acdc.engine.metrics import get_metric
-from acdc.engine.optimal import optimal_constants
 from acdc.engine.work import Work
 from acdc.errors import DictionaryError, OptionError, UnknownNameError
-from acdc.latents.experiment import LatentExperiment
 from acdc.measure.error_nodes import default_thresholds, errors_in_and_out, sweep_nodes
 from acdc.measure.evaluation import Evaluation, Evaluator
 from acdc.methods import METHODS, Method
@@ -148,11 +147,9 @@ def discover(
     if checkpoint is not None:
         identity = {**vars(settings), **_fingerprint(experiment), "versions": versions()}
         work = replace(work, checkpoint=Checkpoint(checkpoint, identity))
-    if settings.intervention == "optimal":
+    if experiment.ablation.trained:
         with timer.phase("constants"):
-            experiment = with_constants(
-                experiment, settings.optimal_steps, memory, reporter, work.checkpoint
-            )
+            experiment = with_constants(experiment, memory, reporter, work.checkpoint)
     total = method.passes(experiment, method.configured(settings))
     with timer.phase("discover"), reporter.phase(f"discover ({method.name})", total):
         found = method.search(experiment, settings, work)
@@ -175,12 +172,11 @@ def discover(
 
 def with_means(experiment: Experiment) -> Experiment:
     """Return the experiment with the means that its ablated edges carry, if they do."""
-    return experiment if experiment.intervention == "optimal" else experiment.pinned()
+    return experiment if experiment.ablation.trained else experiment.pinned()
 
 
 def with_constants(
     experiment: Experiment,
-    steps: int = Settings.optimal_steps,
     memory: int = 1 << 30,
     reporter: Reporter | None = None,
     checkpoint: Checkpoint | None = None,
@@ -191,34 +187,27 @@ def with_constants(
     ----------
     experiment
         Any.
-    steps, memory
-        As of :func:`acdc.engine.optimal.optimal_constants`.
+    memory
+        Bytes that the activations of one pass may take.
     reporter
         Told how training goes on.
     checkpoint
         Where trained constants are kept, and found again.
     """
-    known = experiment.constants
-    own = known is not None and (known.intervention, known.direction) == (
-        experiment.intervention,
-        experiment.direction,
-    )
-    if experiment.intervention != "optimal" or own:
+    ablation = experiment.ablation
+    if not ablation.trained or experiment.has_constants:
         return experiment.pinned()
+    assert callable(ablation.carries)
     reporter = reporter or Silent()
     exact = experiment.in_float32
     path = None if checkpoint is None else checkpoint.kept(FILE_NAME)
     if path is not None:
         constants = load_constants(path)
     else:
-        with reporter.phase(f"train constants ({experiment.direction})", steps):
-            constants = optimal_constants(
-                experiment if exact is None else exact,
-                steps,
-                memory=memory,
-                progress=reporter.advance,
-                note=reporter.note,
-            )
+        phase = f"train constants ({experiment.direction})"
+        with reporter.phase(phase, experiment.training_steps):
+            work = Work(memory, reporter.advance, reporter.note)
+            constants = ablation.carries(experiment if exact is None else exact, work)
         if checkpoint is not None:
             checkpoint.keep(FILE_NAME, constants.as_bytes())
     if exact is not None:
@@ -294,9 +283,7 @@ def attach_dictionaries(
     return attach(experiment, [found[s.name] for s in some], latents=[s.latents for s in some])
 
 
-def reattach(
-    experiment: Experiment, settings: Settings, sites: Mapping[str, Site]
-) -> LatentExperiment:
+def reattach(experiment: Experiment, settings: Settings, sites: Mapping[str, Site]) -> Experiment:
     """Make nodes of the latents, or neurons, of a circuit that was found before.
 
     Parameters
@@ -369,10 +356,11 @@ def check_discovery(settings: Settings) -> Settings:
         Also if something is asked for that would do nothing, as means over prompts where no mean
         is asked for.
     """
-    if settings.mean_over is not None and not settings.intervention.startswith("mean"):
+    if settings.mean_over is not None and not ABLATIONS[settings.intervention].averages:
+        averages = " or ".join(name for name, one in ABLATIONS.items() if one.averages)
         raise OptionError(
             f"mean_over {settings.mean_over!r} with intervention {settings.intervention!r}: "
-            "choose the intervention mean or mean-positional, or leave it out"
+            f"choose the intervention {averages}, or leave it out"
         )
     if settings.threshold is not None and settings.n_edges is not None:
         raise OptionError("both a threshold and a number of edges were given: give one of them")
@@ -385,17 +373,19 @@ def check_discovery(settings: Settings) -> Settings:
 
 def _check_use(settings: Settings, method: Method, options: Any) -> None:
     """Refuse what differs from its default and needs something that is not asked for."""
+    trained = " or ".join(name for name, one in ABLATIONS.items() if one.trained)
     there = {
-        "latents": settings.saes is not None or settings.neurons,
-        "intervention optimal": settings.intervention == "optimal",
+        "latents": (settings.saes is not None or settings.neurons, "latents"),
+        "training": (ABLATIONS[settings.intervention].trained, f"intervention {trained}"),
     }
     for values in (settings, options):
         for name, _, says in options_of(type(values)):
             value = getattr(values, name)
-            if says.only and not there[says.only] and value != getattr(type(values), name):
-                raise OptionError(
-                    f"{name} {value!r} does nothing without {says.only}: leave it out"
-                )
+            if not says.only or value == getattr(type(values), name):
+                continue
+            is_there, what = there[says.only]
+            if not is_there:
+                raise OptionError(f"{name} {value!r} does nothing without {what}: leave it out")
 
 
 def check_settings(settings: Settings) -> Settings:
@@ -496,10 +486,11 @@ def load_experiment(
         task,
         get_metric(settings.metric or DEFAULT_METRIC),
         settings.batch_size,
-        settings.intervention,  # type: ignore[arg-type]  # checked by Settings
-        settings.direction,  # type: ignore[arg-type]  # likewise
+        settings.intervention,
+        settings.direction,  # type: ignore[arg-type]  # checked by Settings
         positions=positions,
         mean_over=_mean_over(settings, model, tokenizer),
+        training_steps=settings.optimal_steps,
     )
     if settings.method in ("acdc", "eap-acdc") and model.dtype in (torch.bfloat16, torch.float16):
         exact, _ = _load(settings, "float32")
@@ -556,7 +547,7 @@ def evaluate(
         If the circuit's graph is not the model's.
     """
     circuit, experiment = fit(circuit, settings, constants=constants)
-    experiment = with_constants(experiment, settings.optimal_steps)
+    experiment = with_constants(experiment)
     return Evaluator(experiment).evaluate(circuit.in_circuit), len(experiment.task)
 
 

@@ -18,8 +18,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from acdc.ablations import ABLATIONS
 from acdc.engine.checkpoint import Checkpoint
-from acdc.engine.constants import CONSTANT, FILE_NAME, Constants, load_constants
+from acdc.engine.constants import FILE_NAME, Constants, load_constants
 from acdc.errors import CircuitFileError, OutputError
 from acdc.measure.evaluation import Evaluation
 from acdc.settings import Settings
@@ -241,8 +242,8 @@ def run_constants(folder: str | Path, settings: Settings) -> Constants | None:
     if not (path / FILE_NAME).is_file():
         return None
     own = Settings.read(_read_summary(path / "run.json"))
-    if own.intervention not in CONSTANT:  # of an older run, which was overwritten by a killed one
-        return None
+    if not ABLATIONS[own.intervention].constant:
+        return None  # of an older run, which was overwritten by a killed one
     same = all(getattr(own, name) == getattr(settings, name) for name in _SAME_CONSTANTS)
     return load_constants(path / FILE_NAME) if same else None
 

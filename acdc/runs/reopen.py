@@ -10,7 +10,6 @@ from typing import Any
 from acdc.engine.experiment import Experiment
 from acdc.errors import CircuitFileError, DictionaryError, OptionError
 from acdc.files.objects import JsonObject
-from acdc.latents.experiment import LatentExperiment
 from acdc.runs.discover import check_settings, load_experiment, reattach
 from acdc.runs.folder import run_constants
 from acdc.settings import Settings
@@ -69,8 +68,8 @@ def reopen(
     Returns
     -------
     tuple
-        A :class:`acdc.latents.experiment.LatentExperiment` where the run has dictionaries; with
-        the constants that the run's ablated edges carried, if they did.
+        The experiment, with the dictionaries that the run has and the constants that its
+        ablated edges carried; and the tokenizer.
 
     Raises
     ------
@@ -114,7 +113,7 @@ def _with_dictionaries(
     settings: Settings,
     circuit: Circuit,
     summary: dict[str, Any],
-) -> LatentExperiment:
+) -> Experiment:
     """Attach the run's dictionaries and check that each is the one that it used."""
     if settings.saes is None and not settings.neurons:
         raise CircuitFileError(f"{folder}: the circuit has latents, run.json names no dictionaries")

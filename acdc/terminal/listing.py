@@ -61,6 +61,13 @@ def _metrics() -> Table:
     return _table("metrics", ("name", "description"), rows)
 
 
+def _ablations() -> Table:
+    from acdc.ablations import ABLATIONS
+
+    rows = [(a.name, f"ablated edges carry {a.description}") for a in ABLATIONS.values()]
+    return _table("ablations (--intervention)", ("name", "description"), rows)
+
+
 def _references() -> Table:
     from acdc.evidence.references import REFERENCES
     from graphs.known.reference import read_reference
@@ -83,5 +90,6 @@ LISTS: dict[str, Callable[[], Table]] = {
     "tasks": _tasks,
     "methods": _methods,
     "metrics": _metrics,
+    "ablations": _ablations,
     "references": _references,
 }

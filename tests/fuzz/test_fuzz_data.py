@@ -30,8 +30,9 @@ from harness import (
 from hypothesis import strategies as st
 from safetensors.torch import save
 
+from acdc.ablations import ABLATIONS
 from acdc.engine.checkpoint import Checkpoint, Decided
-from acdc.engine.constants import CONSTANT, Constants, load_constants
+from acdc.engine.constants import Constants, load_constants
 from acdc.models import BUNDLED
 from acdc.pages.evidence import read_evidence, read_repeated
 from acdc.runs.folder import Settings, load_run
@@ -366,7 +367,7 @@ def _is_utf8(text: str) -> bool:
 
 
 def check_constants(found: Constants) -> None:
-    assert found.intervention in CONSTANT
+    assert ABLATIONS[found.intervention].constant
     assert found.direction in ("noising", "denoising")
     assert found.values
     for length, some in found.values.items():

@@ -1,10 +1,12 @@
-"""What a package of somebody else's offers: a method, a metric, a task and a reference."""
+"""What a package of somebody else's offers: method, metric, task, ablation and reference."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from acdc.ablations import ablation
+from acdc.ablations.mean import mean_constants
 from acdc.engine.metrics import Metric
 from acdc.methods import Score, method
 from acdc.methods.eap import eap
@@ -25,6 +27,13 @@ class Options(Checked):
 def gradient_size(experiment, options, work):
     """Size of every edge's score, ``[edge]``."""
     return np.abs(eap(experiment, work=work)) ** options.power
+
+
+@ablation("half", "the mean over both prompts of every pair")
+def half(experiment):
+    """Means over the clean and the corrupt prompts."""
+    prompts = [tokens for pair in experiment.task.pairs for tokens in (pair.clean, pair.corrupt)]
+    return mean_constants(experiment, prompts)
 
 
 ANSWER_LOGIT = Metric(

@@ -19,7 +19,7 @@ from scipy import sparse
 
 from acdc.dictionaries.activations import activation
 from acdc.dictionaries.attachment import Attachment
-from acdc.latents.experiment import LatentExperiment
+from acdc.engine.experiment import Experiment
 
 __all__ = ["Activations", "Prompt", "latent_sites", "places", "record"]
 
@@ -115,7 +115,7 @@ class Activations:
 
 
 def latent_sites(
-    experiment: LatentExperiment, nodes: Sequence[str]
+    experiment: Experiment, nodes: Sequence[str]
 ) -> list[tuple[Attachment, list[str]]]:
     """Return the attachments narrowed to some latents, each with their names in order."""
     wanted, found = set(nodes), []
@@ -128,7 +128,7 @@ def latent_sites(
 
 
 @torch.no_grad()
-def record(experiment: LatentExperiment, nodes: Sequence[str]) -> Activations:
+def record(experiment: Experiment, nodes: Sequence[str]) -> Activations:
     """Run the clean and the corrupt prompts and note the activations of some latents.
 
     Parameters

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from acdc.dictionaries.attachment import Attachment
+from acdc.engine.experiment import Experiment
 from acdc.evidence.latents.activations import latent_sites
-from acdc.latents.experiment import LatentExperiment
 
 __all__ = ["Effect", "direct_effects"]
 
@@ -46,7 +46,7 @@ class Effect:
 
 @torch.no_grad()
 def direct_effects(
-    experiment: LatentExperiment,
+    experiment: Experiment,
     nodes: Sequence[str],
     sizes: NDArray[np.float64],
     n_tokens: int = 8,
@@ -84,7 +84,7 @@ def direct_effects(
 
 
 def _at_unembedding(
-    experiment: LatentExperiment, sites: Sequence[tuple[Attachment, list[str]]]
+    experiment: Experiment, sites: Sequence[tuple[Attachment, list[str]]]
 ) -> list[Tensor]:
     """Mean over scored tokens of ``J(direction)``, ``[latent, d_model]`` by site."""
     model = experiment.model

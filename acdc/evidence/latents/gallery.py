@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from acdc.dictionaries import Dictionary
 from acdc.dictionaries.quality import Quality, quality_on_task
 from acdc.engine.attribution import node_scores
+from acdc.engine.experiment import Experiment
 from acdc.errors import CircuitFileError, OptionError
 from acdc.evidence.latents.activations import Activations, record
 from acdc.evidence.latents.clusters import cluster_latents
 from acdc.evidence.latents.effects import Effect, direct_effects
-from acdc.latents.experiment import LatentExperiment
 from acdc.methods.eap import between_inputs
 from acdc.runs.folder import load_run
 from acdc.runs.reopen import reopen
@@ -267,7 +267,6 @@ def look(
     nodes = [n for n in circuit.nodes() if parse_node(n)[0] == "latent"]
     _check_latents(folder, settings, circuit, nodes)
     experiment, tokenizer = reopen(folder, settings, circuit, summary)
-    assert isinstance(experiment, LatentExperiment)  # its circuit has sites
     texts = Texts(tokenizer, experiment.task.pairs[0].clean[-1])
     scores = node_scores(experiment, between_inputs(experiment, _STEPS), _STEPS)
     of_nodes = scores[[circuit.graph.sender_index[n] for n in nodes]]
@@ -303,7 +302,7 @@ def _check_latents(
         )
 
 
-def _sites(experiment: LatentExperiment, nodes: Sequence[str]) -> Iterable[SiteView]:
+def _sites(experiment: Experiment, nodes: Sequence[str]) -> Iterable[SiteView]:
     for attachment in experiment.attachments:
         site = attachment.site
         inside = sum(node.startswith(f"{site.name}.f") for node in nodes)
@@ -315,7 +314,7 @@ def _sites(experiment: LatentExperiment, nodes: Sequence[str]) -> Iterable[SiteV
 
 
 def _views(
-    experiment: LatentExperiment,
+    experiment: Experiment,
     circuit: Circuit,
     found: Activations,
     scores: NDArray[np.float64],

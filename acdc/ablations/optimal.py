@@ -8,7 +8,7 @@ but by what is put in its place ("spoofing").  So it is replaced by ::
 
 the same constant for every prompt and every position.  As in the paper's section on single
 components, each sender's constant is trained with that sender alone replaced, by Adam, from the
-mean (of the prompts that :meth:`Experiment.means` averages).  The expectation is over the prompts
+mean (over :func:`acdc.ablations.mean.ablated_prompts`).  The expectation is over the prompts
 of the run that ablation starts from (noising: the clean ones, denoising: the corrupt ones) and
 their scored positions; nothing is asked of the answers.  Where the experiment's metric compares
 whole outputs itself (mse), it takes the place of the divergence: compiled models have logits that
@@ -30,18 +30,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from acdc.ablations.base import ablation
+from acdc.ablations.mean import ablated_prompts, mean_constants
 from acdc.engine.attribution import bytes_per_prompt
 from acdc.engine.constants import Constants
 from acdc.engine.experiment import Batch, Experiment
 from acdc.engine.metrics import at_least_float32, get_metric
 from acdc.engine.steps import in_steps
 from acdc.engine.values import Values
+from acdc.engine.work import Work
 from acdc.models.lowering.model import Trace
+from acdc.settings import Settings
 
-__all__ = ["STEPS", "optimal_constants"]
-
-STEPS = 50
-"""Steps of Adam."""
+__all__ = ["optimal", "optimal_constants"]
 
 _RATE = 0.2
 """Learning rate at the start, in standard deviations of what the sender writes."""
@@ -85,10 +86,25 @@ class _Group:
         return torch.arange(len(self.start), device=self.start.device)
 
 
+@ablation(
+    "optimal", "the constant that it costs least to replace the sender by, trained", trained=True
+)
+def optimal(experiment: Experiment, work: Work | None = None) -> Constants:
+    """Constants trained in the experiment's number of steps."""
+    work = work or Work()
+    return optimal_constants(
+        experiment,
+        experiment.training_steps,
+        memory=work.memory,
+        progress=work.progress,
+        note=work.note,
+    )
+
+
 @torch.enable_grad()
 def optimal_constants(
     experiment: Experiment,
-    steps: int = STEPS,
+    steps: int = Settings.optimal_steps,
     *,
     memory: int = 1 << 30,
     progress: Callable[[int], None] = lambda n_steps: None,
@@ -143,7 +159,7 @@ def optimal_constants(
 
 def _groups(trainer: Experiment) -> list[_Group]:
     """Every sender at its mean, by block."""
-    (means,) = trainer.means(positional=False).values.values()
+    (means,) = mean_constants(trainer, ablated_prompts(trainer)).values.values()
     means = [at_least_float32(x) for x in means]
     pairs = enumerate(zip(means, _deviations(trainer, means), strict=True))
     return [

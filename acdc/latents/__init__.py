@@ -1,1 +1,0 @@
-"""Latents of dictionaries as nodes: attaching them, patched runs, attribution, ACDC."""
