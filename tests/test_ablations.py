@@ -336,7 +336,7 @@ def test_low_precision_shares_the_constants_of_float32() -> None:
     exactly = Experiment(model, task, get_metric("kl"), intervention="optimal")
     low = replace(exactly, in_float32=exactly)
     assert exactly.carried is not None
-    assert low._constants() is exactly.carried
+    assert low._known() is exactly.carried
 
 
 # --- in a run's folder ----------------------------------------------------------------------
