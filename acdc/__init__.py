@@ -14,11 +14,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from acdc.dictionaries.sources import load_dictionaries
     from acdc.engine.experiment import Experiment
-    from acdc.evidence.assessment import assess
+    from acdc.evidence.assessment import evaluate
     from acdc.evidence.directions import discover_both
+    from acdc.evidence.frontier import sweep
+    from acdc.evidence.references import load_reference
+    from acdc.evidence.self_repair import self_repair
+    from acdc.evidence.stability import stability
     from acdc.models import load_model
-    from acdc.runs.discover import discover, evaluate
+    from acdc.pages.report import report
+    from acdc.runs.circuits import load_circuit
+    from acdc.runs.discover import discover
     from acdc.runs.folder import Run, load_run
     from acdc.settings import Settings
     from acdc.tasks import load_task
@@ -27,26 +34,38 @@ _HOMES = {
     "Experiment": "acdc.engine.experiment",
     "Run": "acdc.runs.folder",
     "Settings": "acdc.settings",
-    "assess": "acdc.evidence.assessment",
     "discover": "acdc.runs.discover",
     "discover_both": "acdc.evidence.directions",
-    "evaluate": "acdc.runs.discover",
+    "evaluate": "acdc.evidence.assessment",
+    "load_circuit": "acdc.runs.circuits",
+    "load_dictionaries": "acdc.dictionaries.sources",
     "load_model": "acdc.models",
+    "load_reference": "acdc.evidence.references",
     "load_run": "acdc.runs.folder",
     "load_task": "acdc.tasks",
+    "report": "acdc.pages.report",
+    "self_repair": "acdc.evidence.self_repair",
+    "stability": "acdc.evidence.stability",
+    "sweep": "acdc.evidence.frontier",
 }
 
 __all__ = [
     "Experiment",
     "Run",
     "Settings",
-    "assess",
     "discover",
     "discover_both",
     "evaluate",
+    "load_circuit",
+    "load_dictionaries",
     "load_model",
+    "load_reference",
     "load_run",
     "load_task",
+    "report",
+    "self_repair",
+    "stability",
+    "sweep",
 ]
 
 

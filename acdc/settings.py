@@ -28,6 +28,7 @@ __all__ = [
     "RANKINGS",
     "Checked",
     "Direction",
+    "Lost",
     "Option",
     "Settings",
     "check_count",
@@ -51,6 +52,9 @@ MOST_RESAMPLES = 10**5
 
 GROUPS = ("model", "method", "selection", "prompts", "computing", "ablation", "nodes")
 """Of the fields of :class:`Settings`, as the command line lists them."""
+
+_OBJECTS = ("task", "model", "metric", "method")
+"""Settings that may be given as objects."""
 
 _KINDS: dict[str, Any] = {
     "str": str, "int": int, "float": (int, float), "bool": bool, "None": type(None)
@@ -142,6 +146,19 @@ def check_count(name: str, value: int, *, at_least: int = 1, at_most: int = MOST
     Option("", at_least=at_least, at_most=at_most).check(name, value)
 
 
+@dataclass(frozen=True)
+class Lost:
+    """An object that a run was given and that its ``run.json`` only names.
+
+    Parameters
+    ----------
+    what
+        What it was, as "Metric 'gap'".
+    """
+
+    what: str
+
+
 class Checked:
     """A dataclass whose fields are checked: by their type, then as their :class:`Option` says.
 
@@ -224,6 +241,9 @@ class Settings(Checked):
         and how many latents or neurons at most.
     options
         Those of the method, by name; what is not there is as the method has it.
+    given
+        Objects given in Python where ``task``, ``model``, ``metric`` or ``method`` have a name,
+        see :mod:`acdc.runs.given`; a :class:`Lost` where only ``run.json`` knows of one.
     """
 
     task: str = option(help="Built-in task (acdc list tasks) or a file of pairs.")
@@ -303,6 +323,7 @@ class Settings(Checked):
         group="nodes", at_least=1, at_most=10**8, only="latents",
     )  # fmt: skip
     options: dict[str, Any] = field(default_factory=dict)
+    given: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, task: str, **asked: Any) -> Settings:
@@ -318,8 +339,16 @@ class Settings(Checked):
         Whether a model's own code may run is not among them: who reads a folder says so, not the
         folder.
         """
-        own = {one.name for one in fields(cls)} - {"trust_remote_code"}
-        return cls(**{name: value for name, value in summary.items() if name in own})
+        own = {one.name for one in fields(cls)} - {"trust_remote_code", "given"}
+        given = summary.get("given", {})
+        if not isinstance(given, dict) or not all(
+            name in _OBJECTS and _is_of(what, "str") for name, what in given.items()
+        ):
+            raise OptionError(f"given is {given!r}: expected what was given for {_OBJECTS}")
+        return cls(
+            **{name: value for name, value in summary.items() if name in own},
+            given={name: Lost(what) for name, what in given.items()},
+        )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -331,9 +360,26 @@ class Settings(Checked):
         if not plain:
             raise OptionError(f"options is {self.options!r}: expected names and plain values")
 
+    def plain(self) -> dict[str, Any]:
+        """Return plain values for ``run.json``; of objects what they are, under ``given``."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        given = values.pop("given")
+        values["options"] = dict(self.options)
+        return values | ({"given": {k: _said(v) for k, v in given.items()}} if given else {})
+
     def replace(self, **changes: Any) -> Settings:
         """Return the settings with some changed."""
         return dataclasses.replace(self, **changes)
+
+
+def _said(thing: Any) -> str:
+    """What an object is, in a few words."""
+    if isinstance(thing, Lost):
+        return thing.what
+    if isinstance(thing, list):
+        return f"a list of {len(thing)} rows"
+    thing = thing[0] if isinstance(thing, tuple) else thing  # a model with its tokenizer
+    return f"{type(thing).__name__} {thing.name!r}"
 
 
 def command_line(

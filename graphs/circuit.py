@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from graphs.errors import GraphError
 from graphs.graph import Graph
 from graphs.select import alive_nodes
+from graphs.text import short
 
 __all__ = ["Circuit"]
 
@@ -45,6 +46,10 @@ class Circuit:
                     f"{name} of shape {getattr(self, name).shape} for a graph of "
                     f"{self.graph.n_edges} edges: give one value per edge"
                 )
+
+    def __repr__(self) -> str:
+        of = "".join(f", {self.info[k]}" for k in ("method", "task", "model") if k in self.info)
+        return short(f"<Circuit of {self.n_edges:,} of {self.graph.n_edges:,} edges{of}>")
 
     @classmethod
     def from_edges(cls, graph: Graph, names: Iterable[str], **info: Any) -> Circuit:

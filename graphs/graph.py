@@ -192,6 +192,9 @@ class Graph:
     feeds_start: NDArray[np.int32]
     feeds: NDArray[np.int32]
 
+    def __repr__(self) -> str:
+        return f"<Graph of {self.n_senders:,} senders and {self.n_edges:,} edges>"
+
     @property
     def n_edges(self) -> int:
         """Number of edges."""

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["MOST_SHOWN", "one_line", "printable"]
+__all__ = ["MOST_SHOWN", "one_line", "printable", "said", "short"]
 
 MOST_SHOWN = 600
 """Characters of an error's line; of what is longer the beginning and the end are kept."""
 
 _BEGINNING, _END = 300, 200
+_MOST_REPR = 120
 _SPACES = re.compile(r"[ \t\n\r\v\f]+")
 
 
@@ -47,3 +48,26 @@ def one_line(text: str) -> str:
         return line
     left_out = len(line) - _BEGINNING - _END
     return f"{line[:_BEGINNING]} [{left_out:,} characters] {line[-_END:]}"
+
+
+def short(text: str) -> str:
+    """Return what a result is printed as: one line that fits a terminal.
+
+    Examples
+    --------
+    >>> len(short("<Run: " + 1000 * "a" + ">")), short("<Run>")
+    (120, '<Run>')
+    """
+    line = printable(_SPACES.sub(" ", text).strip())
+    return line if len(line) <= _MOST_REPR else f"{line[: _MOST_REPR - 4]}...{line[-1]}"
+
+
+def said(number: float | None) -> str:
+    """Return a number in three digits.
+
+    Examples
+    --------
+    >>> said(0.94123), said(None)
+    ('0.941', 'undefined')
+    """
+    return "undefined" if number is None else f"{number:.3g}"

@@ -30,15 +30,15 @@ from acdc.engine.experiment import Experiment
 from acdc.engine.metrics import get_metric
 from acdc.engine.patched import metric_of_circuit
 from acdc.errors import CircuitFileError, OptionError, TaskError
-from acdc.evidence.assessment import assess
+from acdc.evidence.assessment import evaluate
 from acdc.measure.evaluation import Evaluator
 from acdc.methods import METHODS
 from acdc.methods.acdc import acdc as run_acdc
 from acdc.methods.eap import Integration, eap, eap_ig
 from acdc.methods.exact import exact
 from acdc.models.lowering import LoweredModel
-from acdc.runs.discover import build_experiment, check_settings, discover, evaluate
-from acdc.runs.folder import load_run, run_constants
+from acdc.runs.discover import build_experiment, check_settings, discover, measure
+from acdc.runs.folder import read_run, run_constants
 from acdc.settings import Settings
 from acdc.tasks.base import Task
 from acdc.tasks.dataset import load_dataset
@@ -424,7 +424,7 @@ def test_a_run_keeps_its_constants_and_evaluation_uses_them(
     options += ["--optimal-steps", 3] if intervention == "optimal" else []
     answer = call("discover", "task.jsonl", *options, "--out", "constant")
     assert answer.status == 0, answer.err
-    settings, circuit, summary = load_run("constant")
+    settings, circuit, summary = read_run("constant")
     assert summary["intervention"] == intervention
     if intervention == "optimal":
         assert summary["optimal_steps"] == 3
@@ -433,15 +433,15 @@ def test_a_run_keeps_its_constants_and_evaluation_uses_them(
     constants = run_constants("constant", settings)
     assert constants is not None
     unseen = replace(settings, n_prompts=None)  # other prompts, with other means
-    with_run, _ = evaluate(circuit, unseen, constants)
-    anew, _ = evaluate(circuit, unseen)
+    with_run, _ = measure(circuit, unseen, constants)
+    anew, _ = measure(circuit, unseen)
     assert with_run.metric_empty != pytest.approx(anew.metric_empty, abs=1e-6)
     assert run_constants("constant", replace(settings, mean_over="ioi")) is None
     answer = call("evaluate", "constant", "--brief", "--n-prompts", 8)
     assert answer.status == 0
-    eight, _ = evaluate(circuit, replace(settings, n_prompts=8), constants)
+    eight, _ = measure(circuit, replace(settings, n_prompts=8), constants)
     assert f"{eight.metric_empty:.4g}" in answer.out
-    found = assess(circuit, settings, discovery=settings, constants=constants, tests=False)
+    found = evaluate("constant", tests=False)
     assert found.measured[0].intervention == intervention
 
 
@@ -490,7 +490,7 @@ def test_the_ranking_of_circuits_changes_with_the_intervention() -> None:
         for kind in ("resample", "mean")
     }
     faithfulness = {
-        (kind, under): evaluate(run.circuit, replace(run.settings, intervention=under))[0]
+        (kind, under): measure(run.circuit, replace(run.settings, intervention=under))[0]
         for kind, run in runs.items()
         for under in runs
     }

@@ -18,6 +18,7 @@ from acdc.evidence.assessment import importance
 from acdc.evidence.stability import Stability, stability
 from acdc.measure.evaluation import Evaluator, interval, resampled_faithfulness
 from acdc.runs.discover import build_experiment, check_settings, load_prompts
+from acdc.runs.folder import read_run
 from acdc.runs.unseen import PromptChoice
 from acdc.settings import Settings
 from graphs import Circuit, GraphShape, component_graph, load_circuit, save_circuit
@@ -305,7 +306,7 @@ def test_intervals_shrink_with_prompts() -> None:
 
 def test_signed_scores_rank_what_helps_first(shared: Path) -> None:  # noqa: F811
     """Whatever metric an evaluation uses, importance is that of the discovery's own metric."""
-    settings, circuit, _ = acdc.load_run(shared / "eap-ig")
+    settings, circuit, _ = read_run(shared / "eap-ig")
     experiment = build_experiment(check_settings(settings))
     helpful = circuit.in_circuit & (importance(experiment, circuit) > 0)
     evaluator = Evaluator(experiment)

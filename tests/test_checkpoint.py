@@ -441,9 +441,9 @@ def test_the_same_command_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         main([*COMMAND, str(folder)])
     assert ended.value.code == 0
     assert "checkpoint" not in {path.name for path in folder.iterdir()}
-    from acdc.runs.folder import load_run
+    from acdc.runs.folder import read_run
 
-    same(load_run(folder)[1], wanted.circuit)
+    same(read_run(folder)[1], wanted.circuit)
 
 
 @pytest.mark.usefixtures("every_receiver")

@@ -26,7 +26,7 @@ from acdc.methods import METHODS
 from acdc.models import BUNDLED
 from acdc.runs import discover as pipeline
 from acdc.runs.discover import build_experiment
-from acdc.runs.folder import load_run
+from acdc.runs.folder import read_run
 from acdc.settings import Settings
 from acdc.tasks import TASKS
 from graphs import load_circuit
@@ -199,7 +199,7 @@ def test_circuit_json_holds_every_edge(shared: Path, method: str) -> None:
 
 def test_acdc_scores_are_the_measured_changes(shared: Path) -> None:
     """Replay the search with whole forward passes."""
-    settings, circuit, run = load_run(shared / "acdc")
+    settings, circuit, run = read_run(shared / "acdc")
     experiment = build_experiment(settings)
     graph, model = circuit.graph, PatchedModel(experiment)
     mask = np.ones(graph.n_edges, dtype=bool)
@@ -373,7 +373,7 @@ def test_evaluate_reproduces_the_run(shared: Path, call: Call, method: str) -> N
     values = (f"{run[f'metric_{name}']:.4g}" for name in ("full", "circuit", "empty"))
     assert ", ".join(values) in answer.out
     assert f"faithfulness                 │ {run['faithfulness']:.4g}" in answer.out
-    settings, circuit, _ = load_run(shared / method)
+    settings, circuit, _ = read_run(shared / method)
     evaluation, n_prompts = pipeline.evaluate(circuit, settings)
     assert n_prompts == N_ROWS
     for name, value in vars(evaluation).items():

@@ -8,7 +8,6 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,12 @@ import pytest
 from test_cli import Call, call, gpt2, place, read, shared  # noqa: F401  fixtures
 
 from acdc.errors import CircuitFileError, ModelError, OptionError
+from acdc.evidence.assessment import evaluate
 from acdc.evidence.bases import sizes_at
 from acdc.evidence.latents import look
 from acdc.pages import gather
-from acdc.runs.discover import discover, evaluate
-from acdc.runs.folder import load_run
+from acdc.runs.discover import discover
+from acdc.runs.folder import read_run
 from graphs.files.beside import settle
 from graphs.text import MOST_SHOWN
 
@@ -132,9 +132,7 @@ def test_the_user_can(
 PYTHON: dict[str, Callable[..., Any]] = {
     "gather": lambda run, **trust: gather(run, tests=False, **trust),
     "sizes_at": lambda run, **trust: sizes_at([run, run], 0.9, **trust),
-    "evaluate": lambda run, **trust: evaluate(
-        load_run(run)[1], replace(load_run(run)[0], **trust)
-    ),
+    "evaluate": lambda run, **trust: evaluate(run, tests=False, **trust),
 }  # fmt: skip
 
 
@@ -169,7 +167,7 @@ def test_what_was_trusted_once_is_not_trusted_again(
     answer = call("discover", "ioi", *options, "--trust-remote-code", "--out", tmp_path / "mine")
     assert answer.status == 0, answer.err
     assert read(tmp_path / "mine" / "run.json")["trust_remote_code"] is True
-    assert load_run(tmp_path / "mine")[0].trust_remote_code is False
+    assert read_run(tmp_path / "mine")[0].trust_remote_code is False
     canary.unlink()
     for name in [name for name in sys.modules if name.startswith("transformers_modules")]:
         del sys.modules[name]
@@ -322,7 +320,7 @@ def in_texts(zone: Path) -> None:
 
 def in_an_evaluation(zone: Path) -> None:
     run = zone / "run"
-    circuit = load_run(run)[1]
+    circuit = read_run(run)[1]
     row = {"intervention": EVIL, "direction": EVIL, "faithfulness": 0.5, "faithfulness_low": 0.1}
     verdict = {"test": EVIL, "passed": True, "p_value": 0.5, "level": 0.1, "n": 3, "unit": EVIL}
     tests = {

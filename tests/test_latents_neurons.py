@@ -32,7 +32,7 @@ from acdc.methods.nap import nap
 from acdc.models import load_model
 from acdc.models.lowering import lower
 from acdc.models.lowering.model import FeedForward
-from acdc.runs.discover import discover, evaluate
+from acdc.runs.discover import discover, measure
 from acdc.tasks import load_task
 from acdc.tasks.base import Task
 from graphs.errors import GraphError
@@ -224,10 +224,10 @@ def test_a_saved_circuit_is_measured_again(tmp_path: Path) -> None:
     circuit = load_circuit(tmp_path / "run" / "circuit.json")
     assert {s.kind for s in circuit.graph.shape.sites} == {"neurons"}
     assert sum(len(s.latents) for s in circuit.graph.shape.sites) == 9
-    found, _ = evaluate(circuit, replace(run.settings, neurons=False, max_latents=None))
+    found, _ = measure(circuit, replace(run.settings, neurons=False, max_latents=None))
     assert found.faithfulness == pytest.approx(run.faithfulness)
     with pytest.raises(OptionError, match="has neurons, not latents: leave --saes out"):
-        evaluate(circuit, replace(run.settings, neurons=False, max_latents=None, saes="bundled"))
+        measure(circuit, replace(run.settings, neurons=False, max_latents=None, saes="bundled"))
 
 
 def test_a_page_of_a_run_with_neurons(tmp_path: Path) -> None:

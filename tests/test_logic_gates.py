@@ -28,7 +28,7 @@ from acdc.methods.acdc import acdc
 from acdc.methods.exact import exact
 from acdc.models import load_model
 from acdc.runs.discover import _fingerprint, build_experiment, check_discovery, check_settings
-from acdc.runs.folder import load_run, versions
+from acdc.runs.folder import read_run, versions
 from acdc.settings import Direction, Settings
 from acdc.tasks.base import Pair, Task
 
@@ -228,7 +228,7 @@ def test_both_directions_name_what_each_misses(
     out = capsys.readouterr().out
     assert ("no gates" if gate == "ADD" else "nodes that may combine their inputs") in out
     for direction in ("noising", "denoising"):
-        settings, circuit, _ = load_run(Path("found") / direction)
+        settings, circuit, _ = read_run(Path("found") / direction)
         assert settings.direction == direction
         assert circuit.n_edges == found["n_edges_kept"][direction]
     svg = Path("found/directions.svg").read_text()

@@ -34,6 +34,7 @@ from acdc.evidence.latents.effects import direct_effects
 from acdc.evidence.latents.gallery import End, _link
 from acdc.models import load_model
 from acdc.pages.latents import to_html
+from acdc.runs.discover import measure
 from acdc.tasks.texts import Texts, label
 from acdc.terminal.latents import gallery_parts
 from graphs import Circuit, GraphShape, basis_name, compare_bases, component_graph, select_top
@@ -205,7 +206,7 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 
 
 def test_a_gallery_says_of_each_latent_what_the_run_holds(files: Path, gallery: Gallery) -> None:
-    _, circuit, _ = acdc.load_run(files / "run")
+    circuit = acdc.load_run(files / "run").circuit
     edges, nodes = circuit.edges(), [n for n in circuit.nodes() if ".f" in n]
     assert sorted(x.name for x in gallery.latents) == sorted(nodes)
     assert gallery.n_latents == len(nodes) > 3
@@ -572,7 +573,7 @@ def test_compare_shows_sizes_and_refinements(
     assert small["n_edges"] < small["n_edges_total"] < fine["n_edges_total"]
     assert min(small["faithfulness"], fine["faithfulness"]) >= 0.8
     own = found["comparison"]["b"]
-    _, kept, _ = acdc.load_run(files / "run")
+    kept = acdc.load_circuit(files / "run")
     assert {*own["shared"], *own["other"]} <= set(kept.edges())
     assert set(own["edges"]) == {
         *found["comparison"]["edges"]["common"], *found["comparison"]["edges"]["only_b"]
@@ -588,9 +589,10 @@ def test_sizes_are_measured_under_the_first_run_s_conditions(files: Path, tmp_pa
     (other / "run.json").write_text(json.dumps(summary | {"metric": "kl", "n_prompts": 2}))
     first, second = sizes_at([files / "plain", other], 0.8)
     assert first == second
-    settings, circuit, _ = acdc.load_run(files / "plain")
+    plain = acdc.load_run(files / "plain")
+    circuit = plain.circuit
     smaller = select_top(circuit.graph, circuit.scores, first.n_edges // 2)
-    less, _ = acdc.evaluate(replace(circuit, in_circuit=smaller), settings)
+    less, _ = measure(replace(circuit, in_circuit=smaller), plain.settings)
     assert less.faithfulness < 0.8 <= first.faithfulness
 
 

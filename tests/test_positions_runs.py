@@ -17,7 +17,7 @@ from acdc.errors import OptionError
 from acdc.evidence.references import load_reference
 from acdc.evidence.stability import _common_graph
 from acdc.runs.discover import discover, fit
-from acdc.runs.folder import Run, load_run
+from acdc.runs.folder import Run, read_run
 from graphs import GraphShape, component_graph, load_circuit
 from graphs.coarse import coarsen
 from graphs.known.compare import compare_reference
@@ -144,7 +144,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_says_how_it_is_split(folder: Path) -> None:
-    settings, circuit, summary = load_run(folder)
+    settings, circuit, summary = read_run(folder)
     assert settings.positions == summary["positions"] == "span"
     assert summary["n_edges_total"] == circuit.graph.n_edges == 8929
     assert circuit.graph.shape.spans == SPANS

@@ -508,9 +508,9 @@ def place(run_of_ln2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def read_run(folder: Path) -> Circuit:
-    from acdc.runs.folder import load_run
+    from acdc.runs.folder import read_run
 
-    return load_run(folder / "run")[1]
+    return read_run(folder / "run")[1]
 
 
 def change(place: Path, **changes: Any) -> None:

@@ -29,7 +29,7 @@ from acdc.cli import main
 from acdc.engine.experiment import Experiment
 from acdc.engine.metrics import get_metric
 from acdc.errors import CircuitFileError, OptionError
-from acdc.evidence.assessment import assess
+from acdc.evidence.assessment import evaluate
 from acdc.evidence.verdicts import Trials
 from acdc.methods import METHODS
 from acdc.pages import Report, gather, to_html
@@ -38,7 +38,8 @@ from acdc.pages.evidence import evidence_of, read_evidence, read_repeated
 from acdc.pages.patterns import MOST_TOKENS, attention_patterns, encode_patterns
 from acdc.pages.plots import Axis, ablations_plot, frontier_plot
 from acdc.runs import discover as pipeline
-from acdc.runs.folder import run_constants
+from acdc.runs import given
+from acdc.runs.folder import read_run
 from acdc.settings import Settings, command_line
 from acdc.tasks import Pair, Task
 from acdc.tasks.texts import Texts
@@ -57,9 +58,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("report") / "run"
     run = acdc.discover("ioi", method="eap-ig", n_edges=30, n_prompts=8, steps=2)
     run.save(path)
-    settings, circuit, _ = acdc.load_run(path)
-    found = assess(circuit, settings, discovery=settings, trials=TRIALS, n_resamples=50)
-    found.save(path / "evaluation.json")
+    settings, circuit, _ = read_run(path)
+    evaluate(path, trials=TRIALS, n_resamples=50).save(path)
     edges = circuit.edges()
     repeated = {
         **asdict(settings),
@@ -78,7 +78,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def circuit(folder: Path) -> Circuit:
-    return acdc.load_run(folder)[1]
+    return acdc.load_circuit(folder)
 
 
 @pytest.fixture(scope="module")
@@ -344,16 +344,13 @@ def test_without_tests(folder: Path, report: Report) -> None:
 def test_what_is_measured_now_is_what_a_file_would_say(
     folder: Path, circuit: Circuit, tmp_path: Path, tests: bool
 ) -> None:
-    settings, _, _ = acdc.load_run(folder)
     few = Trials(n_random=3, n_permutations=3, n_knockouts=2, n_edges=3)
-    found = assess(
-        circuit, settings, discovery=settings, trials=few, tests=tests, n_resamples=20
-    )  # fmt: skip
+    found = evaluate(folder, trials=few, tests=tests, n_resamples=20)
     found.save(tmp_path / "evaluation.json")
     assert evidence_of(found) == read_evidence(tmp_path / "evaluation.json", circuit)
     nowhere = replace(found.measured[0], low=math.nan, high=math.inf)
     undefined = replace(found, measured=(nowhere,))
-    undefined.save(tmp_path / "evaluation.json")
+    undefined.save(tmp_path / "evaluation.json", overwrite=True)
     assert evidence_of(undefined) == read_evidence(tmp_path / "evaluation.json", circuit)
 
 
@@ -365,17 +362,17 @@ def test_the_model_is_loaded_once(
     options = {} if saes is None else {"saes": saes, "max_latents": 12}
     run = acdc.discover("ioi", method="eap", n_edges=40, n_prompts=4, **options)
     run.save(tmp_path / "run")
-    settings, circuit, _ = acdc.load_run(tmp_path / "run")
-    constants = run_constants(tmp_path / "run", settings)
-    wanted = assess(circuit, settings, discovery=settings, tests=False, constants=constants)
+    wanted = evaluate(tmp_path / "run", tests=False)
     calls: list[str] = []
 
-    def counted(name: str) -> Any:
-        real = getattr(pipeline, name)
-        return lambda *args, **kwargs: calls.append(name) or real(*args, **kwargs)
+    def counted(module: Any, name: str) -> None:
+        real = getattr(module, name)
+        monkeypatch.setattr(
+            module, name, lambda *args, **kwargs: calls.append(name) or real(*args, **kwargs)
+        )
 
-    for name in ("load_model", "load_dictionaries"):
-        monkeypatch.setattr(pipeline, name, counted(name))
+    counted(given, "load_model")
+    counted(pipeline, "load_dictionaries")
     found = gather(tmp_path / "run", tests=False, n_prompts=1)
     assert calls == ["load_model"] + ["load_dictionaries"] * (saes is not None)
     assert found.evidence == evidence_of(wanted)
@@ -887,7 +884,7 @@ def test_an_evaluation_of_another_circuit_is_refused(
 def test_stability_of_another_task_is_refused(
     folder: Path, circuit: Circuit, tmp_path: Path
 ) -> None:
-    settings, _, _ = acdc.load_run(folder)
+    settings, _, _ = read_run(folder)
     path = folder / "stability.json"
     assert read_repeated(path, settings, circuit).seeds == (0, 1)
     with pytest.raises(CircuitFileError, match=r"is of task 'ioi' in 'ioi-small' .*, the run of"):
@@ -915,12 +912,10 @@ def test_a_run_json_that_lacks_something_is_refused(folder: Path, tmp_path: Path
 def test_a_report_measures_with_the_constants_of_the_run(tmp_path: Path) -> None:
     options: dict[str, Any] = {"method": "eap", "n_edges": 40, "n_prompts": 4}
     folder = acdc.discover("ioi", intervention="mean", **options).save(tmp_path / "run")
-    settings, circuit, _ = acdc.load_run(folder)
+    run = acdc.load_run(folder)
     wanted, anew = (
-        assess(
-            circuit, settings, discovery=settings, tests=False, n_resamples=10, constants=constants
-        ).summary()["ablations"][0]["faithfulness"]
-        for constants in (run_constants(folder, settings), None)
+        evaluate(one, tests=False, n_resamples=10).summary()["ablations"][0]["faithfulness"]
+        for one in (run, replace(run, constants=None))
     )
     report = gather(folder, tests=False, n_prompts=1)
     assert report.evidence is not None

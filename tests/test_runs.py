@@ -19,7 +19,7 @@ from acdc.errors import CircuitFileError, InputError, OptionError, OutputError
 from acdc.measure.evaluation import Evaluation
 from acdc.runs import folder as runs
 from acdc.runs.discover import check_settings
-from acdc.runs.folder import Run, Timer, check_output, load_run, run_constants
+from acdc.runs.folder import Run, Timer, check_output, read_run, run_constants
 from acdc.settings import Settings
 from graphs import Circuit, GraphShape, component_graph
 
@@ -100,7 +100,7 @@ def test_round_trip(run: Run, tmp_path: Path) -> None:
     folder = run.save(tmp_path / "deep" / "er" / "run")
     assert {path.name for path in folder.iterdir()} == FILES
     assert [path.name for path in folder.parent.iterdir()] == ["run"]
-    settings, circuit, summary = load_run(folder)
+    settings, circuit, summary = read_run(folder)
     assert settings == replace(run.settings, n_prompts=7)
     assert circuit.graph.shape == run.circuit.graph.shape
     assert (circuit.scores == run.circuit.scores).all()
@@ -139,7 +139,7 @@ def test_overwriting_keeps_unknown_files(run: Run, tmp_path: Path) -> None:
     replace(run, settings=replace(run.settings, seed=4)).save(folder, overwrite=True)
     assert {path.name for path in folder.iterdir()} == FILES | {"notes.txt", "more"}
     assert (folder / "notes.txt").read_text() == "mine"
-    assert load_run(folder)[0].seed == 4
+    assert read_run(folder)[0].seed == 4
 
 
 def test_constants_of_an_overwritten_run_are_gone(run: Run, tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_runs_that_cannot_be_read(
     path = run.save(tmp_path / "run") / "run.json"
     path.unlink() if content is None else path.write_text(content)
     with pytest.raises(InputError, match=message):
-        load_run(tmp_path / "run")
+        read_run(tmp_path / "run")
 
 
 def test_timer_adds_up() -> None:

@@ -30,9 +30,11 @@ from acdc.evidence.self_repair import (
     self_repair,
     writers,
 )
+from acdc.measure.evaluation import Evaluation
 from acdc.methods.acdc import acdc
 from acdc.models import load_model
 from acdc.runs.discover import fit
+from acdc.runs.folder import Run
 from acdc.settings import Settings
 from acdc.tasks import load_task
 from benchmarks.planted import MODELS
@@ -56,7 +58,7 @@ def planted() -> Circuit:
 def test_constants_of_the_run_are_what_ablated_edges_carry() -> None:
     settings = replace(SETTINGS, intervention="mean", n_prompts=6)
     role = {"mover": ("a2.h1",)}
-    anew = self_repair(planted(), settings, role).roles[0].taken.mean
+    anew = self_repair(planted(), role, **vars(settings)).roles[0].taken.mean
     _, experiment = fit(planted(), settings)
     means = mean(experiment)
     own, other = (
@@ -64,7 +66,11 @@ def test_constants_of_the_run_are_what_ablated_edges_carry() -> None:
         for factor, shift in ((1, 0.0), (0, 1.0))
     )
     found, ones = (
-        self_repair(planted(), settings, role, constants=constants).roles[0].taken.mean
+        self_repair(
+            Run(settings, planted(), Evaluation(1.0, 0.0, 1.0, 1.0), {}, {}, constants), role
+        )
+        .roles[0]
+        .taken.mean
         for constants in (own, other)
     )
     assert found == pytest.approx(anew, abs=1e-6)
@@ -117,7 +123,7 @@ def test_direct_effects_are_the_oracles(
     object.__setattr__(experiment, "task", replace(task, info=info))
     settings = Settings("ioi", metric=metric, intervention=intervention, direction=direction)
     role = ("a0.h1", "a0.h2", "a1.h0")
-    found = self_repair(circuit, settings, {"some": role}).roles[0]
+    found = self_repair(circuit, {"some": role}, **vars(settings)).roles[0]
     oracle = Oracle(model, task, metric, intervention, direction)
     rows = [*found.members, *found.others]
     assert sorted(row.head for row in rows) == [f"a{i}.h{j}" for i in range(2) for j in range(3)]
@@ -160,7 +166,7 @@ def only(found: SelfRepair) -> RoleRepair:
 @cache
 def repair(intervention: str = "resample", metric: str = "logit_diff") -> SelfRepair:
     settings = replace(SETTINGS, intervention=intervention, metric=metric)
-    return self_repair(planted(), settings, {"movers": (MAIN, BACKUP)})
+    return self_repair(planted(), {"movers": (MAIN, BACKUP)}, **vars(settings))
 
 
 @pytest.mark.parametrize("metric", ["logit_diff", "kl", "nll"])
@@ -185,7 +191,7 @@ def test_a_discovered_run_names_the_backup_that_it_missed() -> None:
     task = load_task("ioi", tokenizer, n_prompts=8)
     circuit, _ = acdc(Experiment(model, task, get_metric("logit_diff")), 0.3)
     assert writers(circuit) == {WRITERS: (MAIN,)}
-    found = self_repair(circuit, SETTINGS)
+    found = self_repair(circuit, **vars(SETTINGS))
     role = only(found)
     assert role.members == ()
     assert role.repaired is not None
@@ -197,7 +203,7 @@ def test_a_discovered_run_names_the_backup_that_it_missed() -> None:
 
 
 def test_roles_of_the_reference_name_the_backup() -> None:
-    found = self_repair(planted(), SETTINGS, load_reference("planted-ioi-backup"))
+    found = self_repair(planted(), "planted-ioi-backup", **vars(SETTINGS))
     assert [role.role for role in found.roles] == [
         "duplicate token", "S-inhibition", "name mover", "backup name mover"
     ]  # fmt: skip
@@ -211,7 +217,7 @@ def test_roles_of_the_reference_name_the_backup() -> None:
 def test_without_a_backup_nobody_is_named() -> None:
     settings = replace(SETTINGS, model=str(MODELS["planted-ioi"]))
     found = self_repair(
-        whole(str(MODELS["planted-ioi"])), settings, load_reference("planted-ioi")
+        whole(str(MODELS["planted-ioi"])), load_reference("planted-ioi"), **vars(settings)
     )  # fmt: skip
     assert found.backups == {}
     mover = next(role for role in found.roles if role.role == "name mover")
@@ -262,7 +268,9 @@ def two_writers_repair(
     settings = Settings(
         str(folder / "task.jsonl"), model=str(folder), metric=metric, intervention=intervention
     )
-    return self_repair(whole(str(folder)), settings, {"writers": ("a0.h0", "a1.h0")}).roles[0]
+    return self_repair(whole(str(folder)), {"writers": ("a0.h0", "a1.h0")}, **vars(settings)).roles[
+        0
+    ]
 
 
 @pytest.mark.parametrize("intervention", ["resample", "zero"])
@@ -341,15 +349,15 @@ def test_roles_from_texts() -> None:
 )
 def test_roles_and_options_that_cannot_be(roles, options, words) -> None:
     with pytest.raises(OptionError, match=words):
-        self_repair(planted(), SETTINGS, roles, **options)
+        self_repair(planted(), roles, **vars(SETTINGS), **options)
 
 
 def test_too_little_to_measure() -> None:
     with pytest.raises(OptionError, match="1 prompt: an interval over prompts needs at least 2"):
-        self_repair(planted(), replace(SETTINGS, n_prompts=1), {"x": (MAIN,)})
+        self_repair(planted(), {"x": (MAIN,)}, **vars(replace(SETTINGS, n_prompts=1)))
     empty = replace(planted(), in_circuit=np.zeros(planted().graph.n_edges, dtype=bool))
     with pytest.raises(OptionError, match="no head of the circuit has an edge into logits"):
-        self_repair(empty, SETTINGS)
+        self_repair(empty, **vars(SETTINGS))
 
 
 # The command

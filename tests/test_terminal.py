@@ -13,13 +13,13 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from acdc.cli.inputs import circuit_file
 from acdc.errors import CircuitFileError
 from acdc.evidence.directions import BothDirections
 from acdc.evidence.self_repair import HeadRepair, Measure, RoleRepair, SelfRepair
 from acdc.evidence.stability import Stability
+from acdc.runs.circuits import circuit_file
 from acdc.runs.discover import discover
-from acdc.runs.folder import Run, load_run
+from acdc.runs.folder import Run, read_run
 from acdc.tasks.texts import visible
 from acdc.terminal.tables import (
     directions_tables,
@@ -115,12 +115,12 @@ def test_rounding_is_no_growth(run: Run) -> None:
 
 def test_the_folder_of_both_directions_is_told_from_no_run(run: Run, tmp_path: Path) -> None:
     with pytest.raises(CircuitFileError, match="no such file; give the folder of a run"):
-        load_run(tmp_path)
+        read_run(tmp_path)
     (tmp_path / "directions.json").write_text("{}")
     with pytest.raises(CircuitFileError, match="runs in both directions"):
         circuit_file(tmp_path)
     with pytest.raises(CircuitFileError, match=r"runs in both directions; give .*noising or "):
-        load_run(tmp_path)
+        read_run(tmp_path)
 
 
 def test_the_picture_of_both_directions_says_of_what(run: Run, tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from acdc.cli import options as opt
-from acdc.cli.inputs import check_file, circuit_file, read_circuit
+from acdc.cli.inputs import check_file
+from acdc.runs.circuits import load_circuit
 
 if TYPE_CHECKING:
     from graphs import Ablation, Circuit
@@ -98,7 +99,7 @@ def _compare_circuits(
     from graphs.known.compare import compare as overlap
     from graphs.known.compare import to_dot_comparison
 
-    a, b = read_circuit(circuit_file(first)), read_circuit(circuit_file(second))
+    a, b = load_circuit(first), load_circuit(second)
     labels = (str(first), str(second))
     if a.graph.shape.sites != b.graph.shape.sites:
         return _compare_bases((a, b), (first, second), list_edges, sizes, as_json, out)
@@ -175,13 +176,13 @@ def _circuit_and_ablation(path: Path) -> tuple[Circuit, Ablation]:
     """A circuit, and under which ablation it was found as far as its files say."""
     from acdc.errors import CircuitFileError, GraphError
     from acdc.evidence.references import check_ablation
-    from acdc.runs.folder import load_run
+    from acdc.runs.folder import read_run
     from graphs.known.reference import Ablation
 
     if path.is_dir():
-        settings, circuit, _ = load_run(path)
+        settings, circuit, _ = read_run(path)
         return circuit, Ablation(settings.intervention, settings.direction)
-    circuit = read_circuit(circuit_file(path))
+    circuit = load_circuit(path)
     try:
         ablation = Ablation(circuit.info.get("intervention"), circuit.info.get("direction"))
         check_ablation(ablation)

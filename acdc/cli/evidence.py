@@ -9,12 +9,10 @@ import typer
 
 from acdc.cli import options as opt
 from acdc.cli.asked import takes
-from acdc.cli.inputs import check_file, check_page, circuit_and_settings, to_bytes
+from acdc.cli.inputs import check_file, check_page, to_bytes
 
 if TYPE_CHECKING:
-    from acdc.engine.constants import Constants
-    from acdc.settings import Settings
-    from graphs import Circuit
+    from acdc.runs.opened import Opened
 
 __all__ = ["evaluate", "report", "self_repair"]
 
@@ -83,9 +81,9 @@ def evaluate(
     Example: acdc evaluate runs/ioi --brief --seed 1
     """
     from acdc.errors import OptionError
-    from acdc.evidence.assessment import assess
+    from acdc.evidence.assessment import evaluate as assess
     from acdc.evidence.verdicts import Trials
-    from acdc.runs.folder import run_constants
+    from acdc.runs.opened import open_run
     from acdc.terminal.tables import (
         TerminalReporter,
         ablations_table,
@@ -94,14 +92,12 @@ def evaluate(
         show,
         verdicts_table,
     )
+    from graphs.files.whole import write_json
 
     trials = Trials(
         alpha=alpha, epsilon=epsilon, quantile=quantile, tolerance=tolerance, n_random=n_random,
         n_permutations=n_permutations, n_knockouts=n_knockouts, n_edges=test_edges, seed=test_seed,
     )  # fmt: skip
-    seed = asked.get("seed")
-    found, settings, discovery = circuit_and_settings(circuit, task=task, **asked)
-    constants = run_constants(circuit, settings)
     n_bytes = to_bytes(memory)
     title = f"evaluation of {circuit}"
     if out is not None:
@@ -109,20 +105,14 @@ def evaluate(
     if brief:
         if out is not None or seen:
             raise OptionError(f"--brief with {'--out' if out else '--seen'}: leave one of them out")
-        show(run_table(_brief(found, settings, constants), title))
+        show(run_table(_brief(open_run(circuit), task=task, **asked), title))
         return
-    if discovery is not None and seed == discovery.seed and task is None and not seen:
-        raise OptionError(
-            f"seed {seed} is that of discovery: choose another, or say --seen to evaluate on "
-            "the prompts that it saw"
-        )
     assessment = assess(
-        found, settings, discovery=discovery, seen=seen, trials=trials, tests=tests,
-        n_resamples=n_resamples, constants=constants, optimal=optimal, memory=n_bytes,
-        reporter=TerminalReporter(),
+        circuit, task=task, seen=seen, trials=trials, tests=tests, n_resamples=n_resamples,
+        optimal=optimal, memory=n_bytes, reporter=TerminalReporter(), **asked,
     )  # fmt: skip
     if out is not None:
-        assessment.save(out)
+        write_json(out, assessment.summary())
     summary = assessment.summary()
     show(run_table(summary, title), ablations_table(summary))
     if assessment.judgement is not None:
@@ -133,15 +123,16 @@ def evaluate(
         show(f"written to {out}")
 
 
-def _brief(circuit: Circuit, settings: Settings, constants: Constants | None) -> dict[str, Any]:
+def _brief(run: Opened, **asked: Any) -> dict[str, Any]:
     """What ``run_table`` shows of a circuit measured again."""
     from dataclasses import asdict
 
-    from acdc.runs.discover import evaluate as measure
+    from acdc.runs.discover import measure
 
-    evaluation, n_pairs = measure(circuit, settings, constants)
+    circuit, settings = run.circuit, run.settings(**asked)
+    evaluation, n_pairs = measure(circuit, settings, run.constants(settings))
     return {
-        **asdict(settings),
+        **settings.plain(),
         **asdict(evaluation),
         "method": circuit.info.get("method", settings.method),
         "n_prompts": n_pairs,
@@ -190,21 +181,19 @@ def self_repair(
     from acdc.evidence.references import load_reference
     from acdc.evidence.self_repair import parse_roles
     from acdc.evidence.self_repair import self_repair as measure
-    from acdc.runs.folder import run_constants
     from acdc.terminal.tables import TerminalReporter, self_repair_tables, show
+    from graphs.files.whole import write_json
 
     known = None if reference is None else load_reference(reference)
     roles = parse_roles(role, known) if role else known
-    found, settings, discovery = circuit_and_settings(circuit, task=task, **asked)
     if out is not None:
         check_file(out, overwrite)
     repair = measure(
-        found, settings, roles, discovery=discovery, seen=seen, min_share=min_share,
-        n_resamples=n_resamples, constants=run_constants(circuit, settings),
-        reporter=TerminalReporter(),
+        circuit, roles, task=task, seen=seen, min_share=min_share, n_resamples=n_resamples,
+        reporter=TerminalReporter(), **asked,
     )  # fmt: skip
     if out is not None:
-        repair.save(out)
+        write_json(out, repair.summary())
     show(*self_repair_tables(repair, f"self-repair in {circuit}"))
     if out is not None:
         show(f"written to {out}")
@@ -248,17 +237,16 @@ def report(
     Example: acdc report runs/ioi --stability runs/stable/stability.json --out ioi.html
     """
     from acdc.errors import CircuitFileError
-    from acdc.pages import gather, to_html
+    from acdc.pages.report import report as write
     from acdc.terminal.tables import TerminalReporter, say
-    from graphs.files.whole import write_whole
 
     page = out or run / "report.html"
     if not run.is_dir():
         raise CircuitFileError(f"{run}: no such folder; give the folder of a run")
     check_page(page, overwrite)
-    found = gather(
+    found = write(
         run, evaluation=evaluation, stability=stability, reference=reference, tests=tests,
         n_prompts=prompts, trust_remote_code=trust_remote_code, reporter=TerminalReporter(),
     )  # fmt: skip
-    write_whole(page, to_html(found))
+    found.save(page, overwrite=True)
     say(f"written to {page}")

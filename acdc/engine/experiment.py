@@ -136,6 +136,10 @@ class Experiment:
     candidates: NDArray[np.bool_] | None = None
     training_steps: int = Settings.optimal_steps
 
+    def __repr__(self) -> str:
+        how = f"{self.metric.name}, {self.direction}, {self.intervention}"
+        return f"<Experiment: {self.task.name} in {self.model.name}, {how}>"
+
     def on(self, task: Task) -> Self:
         """Return the same experiment on other prompts."""
         exact = self.in_float32

@@ -10,21 +10,22 @@ from typing import Any, get_args
 import numpy as np
 
 from acdc.ablations import ABLATIONS
-from acdc.engine.constants import Constants
 from acdc.engine.experiment import Experiment
 from acdc.engine.metrics import METRICS
+from acdc.errors import OptionError
 from acdc.evidence.verdicts import Judgement, Trials, judge, n_evaluations
 from acdc.measure.curves import Area, score_curve
 from acdc.measure.evaluation import Evaluation, Evaluator, interval, resampled_faithfulness
 from acdc.methods import Score, meaning
 from acdc.runs.discover import Reporter, Silent, fit, with_constants, with_means
-from acdc.runs.folder import Timer, versions
+from acdc.runs.folder import Timer, save_summary, versions
+from acdc.runs.opened import RunLike, open_run
 from acdc.runs.unseen import PromptChoice
 from acdc.settings import MOST_RESAMPLES, Direction, Settings, check_count
 from graphs import Circuit
-from graphs.files.whole import write_json
+from graphs.text import said
 
-__all__ = ["Assessment", "Measured", "assess", "assess_loaded", "importance"]
+__all__ = ["Assessment", "Measured", "assess", "evaluate", "importance"]
 
 _AREAS = (("CPR", "signed"), ("CMD", "absolute"))
 """MIB's two areas, each with its ranking."""
@@ -104,7 +105,7 @@ class Assessment:
         """Plain values: the keys of ``run.json``, and those of this class."""
         own = self.measured[0]
         return {
-            **asdict(self.settings),
+            **self.settings.plain(),
             "method": self.circuit.info.get("method", self.settings.method),
             "n_edges_total": self.circuit.graph.n_edges,
             "n_edges_kept": self.circuit.n_edges,
@@ -123,36 +124,44 @@ class Assessment:
             "versions": versions(),
         }
 
-    def save(self, path: str | Path) -> None:
-        """Write :meth:`summary` as a JSON file, whole or not at all."""
-        write_json(path, self.summary())
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write :meth:`summary` as ``evaluation.json`` into a folder, or as a ``.json`` file.
+
+        In the folder of the run :func:`acdc.report` finds it.  Raises OutputError if the file
+        exists, unless ``overwrite``, or cannot be written.
+        """
+        return save_summary(path, "evaluation.json", self.summary(), overwrite=overwrite)
+
+    def __repr__(self) -> str:
+        own = self.measured[0].evaluation
+        tests = "no tests" if self.judgement is None else repr(self.judgement)
+        return (
+            f"<Assessment of {self.circuit.n_edges:,} edges on {self.n_prompts} prompts: "
+            f"faithfulness {said(own.faithfulness)}, {tests}>"
+        )
 
 
-def assess(
-    circuit: Circuit,
-    settings: Settings,
+def evaluate(
+    run: RunLike,
     *,
-    discovery: Settings | None = None,
+    task: Any = None,
     seen: bool = False,
     trials: Trials | None = None,
     tests: bool = True,
     n_resamples: int = 1000,
-    constants: Constants | None = None,
     optimal: bool = False,
     memory: int = 1 << 30,
     reporter: Reporter | None = None,
+    **asked: Any,
 ) -> Assessment:
     """Measure and test a circuit, on prompts that discovery has not seen where there are any.
 
     Parameters
     ----------
-    circuit
-        With its scores.
-    settings
-        Task, model, metric, ablation and number of prompts.
-    discovery
-        Settings of the run that found it (:func:`acdc.runs.folder.load_run`), so that its prompts
-        are known; None where they are not.
+    run
+        Folder of a run, a circuit file, :class:`acdc.Run` or :class:`graphs.Circuit`.
+    task
+        As of :func:`acdc.discover`; None: the run's.  A circuit that comes alone needs one.
     seen
         Take the prompts of discovery instead.
     trials
@@ -161,10 +170,6 @@ def assess(
         Whether to run them: some hundred evaluations.
     n_resamples
         Of the bootstrap over prompts, at least 1.
-    constants
-        What ablated edges carried in the run that found it
-        (:func:`acdc.runs.folder.run_constants`); None: computed on the prompts of the
-        evaluation, as under all other ablations.
     optimal
         Train optimal constants for both directions and measure under them too: as many passes
         as there are senders, per step.
@@ -172,33 +177,47 @@ def assess(
         Bytes for the passes of that training.
     reporter
         Told of progress.
+    **asked
+        Fields of :class:`acdc.settings.Settings` that are to be other than the run's, names or
+        objects as in :func:`acdc.discover`.  Constants that the run's ablated edges carried are
+        used where they are the same under these.
 
     Raises
     ------
+    CircuitFileError
+        If a file is missing or malformed.
     OptionError
-        If the circuit's graph is not the model's, or a value makes no sense.
+        If the circuit's graph is not the model's, a value makes no sense, or the run was given an
+        object that ``run.json`` cannot hold and that is not given again.
     TaskError
         If no prompts are left that discovery has not seen.
 
     Examples
     --------
     >>> import acdc
-    >>> settings, circuit, _ = acdc.load_run("runs/my-ioi")  # doctest: +SKIP
-    >>> found = acdc.assess(circuit, settings, discovery=settings)  # doctest: +SKIP
+    >>> found = acdc.evaluate("runs/my-ioi")  # doctest: +SKIP
     >>> found.judgement["minimality"].says  # doctest: +SKIP
     """
     check_count("n_resamples", n_resamples, at_most=MOST_RESAMPLES)
-    reporter, timer = reporter or Silent(), Timer()
+    reporter, timer, opened = reporter or Silent(), Timer(), open_run(run)
+    settings = opened.settings(task=task, **asked)
+    discovery, seed = opened.discovery_with(settings), asked.get("seed")
+    if discovery is not None and seed == discovery.seed and task is None and not seen:
+        raise OptionError(
+            f"seed {seed} is that of discovery: choose another, or say --seen to evaluate on "
+            "the prompts that it saw"
+        )
+    prompts, constants = PromptChoice(discovery, seen), opened.constants(settings)
     with timer.phase("load"), reporter.phase("load model and task", None):
-        circuit, experiment = fit(circuit, settings, PromptChoice(discovery, seen), constants)
+        circuit, experiment = fit(opened.circuit, settings, prompts, constants)
         experiment = with_means(experiment)
-    return assess_loaded(
+    return assess(
         circuit, experiment, settings, trials=trials, tests=tests, n_resamples=n_resamples,
         optimal=optimal, memory=memory, reporter=reporter, timer=timer,
     )  # fmt: skip
 
 
-def assess_loaded(
+def assess(
     circuit: Circuit,
     experiment: Experiment,
     settings: Settings,
@@ -211,12 +230,12 @@ def assess_loaded(
     reporter: Reporter | None = None,
     timer: Timer | None = None,
 ) -> Assessment:
-    """As :func:`assess`, of a model that is loaded and prompts that are chosen.
+    """As :func:`evaluate`, of a model that is loaded and prompts that are chosen.
 
     Parameters
     ----------
     circuit, settings, trials, tests, n_resamples, optimal, memory, reporter
-        As of :func:`assess`.
+        As of :func:`evaluate`.
     experiment
         What the settings ask for, on prompts that a :class:`acdc.runs.unseen.PromptChoice` gave.
     timer

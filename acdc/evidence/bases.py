@@ -15,7 +15,7 @@ from acdc.measure.curves import ranked_scores, smallest_faithful
 from acdc.measure.evaluation import Evaluator
 from acdc.methods import Score, meaning
 from acdc.runs.discover import fit
-from acdc.runs.folder import load_run
+from acdc.runs.folder import read_run
 from acdc.settings import RANKINGS, Settings
 from graphs import Circuit, basis_name
 
@@ -82,7 +82,7 @@ def sizes_at(
     """
     if not 0 < level <= 1:
         raise OptionError(f"faithfulness {level:g}: expected a number above 0, at most 1")
-    runs = [load_run(folder) for folder in folders]
+    runs = [read_run(folder) for folder in folders]
     first = runs[0][0]
     same = {name: getattr(first, name) for name in _SAME}
     same["trust_remote_code"] = trust_remote_code

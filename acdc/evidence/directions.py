@@ -23,9 +23,11 @@ from typing import Any
 from acdc.engine.checkpoint import Checkpoint
 from acdc.runs.discover import Reporter, Silent, discover
 from acdc.runs.folder import Run, check_output, finish_killed, versions, write_folder
+from acdc.runs.given import named
 from graphs.files.whole import write_json
 from graphs.known.compare import Comparison, compare, to_dot_comparison
 from graphs.pictures.draw import render
+from graphs.text import short
 
 __all__ = ["BothDirections", "Candidate", "check_folder", "discover_both"]
 
@@ -69,6 +71,13 @@ class BothDirections:
     noising: Run
     denoising: Run
 
+    def __repr__(self) -> str:
+        s, sizes = self.noising.settings, [f"{run.circuit.n_edges:,}" for run in self.runs]
+        return short(
+            f"<BothDirections: {s.method} on {s.task}, {sizes[0]} edges noising, {sizes[1]} "
+            f"denoising, {len(self.comparison.edges.common):,} in both>"
+        )
+
     @property
     def runs(self) -> tuple[Run, Run]:
         """Noising, denoising."""
@@ -97,7 +106,7 @@ class BothDirections:
 
     def summary(self) -> dict[str, Any]:
         """Content of ``directions.json``."""
-        edges, settings = self.comparison.edges, asdict(self.noising.settings)
+        edges, settings = self.comparison.edges, self.noising.settings.plain()
         settings["direction"] = "both"
         return {
             **settings,
@@ -169,7 +178,7 @@ def check_folder(folder: str | Path, *, overwrite: bool) -> Path:
 
 
 def discover_both(
-    task: str,
+    task: Any,
     *,
     reporter: Reporter | None = None,
     checkpoint: str | Path | None = None,
@@ -180,7 +189,7 @@ def discover_both(
     Parameters
     ----------
     task
-        Built-in task or file.
+        As of :func:`acdc.discover`.
     reporter
         Told of progress.
     checkpoint
@@ -203,10 +212,10 @@ def discover_both(
     """
     runs: dict[str, Run] = {}
     sites = options.pop("sites", None)
+    options = named(task=task, **options)  # a model that is given is lowered once
     for direction in _GATES:
         folder = None if checkpoint is None else Path(checkpoint) / direction
         runs[direction] = discover(
-            task,
             reporter=reporter or Silent(),
             checkpoint=folder,
             sites=sites,

@@ -33,10 +33,12 @@ from acdc.runs.discover import (
     with_means,
 )
 from acdc.runs.folder import Timer, versions, write_folder
+from acdc.runs.given import settings_of
 from acdc.settings import Settings, check_count
 from graphs import Circuit
 from graphs.files.formats import save_circuit
 from graphs.files.whole import write_json, write_whole
+from graphs.text import said, short
 
 __all__ = ["Frontier", "Point", "check_thresholds", "sweep"]
 
@@ -60,6 +62,12 @@ class Point:
     threshold: float
     circuit: Circuit
     evaluation: Evaluation
+
+    def __repr__(self) -> str:
+        return (
+            f"<Point: threshold {self.threshold:.3g}, {self.circuit.n_edges:,} edges, "
+            f"faithfulness {said(self.evaluation.faithfulness)}>"
+        )
 
     def row(self) -> dict[str, Any]:
         """Plain values for a table."""
@@ -92,6 +100,13 @@ class Frontier:
     timings: dict[str, float]
     details: dict[str, Any]
 
+    def __repr__(self) -> str:
+        s, sizes = self.settings, [point.circuit.n_edges for point in self.points]
+        return short(
+            f"<Frontier of {s.method} on {s.task}: {len(sizes)} thresholds, {min(sizes):,} to "
+            f"{max(sizes):,} edges>"
+        )
+
     def rows(self) -> list[dict[str, Any]]:
         """One plain row per threshold."""
         return [point.row() for point in self.points]
@@ -112,7 +127,7 @@ class Frontier:
         for kind in ("svg", "png"):
             write_whole(folder / f"frontier.{kind}", _plot(self, kind))
         summary = {
-            **asdict(self.settings),
+            **self.settings.plain(),
             **self.details,
             "points": rows,
             "timings": self.timings,
@@ -134,7 +149,7 @@ def check_thresholds(thresholds: Sequence[float]) -> tuple[float, ...]:
 
 
 def sweep(
-    task: str,
+    task: Any,
     thresholds: Sequence[float] | None = None,
     *,
     reporter: Reporter | None = None,
@@ -146,7 +161,7 @@ def sweep(
     Parameters
     ----------
     task
-        Built-in task or file.
+        As of :func:`acdc.discover`.
     thresholds
         Taus above 0; None: ten from 10 % to 0.1 % of the metric's gap between full and empty.
     reporter, memory
@@ -155,7 +170,7 @@ def sweep(
         Fields of :class:`acdc.settings.Settings`, and options of ``acdc``.
     """
     reporter = reporter or Silent()
-    asked = check_discovery(Settings.of(task, method="acdc", **settings))
+    asked = check_discovery(settings_of(task, method="acdc", **settings))
     options = METHODS["acdc"].configured(asked)
     taus = None if thresholds is None else check_thresholds(thresholds)
     timer = Timer()

@@ -22,11 +22,11 @@ REFERENCES: Registry[Path] = Registry("reference", Path, "acdc.references")
 """File of every reference that an installed package offers, by name."""
 
 
-def load_reference(name_or_path: str) -> Reference:
+def load_reference(reference: str | Path | Reference) -> Reference:
     """Read a reference by its name (``acdc list references``) or from a file.
 
     Whatever ends in ``.json``, holds a separator or is a file is taken for a path, unless it is
-    a name.
+    a name; one that is loaded is returned.
 
     Raises
     ------
@@ -35,13 +35,14 @@ def load_reference(name_or_path: str) -> Reference:
     ReferenceFileError
         If the file cannot be used; the message names it and the item.
     """
-    if name_or_path in REFERENCES:
-        return _read(REFERENCES[name_or_path])
-    path = Path(name_or_path)
-    separators = {"/", os.sep}
-    if path.suffix == ".json" or separators & set(name_or_path) or path.exists():
+    if isinstance(reference, Reference):
+        return reference
+    if reference in REFERENCES:
+        return _read(REFERENCES[str(reference)])
+    name, path = str(reference), Path(reference)
+    if path.suffix == ".json" or {"/", os.sep} & set(name) or path.exists():
         return _read(path)
-    raise UnknownNameError("reference", name_or_path, REFERENCES)
+    raise UnknownNameError("reference", name, REFERENCES)
 
 
 def _read(path: Path) -> Reference:

@@ -49,21 +49,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from acdc.engine.constants import Constants
 from acdc.engine.experiment import Experiment
 from acdc.engine.patched import PatchedModel
 from acdc.errors import OptionError, UnknownNameError
+from acdc.evidence.references import load_reference
 from acdc.measure.evaluation import interval
 from acdc.runs.discover import Reporter, Silent, fit, with_constants
-from acdc.runs.folder import Timer, versions
+from acdc.runs.folder import Timer, save_summary, versions
+from acdc.runs.opened import RunLike, open_run
 from acdc.runs.unseen import PromptChoice
 from acdc.settings import MOST_RESAMPLES, Settings, check_count
 from graphs import Circuit, Graph
 from graphs.coarse import coarsen
 from graphs.errors import did_you_mean
-from graphs.files.whole import write_json
 from graphs.graph import parse_node
 from graphs.known.reference import Reference
+from graphs.text import short
 
 __all__ = [
     "WRITERS",
@@ -204,7 +205,7 @@ class SelfRepair:
     def summary(self) -> dict[str, Any]:
         """Plain values."""
         return {
-            **asdict(self.settings),
+            **self.settings.plain(),
             "n_prompts": self.n_prompts,
             "prompts": self.task_info["prompts"],
             "seed": self.task_info.get("seed", self.settings.seed),
@@ -216,47 +217,56 @@ class SelfRepair:
             "versions": versions(),
         }
 
-    def save(self, path: str | Path) -> None:
-        """Write :meth:`summary` as a JSON file, whole or not at all."""
-        write_json(path, self.summary())
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write :meth:`summary` as ``self-repair.json`` into a folder, or as a ``.json`` file.
+
+        Raises OutputError if the file exists, unless ``overwrite``, or cannot be written.
+        """
+        return save_summary(path, "self-repair.json", self.summary(), overwrite=overwrite)
+
+    def __repr__(self) -> str:
+        names = ", ".join(role.role for role in self.roles)
+        found = [head for heads in self.backups.values() for head in heads]
+        backups = ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
+        return short(f"<SelfRepair of {names}: backups {backups or 'none'}>")
 
 
 def self_repair(
-    circuit: Circuit,
-    settings: Settings,
-    roles: Roles | Reference | None = None,
+    run: RunLike,
+    roles: Roles | Reference | str | Path | None = None,
     *,
-    discovery: Settings | None = None,
+    task: Any = None,
     seen: bool = True,
     min_share: float = 0.1,
     n_resamples: int = 1000,
-    seed: int = 0,
-    constants: Constants | None = None,
+    resample_seed: int = 0,
     reporter: Reporter | None = None,
+    **asked: Any,
 ) -> SelfRepair:
     """Measure each head's direct effect before and after others of its role are ablated.
 
     Parameters
     ----------
-    circuit
-        Its heads are marked in the result and, without ``roles``, make the one role.  Of one that
-        is split by positions the spans are joined.
-    settings
-        Task, model, metric, intervention and direction.
+    run
+        Folder of a run, a circuit file, :class:`acdc.Run` or :class:`graphs.Circuit`.  Heads of
+        the circuit are marked in the result and, without ``roles``, make the one role.  Of one
+        that is split by positions the spans are joined.
     roles
-        Role -> names of its heads; or a reference circuit, see :func:`reference_roles`; None:
-        the heads from which a kept edge leads to ``logits``, see :func:`writers`.
-    discovery, seen
-        Settings of the run, and whether to take the prompts that it saw.
+        Role -> names of its heads; or a reference circuit, its name or file, see
+        :func:`reference_roles`; None: the heads from which a kept edge leads to ``logits``, see
+        :func:`writers`.
+    task
+        As of :func:`acdc.discover`; None: the run's.  A circuit that comes alone needs one.
+    seen
+        Whether to take the prompts that discovery saw.
     min_share
         What a backup gives back at least, as a share of what was taken; above 0, at most 1.
-    n_resamples, seed
+    n_resamples, resample_seed
         Of the bootstrap over prompts.
-    constants
-        What ablated edges carried in the run (:func:`acdc.runs.folder.run_constants`); None:
-        computed anew where they carry any.
     reporter
         Told of progress.
+    **asked
+        Fields of :class:`acdc.settings.Settings` that are to be other than the run's.
 
     Raises
     ------
@@ -269,13 +279,16 @@ def self_repair(
     Examples
     --------
     >>> import acdc
-    >>> from acdc.evidence.self_repair import self_repair
-    >>> settings, circuit, _ = acdc.load_run("runs/my-ioi")  # doctest: +SKIP
-    >>> self_repair(circuit, settings, discovery=settings).backups  # doctest: +SKIP
+    >>> acdc.self_repair("runs/my-ioi").backups  # doctest: +SKIP
     """
     if not 0 < min_share <= 1:
         raise OptionError(f"min_share {min_share:g}: expected a share above 0, at most 1")
     check_count("n_resamples", n_resamples, at_most=MOST_RESAMPLES)
+    if isinstance(roles, str | Path):
+        roles = load_reference(roles)
+    opened = open_run(run)
+    circuit, settings = opened.circuit, opened.settings(task=task, **asked)
+    prompts = PromptChoice(opened.discovery_with(settings), seen)
     if circuit.graph.shape.sites:
         raise OptionError(
             "the circuit has latents: self-repair is measured of heads; give a circuit found "
@@ -289,13 +302,13 @@ def self_repair(
     _check_heads(roles, circuit.graph)
     reporter, timer = reporter or Silent(), Timer()
     with timer.phase("load"), reporter.phase("load model and task", None):
-        circuit, experiment = fit(circuit, settings, PromptChoice(discovery, seen), constants)
+        circuit, experiment = fit(circuit, settings, prompts, opened.constants(settings))
     with timer.phase("constants"):
         experiment = with_constants(experiment, reporter=reporter)
     n_prompts = len(experiment.task)
     if n_prompts < 2:
         raise OptionError("1 prompt: an interval over prompts needs at least 2")
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(resample_seed)
     weights = rng.multinomial(n_prompts, np.full(n_prompts, 1 / n_prompts), size=n_resamples)
     lab = _Lab(experiment, circuit, roles, weights / n_prompts, min_share)
     found = []

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,12 @@ from numpy.typing import NDArray
 from acdc.errors import OptionError
 from acdc.runs.discover import Reporter, Silent, check_discovery, discover
 from acdc.runs.folder import Run, versions, write_folder
+from acdc.runs.given import settings_of
 from acdc.settings import Settings, check_count
 from graphs import Circuit, Graph, component_graph, save_circuit, write_whole
 from graphs.files.whole import write_json
 from graphs.pictures.draw import render, to_dot
+from graphs.text import said, short
 
 __all__ = ["Stability", "stability"]
 
@@ -55,6 +57,13 @@ class Stability:
     masks: NDArray[np.bool_]
     faithfulness: tuple[float | None, ...]
     timings: dict[str, float]
+
+    def __repr__(self) -> str:
+        s, sizes = self.settings, self.masks.sum(1)
+        return short(
+            f"<Stability of {s.method} on {s.task}: {len(self.seeds)} seeds, {min(sizes):,} to "
+            f"{max(sizes):,} edges, mean Jaccard {said(self.overlap)}>"
+        )
 
     @property
     def counts(self) -> NDArray[np.int64]:
@@ -93,7 +102,7 @@ class Stability:
         order = kept[np.argsort(-counts[kept], kind="stable")]
         n = len(self.seeds)
         return {
-            **asdict(self.settings),
+            **self.settings.plain(),
             "seeds": list(self.seeds),
             "runs": [
                 {"seed": seed, "n_edges_kept": int(mask.sum()), "faithfulness": value}
@@ -129,14 +138,14 @@ class Stability:
 
 
 def stability(
-    task: str, n_seeds: int = 5, *, reporter: Reporter | None = None, **options: Any
+    task: Any, n_seeds: int = 5, *, reporter: Reporter | None = None, **options: Any
 ) -> Stability:
     """Discover a circuit from several draws of a task's prompts.
 
     Parameters
     ----------
     task
-        Built-in task.
+        As of :func:`acdc.discover`.
     n_seeds
         Runs, at least 2; their seeds count up from ``seed``.
     reporter
@@ -155,16 +164,18 @@ def stability(
         raise OptionError(f"{n_seeds} seeds: expected at least 2, what one run finds is no share")
     check_count("seeds", n_seeds, at_most=10_000)
     settings = {name: value for name, value in options.items() if name != "memory"}
-    asked = check_discovery(Settings.of(task, **settings))
+    asked = check_discovery(settings_of(task, **settings))
     if asked.holdout == 0:
         raise OptionError(
-            f"task file {task!r} has the same prompts for every seed with holdout 0: leave it out"
+            f"task file {asked.task!r} has the same prompts for every seed with holdout 0: leave "
+            "it out"
         )
     runs: list[Run] = []
     with reporter.phase("discover over seeds", n_seeds):
         sites = None  # latents or neurons are chosen on the first prompts, for all
         for seed in range(asked.seed, asked.seed + n_seeds):
-            runs.append(discover(task, sites=sites, **{**options, "seed": seed}))
+            own = vars(asked.replace(seed=seed))
+            runs.append(discover(sites=sites, **{**options, **own}))
             sites = runs[0].circuit.graph.shape.site_at or None
             reporter.advance(1)
     timings: dict[str, float] = {}

@@ -56,6 +56,7 @@ Gretton et al. 2007, "A kernel statistical test of independence".  Waudby-Smith 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -289,6 +290,11 @@ class Judgement:
     complement: float | None
     n_edges: int
     n_on_path: int
+
+    def __repr__(self) -> str:
+        words = {True: "pass", False: "fail", None: "cannot tell"}
+        counts = Counter(words[verdict.passed] for verdict in self.verdicts)
+        return f"<Judgement: {', '.join(f'{n} {word}' for word, n in counts.items())}>"
 
     def __getitem__(self, test: str) -> Verdict:
         """Return the verdict of one test."""

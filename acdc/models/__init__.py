@@ -10,6 +10,7 @@ import contextlib
 import re
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,10 @@ from acdc.tasks.base import Tokenizer
 if TYPE_CHECKING:
     from acdc.models.lowering import LoweredModel
 
-__all__ = ["BUNDLED", "MODELS", "load_model", "resolve_device", "resolve_dtype"]
+__all__ = ["BUNDLED", "MODELS", "Loaded", "load_model", "resolve_device", "resolve_dtype"]
+
+Loaded = tuple["LoweredModel", Tokenizer | None]
+"""A lowered model and its tokenizer."""
 
 BUNDLED: dict[str, Path] = {
     path.parent.name: path.parent
@@ -41,27 +45,30 @@ _HUB_SHORT = frozenset({"distilgpt2", "gpt2", "gpt2-medium", "gpt2-large", "gpt2
 
 
 def load_model(
-    name_or_path: str,
+    model: Any,
     *,
     device: str = "cpu",
     dtype: str = "float32",
     split_qkv: bool = True,
     split_embed: bool = False,
     trust_remote_code: bool = False,
-) -> tuple[LoweredModel, Tokenizer | None]:
+) -> Loaded:
     """Load a model and lower it.
 
     Parameters
     ----------
-    name_or_path
+    model
         A known name (see :data:`MODELS`); a local Hugging Face folder; a local folder with
         ``config.json`` (TransformerBridgeConfig fields) and ``model.safetensors`` or
         ``model.pt`` in HookedTransformer layout; or a Hugging Face name (``owner/name``), that
         of a repository in TransformerLens' own old layout (``NeelNanda/...``) included.
+        Or a model that is loaded: a TransformerBridge, whose parameters are frozen; a
+        :class:`acdc.models.lowering.LoweredModel`; or either with its tokenizer, as this
+        function returns them.
     device
-        ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        ``cpu``, ``cuda``, ``cuda:N`` or ``mps``; a model that is loaded stays where it is.
     dtype
-        ``float32``, ``float64``, ``bfloat16`` or ``float16``.
+        ``float32``, ``float64``, ``bfloat16`` or ``float16``; likewise.
     split_qkv, split_embed
         Granularity of the graph, see :class:`graphs.GraphShape`.
     trust_remote_code
@@ -85,6 +92,9 @@ def load_model(
     """
     from acdc.models.lowering import lower
 
+    if not isinstance(model, str | Path):
+        return _loaded(model, split_qkv=split_qkv, split_embed=split_embed)
+    name_or_path = str(model)
     place, number = resolve_device(device), resolve_dtype(dtype)
     if place.type == "mps" and number is torch.float64:
         raise DeviceError("device 'mps' has no float64: choose float32 or another device")
@@ -92,8 +102,29 @@ def load_model(
     with _quiet(), torch.random.fork_rng(devices=[]):
         bridge, tokenizer = _load(path, name_or_path, place, number, trust_remote_code)
         name = name_or_path if path is None else path.name
-        model = lower(bridge, split_qkv=split_qkv, split_embed=split_embed, name=name)
-    return model, tokenizer
+        lowered = lower(bridge, split_qkv=split_qkv, split_embed=split_embed, name=name)
+    return lowered, tokenizer
+
+
+def _loaded(given: Any, *, split_qkv: bool, split_embed: bool) -> Loaded:
+    """Return a model that is loaded already, at the granularity that is asked for."""
+    from transformer_lens.model_bridge import TransformerBridge
+
+    from acdc.models.lowering import LoweredModel, lower
+
+    model, tokenizer = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
+    if isinstance(model, TransformerBridge):
+        name = str(model.cfg.model_name or "model")
+        tokenizer = model.tokenizer if tokenizer is None else tokenizer
+        with _quiet(), torch.random.fork_rng(devices=[]):
+            model = lower(model, split_qkv=split_qkv, split_embed=split_embed, name=name)
+    if not isinstance(model, LoweredModel):
+        raise ModelError(
+            f"model is given as {type(given).__name__}: expected a name, a folder, a "
+            "TransformerBridge or a LoweredModel, or one of these two with its tokenizer"
+        )
+    shape = replace(model.shape, split_qkv=split_qkv, split_embed=split_embed)
+    return replace(model, shape=shape), tokenizer
 
 
 def _load(

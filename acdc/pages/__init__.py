@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from acdc.pages.contents import Report, gather
 from acdc.pages.render import to_html
+from acdc.pages.report import RunPage
 
-__all__ = ["Report", "gather", "to_html"]
+__all__ = ["Report", "RunPage", "gather", "to_html"]

@@ -11,16 +11,26 @@ from numpy.typing import NDArray
 
 from acdc.engine.experiment import Experiment
 from acdc.errors import CircuitFileError, OptionError
-from acdc.evidence.assessment import assess_loaded, importance
+from acdc.evidence.assessment import Assessment, assess, importance
 from acdc.evidence.references import REFERENCES, ablation_warning, load_reference
+from acdc.evidence.stability import Stability
 from acdc.evidence.verdicts import Trials
 from acdc.measure.curves import Point, score_curve
 from acdc.measure.evaluation import Evaluator
-from acdc.methods import METHODS, Score, meaning
+from acdc.methods import Score, meaning
 from acdc.pages.circuit import CircuitView, view_circuit
-from acdc.pages.evidence import Evidence, Repeated, evidence_of, read_evidence, read_repeated
-from acdc.runs.discover import Reporter, Silent, check_settings
-from acdc.runs.folder import load_run
+from acdc.pages.evidence import (
+    Evidence,
+    Repeated,
+    evidence_of,
+    read_evidence,
+    read_repeated,
+    repeated_of,
+)
+from acdc.runs.discover import Reporter, Silent
+from acdc.runs.folder import Run
+from acdc.runs.given import defaults_of
+from acdc.runs.opened import RunLike, open_run
 from acdc.runs.reopen import check_summary, reopen
 from acdc.runs.unseen import PromptChoice
 from acdc.settings import Settings, check_count, command_line
@@ -35,6 +45,7 @@ from graphs import (
 )
 from graphs.known.compare import common_form
 from graphs.known.roc import Roc, average_precision, counts, items, roc_curve
+from graphs.text import short
 
 __all__ = ["Agreement", "Report", "gather"]
 
@@ -85,7 +96,7 @@ class Report:
     Parameters
     ----------
     folder
-        Of the run.
+        Of the run, or what else was given.
     settings, summary
         What was asked, and the whole ``run.json``.
     command
@@ -105,7 +116,7 @@ class Report:
         Discovery over seeds, if it was done.
     """
 
-    folder: Path
+    folder: str | Path
     settings: Settings
     summary: dict[str, Any]
     command: str
@@ -116,32 +127,39 @@ class Report:
     agreement: Agreement | None
     repeated: Repeated | None
 
+    def __repr__(self) -> str:
+        return short(f"<Report of {self.folder}: {self.summary['n_edges_kept']:,} edges>")
+
 
 def gather(
-    folder: str | Path,
+    run: RunLike,
     *,
-    evaluation: str | Path | None = None,
-    stability: str | Path | None = None,
-    reference: str | None = None,
+    evaluation: str | Path | Assessment | None = None,
+    stability: str | Path | Stability | None = None,
+    reference: str | Path | Reference | None = None,
     tests: bool = True,
     n_prompts: int = 3,
     trust_remote_code: bool = False,
     trials: Trials | None = None,
     reporter: Reporter | None = None,
+    **again: Any,
 ) -> Report:
     """Gather what is known of a run, and measure what is not.
 
     Parameters
     ----------
-    folder
-        Of the run.
+    run
+        Its folder, or a :class:`acdc.Run`.
     evaluation
-        What ``acdc evaluate`` wrote; None: ``evaluation.json`` of the folder if it is there, else
-        the circuit is evaluated now, on prompts that discovery has not seen.
+        What ``acdc evaluate`` wrote, or :func:`acdc.evaluate` returned; None: ``evaluation.json``
+        of the folder if it is there, else the circuit is evaluated now, on prompts that discovery
+        has not seen.
     stability
-        What ``acdc stability`` wrote; None: ``stability.json`` of the folder, if it is there.
+        What ``acdc stability`` wrote, or :func:`acdc.stability` returned; None: ``stability.json``
+        of the folder, if it is there.
     reference
-        Name or file; None: the only one of the run's model, task and ablation, if there is one.
+        Name, file or reference; None: the only one of the run's model, task and ablation, if there
+        is one.
     tests
         Whether the tests of the circuit are shown (and run, if they were not).
     n_prompts
@@ -152,6 +170,8 @@ def gather(
         Levels and sample sizes of tests that are run now.
     reporter
         Told of progress.
+    **again
+        ``task``, ``model`` or ``metric``, where the run was given an object: the object again.
 
     Raises
     ------
@@ -161,23 +181,25 @@ def gather(
         If a number makes no sense, or the run's model is not what it was.
     """
     check_count("prompts", n_prompts)
-    folder, reporter = Path(folder), reporter or Silent()
-    if not folder.is_dir():
-        raise CircuitFileError(f"{folder}: no such folder; give the folder of a run")
-    settings, circuit, summary = load_run(folder)
+    reporter = reporter or Silent()
+    if not isinstance(run, Run) and not (isinstance(run, str | Path) and Path(run).is_dir()):
+        raise CircuitFileError(f"{run}: no such folder; give the folder of a run")
+    opened = open_run(run)
+    folder, circuit, summary = opened.name, opened.circuit, opened.summary
     check_summary(folder, summary, circuit)
-    settings = check_settings(replace(settings, trust_remote_code=trust_remote_code))
-    evidence = _given_evidence(folder, evaluation, circuit, tests)
-    repeated = _given_repeated(folder, stability, settings, circuit)
+    settings = opened.settings(trust_remote_code=trust_remote_code, **again)
+    beside = None if isinstance(run, Run) else Path(run)
+    evidence = _given_evidence(beside, evaluation, circuit, tests)
+    repeated = _given_repeated(beside, stability, settings, circuit)
     known = load_reference(reference) if reference else _own_reference(settings, circuit)
     if known is not None:
         common_form(circuit, known)  # of another graph: said before anything is measured
     with reporter.phase("load model and task", None):
-        experiment, tokenizer = reopen(folder, settings, circuit, summary)
+        experiment, tokenizer = reopen(opened, settings)
     if evidence is None and circuit.n_edges:
         unseen = PromptChoice(settings)(settings, experiment.model, tokenizer)
         evidence = evidence_of(
-            assess_loaded(
+            assess(
                 circuit,
                 experiment.on(unseen),
                 settings,
@@ -198,7 +220,7 @@ def gather(
         folder,
         settings,
         summary,
-        command_line(settings, METHODS[settings.method].defaults),
+        command_line(settings, defaults_of(settings)),
         meaning(circuit),
         view,
         evidence,
@@ -212,25 +234,41 @@ def gather(
 
 
 def _given_evidence(
-    folder: Path, path: str | Path | None, circuit: Circuit, tests: bool
+    folder: Path | None, given: str | Path | Assessment | None, circuit: Circuit, tests: bool
 ) -> Evidence | None:
     """The evaluation that is there already, if one is."""
-    if path is not None and not tests:
+    if given is not None and not tests:
         raise OptionError("--evaluation with --no-tests: leave one of them out")
-    beside = folder / EVALUATION
-    if path is None and not beside.exists():
+    if isinstance(given, Assessment):
+        if given.circuit.digest != circuit.digest:
+            raise OptionError(
+                f"the evaluation is of a circuit of {given.circuit.n_edges:,} edges, not of the "
+                f"run's of {circuit.n_edges:,}: give an evaluation of this run"
+            )
+        return evidence_of(given)
+    path = _there(folder, given, EVALUATION)
+    if path is None:
         return None
-    found = read_evidence(Path(path) if path is not None else beside, circuit)
+    found = read_evidence(path, circuit)
     return found if tests else replace(found, tests=None)
 
 
 def _given_repeated(
-    folder: Path, path: str | Path | None, settings: Settings, circuit: Circuit
+    folder: Path | None, given: str | Path | Stability | None, settings: Settings, circuit: Circuit
 ) -> Repeated | None:
-    beside = folder / STABILITY
-    if path is None and not beside.exists():
-        return None
-    return read_repeated(Path(path) if path is not None else beside, settings, circuit)
+    """The repetitions that are there already, if they are."""
+    if isinstance(given, Stability):
+        return repeated_of(given, settings, circuit)
+    path = _there(folder, given, STABILITY)
+    return None if path is None else read_repeated(path, settings, circuit)
+
+
+def _there(folder: Path | None, given: str | Path | None, name: str) -> Path | None:
+    """The file that was given, or the one of the run's folder if it is there."""
+    if given is not None:
+        return Path(given)
+    beside = None if folder is None else folder / name
+    return beside if beside is not None and beside.exists() else None
 
 
 def _own_reference(settings: Settings, circuit: Circuit) -> Reference | None:

@@ -5,18 +5,21 @@ What was written is held against the run.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from acdc.errors import CircuitFileError
 from acdc.evidence.assessment import Assessment, Measured
+from acdc.evidence.stability import Stability
 from acdc.evidence.verdicts import EdgeEffect, Verdict
 from acdc.files.objects import JsonObject
 from acdc.settings import Settings
 from graphs import Circuit
-from graphs.files.whole import MIB, read_json
+from graphs.files.whole import MIB, json_text, read_json
 
 __all__ = [
     "Ablated",
@@ -27,6 +30,7 @@ __all__ = [
     "evidence_of",
     "read_evidence",
     "read_repeated",
+    "repeated_of",
 ]
 
 _MOST_BYTES = 256 * MIB
@@ -224,6 +228,17 @@ def _tests(item: JsonObject) -> Tests:
     )
 
 
+def repeated_of(found: Stability, settings: Settings, circuit: Circuit) -> Repeated:
+    """Return what was repeated, as :func:`read_repeated` gives it back from its file.
+
+    Raises
+    ------
+    CircuitFileError
+        If it is of another task or model.
+    """
+    return _repeated(json.loads(json_text(found.summary())), "stability", settings, circuit)
+
+
 def read_repeated(path: Path, settings: Settings, circuit: Circuit) -> Repeated:
     """Read a ``stability.json``.
 
@@ -233,6 +248,10 @@ def read_repeated(path: Path, settings: Settings, circuit: Circuit) -> Repeated:
         If it cannot be read, is none, or is of another task or model.
     """
     content = read_json(path, _MOST_BYTES, CircuitFileError)
+    return _repeated(content, path, settings, circuit)
+
+
+def _repeated(content: Any, path: object, settings: Settings, circuit: Circuit) -> Repeated:
     item = JsonObject(content, path, "a stability.json", "acdc stability TASK --out FOLDER")
     theirs = item.text("task"), item.text("model"), item.number("n_edges_total")
     ours = settings.task, settings.model, circuit.graph.n_edges

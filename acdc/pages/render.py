@@ -12,15 +12,14 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from acdc.engine.metrics import get_metric
 from acdc.evidence.verdicts import EdgeEffect, Verdict
-from acdc.methods import METHODS, Score
+from acdc.methods import Score
 from acdc.pages.contents import Agreement, Report
 from acdc.pages.evidence import Ablated, Evidence, Repeated
 from acdc.pages.page import page
 from acdc.pages.plots import ablations_plot, bars, frontier_plot, roc_plot
+from acdc.runs.given import defaults_of, metric_of, spec_of
 from acdc.settings import Settings, command_line
-from acdc.tasks import is_task_file
 
 __all__ = ["to_html"]
 
@@ -195,7 +194,7 @@ def _circuit(report: Report) -> str:
 
 def _reading(report: Report) -> str:
     s = report.settings
-    metric, means = get_metric(str(s.metric)), report.score
+    metric, means = metric_of(s), report.score
     helps = "above"
     if means is Score.COST:
         meaning = f"how much worse {metric.name} gets when the edge is taken out of the circuit"
@@ -440,12 +439,12 @@ def _details(title: str, names: Sequence[str]) -> str:
 def _stability(report: Report) -> str:
     repeated, s = report.repeated, report.settings
     if repeated is None:
-        if s.saes is not None or s.neurons or is_task_file(s.task):
+        if spec_of(s) is None:
             return (
                 "<p>Not measured: <code>acdc stability</code> repeats discovery over draws of a "
-                "built-in task’s prompts, with heads and MLPs.</p>"
+                "built-in task’s prompts.</p>"
             )
-        asked = command_line(s, METHODS[s.method].defaults, "stability")
+        asked = command_line(s, defaults_of(s), "stability")
         again = f"{asked} --seeds 5 --out runs/stable"
         then = f"acdc report {report.folder} --stability runs/stable/stability.json"
         return (

@@ -20,16 +20,22 @@ from acdc.engine.attribution import node_scores
 from acdc.engine.checkpoint import Checkpoint
 from acdc.engine.constants import FILE_NAME, Constants, load_constants
 from acdc.engine.experiment import Experiment
-from acdc.engine.metrics import get_metric
 from acdc.engine.work import Work
 from acdc.errors import DictionaryError, OptionError, UnknownNameError
 from acdc.measure.error_nodes import default_thresholds, errors_in_and_out, sweep_nodes
 from acdc.measure.evaluation import Evaluation, Evaluator
-from acdc.methods import METHODS, Method
+from acdc.methods import Method
 from acdc.methods.eap import between_inputs
-from acdc.models import load_model
 from acdc.models.lowering import LoweredModel
 from acdc.runs.folder import Run, Timer, versions
+from acdc.runs.given import (
+    check_given,
+    method_of,
+    metric_of,
+    model_of,
+    settings_of,
+    spec_of,
+)
 from acdc.runs.pt import group_heads
 from acdc.settings import DEFAULT_HOLDOUT, Settings, options_of
 from acdc.tasks import DEFAULT_METRIC, TASKS, Task, Tokenizer, is_task_file, load_task
@@ -50,11 +56,11 @@ __all__ = [
     "check_settings",
     "circuit_info",
     "discover",
-    "evaluate",
     "fit",
     "latent_details",
     "load_experiment",
     "load_prompts",
+    "measure",
     "reattach",
     "with_constants",
     "with_means",
@@ -94,7 +100,7 @@ class Silent:
 
 
 def discover(
-    task: str,
+    task: Any,
     *,
     reporter: Reporter | None = None,
     memory: int = 1 << 30,
@@ -107,7 +113,8 @@ def discover(
     Parameters
     ----------
     task
-        Built-in task (``acdc list tasks``) or a file of prompt pairs.
+        Built-in task (``acdc list tasks``), a file of prompt pairs, a :class:`acdc.tasks.Task`,
+        or a list of rows as of a ``.jsonl`` file.
     reporter
         Told of progress.
     memory
@@ -121,7 +128,10 @@ def discover(
     **asked
         Fields of :class:`acdc.settings.Settings` (``model``, ``method``, ``metric``,
         ``threshold``, ``n_edges``, ``n_prompts``, ``seed``, ...) and options of the method
-        (``steps`` of eap-ig, ``guess`` of acdc, ...).
+        (``steps`` of eap-ig, ``guess`` of acdc, ...).  ``model`` is a name, a folder, or whatever
+        else :func:`acdc.models.load_model` takes, ``metric`` and ``method`` a name, a
+        :class:`acdc.engine.metrics.Metric` or a :class:`acdc.methods.Method`; ``run.json`` names
+        objects and cannot hold them, so that they are given again to whatever takes up the run.
 
     Returns
     -------
@@ -135,8 +145,8 @@ def discover(
     >>> run.save("runs/my-ioi")  # doctest: +SKIP
     """
     reporter = reporter or Silent()
-    settings = check_discovery(Settings.of(task, **asked))
-    method = METHODS[settings.method]
+    settings = check_discovery(settings_of(task, **asked))
+    method = method_of(settings)
     work = Work(memory, reporter.advance, reporter.note)
     timer = Timer()
     with timer.phase("load"), reporter.phase("load model and task", None):
@@ -145,7 +155,7 @@ def discover(
         experiment = experiment if attached is None else attached.experiment
         experiment = with_means(experiment)
     if checkpoint is not None:
-        identity = {**vars(settings), **_fingerprint(experiment), "versions": versions()}
+        identity = {**settings.plain(), **_fingerprint(experiment), "versions": versions()}
         work = replace(work, checkpoint=Checkpoint(checkpoint, identity))
     if experiment.ablation.trained:
         with timer.phase("constants"):
@@ -338,7 +348,7 @@ def circuit_info(
         "task": experiment.task.name,
         "model": experiment.model.name,
         "method": settings.method,
-        "score": METHODS[settings.method].score.value,
+        "score": method_of(settings).score.value,
         "metric": settings.metric,
         "intervention": settings.intervention,
         "direction": settings.direction,
@@ -364,7 +374,7 @@ def check_discovery(settings: Settings) -> Settings:
         )
     if settings.threshold is not None and settings.n_edges is not None:
         raise OptionError("both a threshold and a number of edges were given: give one of them")
-    method = METHODS[settings.method]
+    method = method_of(settings)
     options = method.configured(settings)
     _check_use(settings, method, options)
     own = {name: getattr(options, name) for name in method.option_names}
@@ -391,8 +401,8 @@ def _check_use(settings: Settings, method: Method, options: Any) -> None:
 def check_settings(settings: Settings) -> Settings:
     """Check names before anything is loaded, and fill in the task's model and metric."""
     splits = settings.saes is not None or settings.neurons
-    if settings.metric is not None:
-        get_metric(settings.metric)
+    check_given(settings, "task", "model")
+    metric_of(settings)  # that there is one
     if settings.saes is not None and settings.neurons:
         raise OptionError(f"saes {settings.saes!r} and neurons: give one of them")
     if splits and settings.positions != "none":
@@ -400,11 +410,11 @@ def check_settings(settings: Settings) -> Settings:
             f"positions {settings.positions!r} with {'neurons' if settings.neurons else 'saes'}: "
             "latents are not split by positions, leave one of the two out"
         )
-    if settings.task not in TASKS and not is_task_file(settings.task):
-        raise UnknownNameError("task", settings.task, TASKS)
-    if is_task_file(settings.task):
+    spec = spec_of(settings)
+    if spec is None and "task" not in settings.given:
+        if not is_task_file(settings.task):
+            raise UnknownNameError("task", settings.task, TASKS)
         check_task_file(settings.task)
-    spec = TASKS.get(settings.task)
     if settings.model is None and spec is None:
         raise OptionError(f"task file {settings.task!r}: say with --model which model reads it")
     if spec is not None and settings.holdout is not None:
@@ -423,9 +433,9 @@ def check_settings(settings: Settings) -> Settings:
 
 def load_prompts(settings: Settings, model: LoweredModel, tokenizer: Tokenizer | None) -> Task:
     """Return the prompt pairs that checked settings ask for; of a file without those held out."""
-    from_file = settings.task not in TASKS
+    from_file = spec_of(settings) is None
     task = load_task(
-        settings.task,
+        settings.given.get("task", settings.task),
         tokenizer,
         n_prompts=None if from_file else settings.n_prompts,
         seed=settings.seed,
@@ -476,7 +486,7 @@ def load_experiment(
     settings: Settings, prompts: _Prompts = load_prompts, positions: Positions | None = None
 ) -> tuple[Experiment, Tokenizer | None]:
     """As :func:`build_experiment`, with the model's tokenizer."""
-    model, tokenizer = _load(settings, settings.dtype)
+    model, tokenizer = model_of(settings)
     task = prompts(settings, model, tokenizer)
     if positions is None and settings.positions != "none":
         causal = all(layer.attention.causal for layer in model.layers)
@@ -484,7 +494,7 @@ def load_experiment(
     experiment = Experiment(
         model,
         task,
-        get_metric(settings.metric or DEFAULT_METRIC),
+        metric_of(settings),
         settings.batch_size,
         settings.intervention,
         settings.direction,  # type: ignore[arg-type]  # checked by Settings
@@ -493,7 +503,7 @@ def load_experiment(
         training_steps=settings.optimal_steps,
     )
     if settings.method in ("acdc", "eap-acdc") and model.dtype in (torch.bfloat16, torch.float16):
-        exact, _ = _load(settings, "float32")
+        exact, _ = model_of(settings, "float32")
         experiment = replace(experiment, in_float32=replace(experiment, model=exact))
     _ = experiment.batches  # a pair that cannot be used is found before the search starts
     return experiment, tokenizer
@@ -515,24 +525,12 @@ def _mean_over(
     )
 
 
-def _load(settings: Settings, dtype: str) -> tuple[LoweredModel, Tokenizer | None]:
-    assert settings.model is not None
-    return load_model(
-        settings.model,
-        device=settings.device,
-        dtype=dtype,
-        split_qkv=settings.split_qkv,
-        split_embed=settings.split_embed,
-        trust_remote_code=settings.trust_remote_code,
-    )
-
-
-def evaluate(
+def measure(
     circuit: Circuit, settings: Settings, constants: Constants | None = None
 ) -> tuple[Evaluation, int]:
     """Measure a circuit on the task, model and metric of some settings.
 
-    Metric and faithfulness alone; :func:`acdc.evidence.assessment.assess` has the tests.
+    Metric and faithfulness alone; :func:`acdc.evidence.assessment.evaluate` has the tests.
     ``constants`` are those of the run (:func:`acdc.runs.folder.run_constants`), computed anew if
     there are none.
 

@@ -8,12 +8,13 @@ hold more), ``circuit.json`` (every edge with score and in_graph), ``circuit.dot
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,15 @@ from acdc.ablations import ABLATIONS
 from acdc.engine.checkpoint import Checkpoint
 from acdc.engine.constants import FILE_NAME, Constants, load_constants
 from acdc.errors import CircuitFileError, OutputError
+from acdc.files.objects import JsonObject
 from acdc.measure.evaluation import Evaluation
 from acdc.settings import Settings
 from graphs import Circuit
 from graphs.files.beside import new_files, settle
 from graphs.files.formats import load_circuit, save_circuit
-from graphs.files.whole import MIB, read_json, write_json, write_whole
+from graphs.files.whole import MIB, json_text, read_json, write_json, write_whole
 from graphs.pictures.draw import render, to_dot
+from graphs.text import said, short
 
 __all__ = [
     "Run",
@@ -37,9 +40,13 @@ __all__ = [
     "check_single",
     "finish_killed",
     "load_run",
+    "read_run",
     "run_constants",
+    "same_constants",
+    "save_summary",
     "versions",
     "write_folder",
+    "write_output",
 ]
 
 _MOST_SUMMARY = 64 * MIB
@@ -83,6 +90,8 @@ class Run:
     constants
         What ablated edges carried, where that is constants; written as ``constants.safetensors``,
         so that an evaluation uses the very ones.
+    versions
+        Of Python and of the packages that decide a result.
     """
 
     settings: Settings
@@ -91,6 +100,14 @@ class Run:
     timings: dict[str, float]
     details: dict[str, Any] = field(default_factory=dict)
     constants: Constants | None = None
+    versions: dict[str, str] = field(default_factory=lambda: versions())
+
+    def __repr__(self) -> str:
+        s, circuit = self.settings, self.circuit
+        return short(
+            f"<Run: {s.method} on {s.task} in {s.model}, {circuit.n_edges:,} of "
+            f"{circuit.graph.n_edges:,} edges, faithfulness {said(self.faithfulness)}>"
+        )
 
     @property
     def faithfulness(self) -> float | None:
@@ -100,13 +117,13 @@ class Run:
     def summary(self) -> dict[str, Any]:
         """Content of ``run.json``."""
         return {
-            **asdict(self.settings),
+            **self.settings.plain(),
             "n_edges_total": self.circuit.graph.n_edges,
             "n_edges_kept": self.circuit.n_edges,
             **asdict(self.evaluation),
             **self.details,
             "timings": self.timings,
-            "versions": versions(),
+            "versions": self.versions,
         }
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
@@ -140,6 +157,44 @@ class Run:
                 render(dot, folder / f"circuit.{kind}")
         self.timings.update(timer.seconds)
         write_json(folder / "run.json", self.summary())
+
+
+def save_summary(
+    path: str | Path, name: str, summary: dict[str, Any], *, overwrite: bool = False
+) -> Path:
+    """Write plain values as a JSON file, whole or not at all.
+
+    Parameters
+    ----------
+    path
+        A file that ends in ``.json``, or a folder.
+    name
+        Of the file in that folder.
+    summary
+        What to write.
+    overwrite
+        Whether a file that exists is replaced.
+
+    Raises
+    ------
+    OutputError
+        If the file exists, unless ``overwrite``, or cannot be written.
+    """
+    path = Path(path)
+    file = path if path.suffix == ".json" else path / name
+    return write_output(file, json_text(summary), overwrite=overwrite)
+
+
+def write_output(file: Path, text: str, *, overwrite: bool = False) -> Path:
+    """Write a file whole or not at all; OutputError if it exists or cannot be written."""
+    if file.exists() and not overwrite:
+        raise OutputError(f"{str(file)!r} exists: choose another, or pass overwrite")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, text)
+    except OSError as error:
+        raise OutputError(f"cannot write {file}: {error.strerror or error}") from error
+    return file
 
 
 def write_folder(
@@ -214,7 +269,7 @@ def check_output(folder: str | Path, *, overwrite: bool) -> Path:
     return path
 
 
-def load_run(folder: str | Path) -> tuple[Settings, Circuit, dict[str, Any]]:
+def read_run(folder: str | Path) -> tuple[Settings, Circuit, dict[str, Any]]:
     """Read a run's folder: settings, circuit and the whole ``run.json``.
 
     Raises
@@ -225,6 +280,39 @@ def load_run(folder: str | Path) -> tuple[Settings, Circuit, dict[str, Any]]:
     path = Path(folder)
     summary = _read_summary(path / "run.json")
     return Settings.read(summary), load_circuit(path / "circuit.json"), summary
+
+
+def load_run(folder: str | Path) -> Run:
+    """Read a run's folder.
+
+    Raises
+    ------
+    CircuitFileError
+        If a file is missing or malformed.
+
+    Examples
+    --------
+    >>> import acdc
+    >>> acdc.load_run("runs/my-ioi").faithfulness  # doctest: +SKIP
+    """
+    settings, circuit, summary = read_run(folder)
+    item = JsonObject(summary, Path(folder) / "run.json", "a run.json", "acdc discover")
+    known = {*settings.plain(), "given", "trust_remote_code", "n_edges_total", "n_edges_kept"}
+    known |= {"timings", "versions", *(field.name for field in fields(Evaluation))}
+    full, empty, own = (
+        math.nan if (value := item.optional(f"metric_{which}")) is None else value  # as in JSON
+        for which in ("full", "empty", "circuit")
+    )
+    return Run(
+        settings,
+        circuit,
+        Evaluation(full, empty, own, item.optional("faithfulness")),
+        {name: item.at("timings").number(name) for name in item.at("timings").content},
+        {"n_prompts": settings.n_prompts}
+        | {name: value for name, value in summary.items() if name not in known},
+        run_constants(folder, settings),
+        {name: item.at("versions").text(name) for name in item.at("versions").content},
+    )
 
 
 def run_constants(folder: str | Path, settings: Settings) -> Constants | None:
@@ -244,8 +332,12 @@ def run_constants(folder: str | Path, settings: Settings) -> Constants | None:
     own = Settings.read(_read_summary(path / "run.json"))
     if not ABLATIONS[own.intervention].constant:
         return None  # of an older run, which was overwritten by a killed one
-    same = all(getattr(own, name) == getattr(settings, name) for name in _SAME_CONSTANTS)
-    return load_constants(path / FILE_NAME) if same else None
+    return load_constants(path / FILE_NAME) if same_constants(own, settings) else None
+
+
+def same_constants(one: Settings, other: Settings) -> bool:
+    """Whether constants that were computed under some settings are those of others, too."""
+    return all(getattr(one, name) == getattr(other, name) for name in _SAME_CONSTANTS)
 
 
 def check_single(folder: Path) -> None:

@@ -11,7 +11,7 @@ from acdc.engine.experiment import Experiment
 from acdc.errors import CircuitFileError, DictionaryError, OptionError
 from acdc.files.objects import JsonObject
 from acdc.runs.discover import check_settings, load_experiment, reattach
-from acdc.runs.folder import run_constants
+from acdc.runs.opened import Opened
 from acdc.settings import Settings
 from acdc.tasks import Tokenizer
 from graphs import Circuit
@@ -25,7 +25,7 @@ def check_summary(folder: str | Path, summary: dict[str, Any], circuit: Circuit)
     Parameters
     ----------
     folder, summary, circuit
-        As of :func:`reopen`.
+        Of a run, as they were read; messages name the folder.
     """
     item = JsonObject(summary, Path(folder) / "run.json", "a run.json", "acdc discover")
     item.number("n_prompts")
@@ -53,17 +53,15 @@ def check_summary(folder: str | Path, summary: dict[str, Any], circuit: Circuit)
         )
 
 
-def reopen(
-    folder: str | Path, settings: Settings, circuit: Circuit, summary: dict[str, Any]
-) -> tuple[Experiment, Tokenizer | None]:
+def reopen(run: Opened, settings: Settings) -> tuple[Experiment, Tokenizer | None]:
     """Return a run's experiment and its model's tokenizer, if its files are what they were.
 
     Parameters
     ----------
-    folder
-        Of the run; messages name it.
-    settings, circuit, summary
-        What :func:`acdc.runs.folder.load_run` read there.
+    run
+        What :func:`acdc.runs.opened.open_run` gave.
+    settings
+        Its own, as :meth:`acdc.runs.opened.Opened.settings` has them.
 
     Returns
     -------
@@ -81,6 +79,7 @@ def reopen(
     OptionError
         If the model's graph is not the circuit's, or its metric is not what it was.
     """
+    folder, circuit, summary = run.name, run.circuit, run.summary
     check_summary(folder, summary, circuit)
     plain, tokenizer = load_experiment(check_settings(settings))
     ours, shape = plain.model.shape, circuit.graph.shape
@@ -104,7 +103,7 @@ def reopen(
             f"{folder}: {settings.metric} of model {settings.model!r} was {wanted}, it is "
             f"{value:.6g} now; model or task have changed, find the circuit anew"
         )
-    return replace(experiment, constants=run_constants(folder, settings)), tokenizer
+    return replace(experiment, constants=run.constants(settings)), tokenizer
 
 
 def _with_dictionaries(

@@ -13,8 +13,9 @@ from itertools import count
 from acdc.errors import TaskError
 from acdc.models.lowering import LoweredModel
 from acdc.runs.discover import load_prompts
+from acdc.runs.given import same_task, spec_of
 from acdc.settings import Settings
-from acdc.tasks import TASKS, Pair, Task, Tokenizer
+from acdc.tasks import Pair, Task, Tokenizer
 from acdc.tasks.split import select_pairs
 
 __all__ = ["PromptChoice"]
@@ -48,12 +49,12 @@ class PromptChoice:
         run = self.discovery
         if run is None:
             task, says, seen = load_prompts(settings, model, tokenizer), "as given", None
-        elif settings.task != run.task:
+        elif not same_task(settings, run):
             task, says, seen = load_prompts(settings, model, tokenizer), "of another task", False
         elif self.seen:
             settings = replace(settings, seed=run.seed)
             task, says, seen = load_prompts(settings, model, tokenizer), "those of discovery", True
-        elif settings.task in TASKS:
+        elif spec_of(settings) is not None:
             return self._drawn(settings, run, model, tokenizer)
         else:
             return self._held_out(settings, run, model, tokenizer)

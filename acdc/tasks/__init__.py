@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -16,7 +17,7 @@ from typing import Any
 from acdc.errors import OptionError, TaskError, UnknownNameError
 from acdc.settings import check_count
 from acdc.tasks.base import Pair, Task, Tokenizer, single_token_continuation
-from acdc.tasks.files import SUFFIXES, read_pairs
+from acdc.tasks.files import SUFFIXES, pairs_of_rows, read_pairs
 from acdc.tasks.spec import DEFAULT_METRIC, TASKS, TaskSpec
 
 __all__ = [
@@ -56,8 +57,8 @@ def is_task_file(name_or_path: str) -> bool:
 
 
 def load_task(
-    name_or_path: str,
-    tokenizer: Tokenizer | None,
+    task: str | Path | Task | Sequence[Mapping[str, Any]],
+    tokenizer: Tokenizer | None = None,
     *,
     n_prompts: int | None = None,
     seed: int = 0,
@@ -71,12 +72,13 @@ def load_task(
 
     Parameters
     ----------
-    name_or_path
-        A key of :data:`TASKS`, or a ``.jsonl``, ``.json`` or ``.csv`` file.
+    task
+        A key of :data:`TASKS`; a ``.jsonl``, ``.json`` or ``.csv`` file; rows as of a ``.jsonl``
+        file, as dicts; or a task, whose pairs are taken as they are.
     tokenizer
-        The model's tokenizer; None if it has none (then only files of token ids work).
+        The model's tokenizer; None if it has none (then only token ids work).
     n_prompts
-        How many pairs: 64 for a built-in task, all rows of a file unless given.
+        How many pairs: 64 for a built-in task, all that there are otherwise, unless given.
     seed
         Seed of a built-in task's prompts; the global random state is not touched.
     prepend_bos
@@ -107,17 +109,17 @@ def load_task(
     if n_prompts is not None:
         check_count("n_prompts", n_prompts)
     d_vocab_out = d_vocab if d_vocab_out is None else d_vocab_out
-    if name_or_path in TASKS:
-        task = _generate(TASKS[name_or_path], tokenizer, n_prompts, seed, corruption, d_vocab)
-    elif is_task_file(name_or_path):
-        path = Path(name_or_path)
-        task = _from_file(path, tokenizer, n_prompts, corruption, d_vocab, d_vocab_out)
+    if isinstance(task, str) and task in TASKS:
+        found = _generate(TASKS[task], tokenizer, n_prompts, seed, corruption, d_vocab)
+    elif isinstance(task, str) and not is_task_file(task):
+        raise UnknownNameError("task", task, TASKS)
     else:
-        raise UnknownNameError("task", name_or_path, TASKS)
+        every = _given(task, tokenizer, d_vocab, d_vocab_out)
+        found = _first(every, n_prompts, corruption)
     if prepend_bos:
-        task = _with_bos(task, tokenizer)
-    _check_fit(task, d_vocab, d_vocab_out, n_ctx)
-    return task
+        found = _with_bos(found, tokenizer)
+    _check_fit(found, d_vocab, d_vocab_out, n_ctx)
+    return found
 
 
 def _generate(
@@ -163,35 +165,41 @@ def _token_ids(spec: TaskSpec, tokenizer: Tokenizer | None, d_vocab: int | None)
     return tuple(token for token in range(min(sizes)) if token not in special)
 
 
-def _from_file(
-    path: Path,
+def _given(
+    task: str | Path | Task | Sequence[Mapping[str, Any]],
     tokenizer: Tokenizer | None,
-    n_prompts: int | None,
-    corruption: str | None,
     d_vocab: int | None,
     d_vocab_out: int | None,
 ) -> Task:
+    """Return all pairs of a file, of rows or of a task."""
+    if isinstance(task, Task):
+        return replace(task, info={"source": "task", **task.info})
+    sizes = {"d_vocab": d_vocab, "d_vocab_out": d_vocab_out}
+    if isinstance(task, str | Path):
+        path = Path(task)
+        pairs = read_pairs(path, tokenizer, **sizes)
+        return Task(path.stem, tuple(pairs), {"source": "file", "file": str(path)})
+    return Task("rows", tuple(pairs_of_rows(task, tokenizer, **sizes)), {"source": "rows"})
+
+
+def _first(task: Task, n_prompts: int | None, corruption: str | None) -> Task:
+    """Return the first pairs of a task that was not generated."""
+    what = task.info.get("file", task.name)
     if corruption is not None:
         raise OptionError(
-            f"corruption {corruption!r} was asked of {path}: a task file brings its own "
+            f"corruption {corruption!r} was asked of {what}: a task file brings its own "
             "corrupted prompts, leave the option out"
         )
-    pairs = read_pairs(path, tokenizer, d_vocab=d_vocab, d_vocab_out=d_vocab_out)
-    if n_prompts is not None and n_prompts > len(pairs):
+    if n_prompts is not None and n_prompts > len(task):
         raise OptionError(
-            f"n_prompts is {n_prompts} but {path} has {len(pairs)} rows: ask for at most that many"
+            f"n_prompts is {n_prompts} but {what} has {len(task)} rows: ask for at most that many"
         )
-    pairs = pairs[:n_prompts]
-    info: dict[str, Any] = {
-        "source": "file",
-        "file": str(path),
-        "n_prompts": len(pairs),
-        "lengths": _lengths(pairs),
-    }
-    return Task(path.stem, tuple(pairs), info)
+    pairs = task.pairs[:n_prompts]
+    info = {**task.info, "n_prompts": len(pairs), "lengths": _lengths(pairs)}
+    return replace(task, pairs=pairs, info=info)
 
 
-def _lengths(pairs: list[Pair]) -> dict[str, int]:
+def _lengths(pairs: Sequence[Pair]) -> dict[str, int]:
     """Return how many pairs there are of each token length; string keys, as in JSON."""
     counts = Counter(len(pair.clean) for pair in pairs)
     return {str(length): counts[length] for length in sorted(counts)}

@@ -137,6 +137,9 @@ class Task:
     def __len__(self) -> int:
         return len(self.pairs)
 
+    def __repr__(self) -> str:
+        return f"<Task {self.name!r}: {len(self)} prompt pairs>"
+
 
 def _check_label(label: str) -> None:
     if label == REST:

@@ -23,7 +23,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ __all__ = [
     "Row",
     "check_task_file",
     "encode",
+    "pairs_of_rows",
     "read_pairs",
 ]
 
@@ -145,10 +146,34 @@ def read_pairs(
     rows = list(reader(path, read_text(path, MOST_BYTES, TaskError)))
     if not rows:
         raise TaskError(f"{path}: no rows in the file: give at least one prompt pair")
-    return [
-        _pair(row, tokenizer, d_vocab, d_vocab if d_vocab_out is None else d_vocab_out)
-        for row in rows
-    ]
+    return _pairs(rows, tokenizer, d_vocab, d_vocab_out)
+
+
+def pairs_of_rows(
+    rows: Sequence[Mapping[str, Any]],
+    tokenizer: Tokenizer | None,
+    *,
+    d_vocab: int | None = None,
+    d_vocab_out: int | None = None,
+) -> list[Pair]:
+    """Return the prompt pairs of rows as of a ``.jsonl`` file; otherwise as :func:`read_pairs`.
+
+    Examples
+    --------
+    >>> pairs_of_rows([{"clean": [1, 2], "corrupt": [3, 2], "answer": 4}], None)[0].answers
+    (4,)
+    """
+    if not rows:
+        raise TaskError("the task has no rows: give at least one prompt pair")
+    found = [_row(f"row {number}", row, KEYS) for number, row in enumerate(rows, start=1)]
+    return _pairs(found, tokenizer, d_vocab, d_vocab_out)
+
+
+def _pairs(
+    rows: list[Row], tokenizer: Tokenizer | None, d_vocab: int | None, d_vocab_out: int | None
+) -> list[Pair]:
+    d_vocab_out = d_vocab if d_vocab_out is None else d_vocab_out
+    return [_pair(row, tokenizer, d_vocab, d_vocab_out) for row in rows]
 
 
 def _jsonl_rows(path: Path, text: str) -> Iterator[Row]:

@@ -57,6 +57,10 @@ class Overlap:
     only_a: tuple[str, ...]
     only_b: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        counts = f"{len(self.common):,} common, {len(self.only_a):,} and {len(self.only_b):,} not"
+        return f"<Overlap: {counts}>"
+
     @property
     def precision(self) -> float:
         """Share of a that is in b."""
@@ -101,6 +105,9 @@ class Comparison:
     edges: Overlap
     nodes: Overlap
     joined: bool = False
+
+    def __repr__(self) -> str:
+        return f"<Comparison: edges {self.edges!r}, nodes {self.nodes!r}>"
 
 
 def compare(a: Circuit, b: Circuit) -> Comparison:
@@ -197,6 +204,10 @@ class ReferenceComparison:
     nodes: Overlap
     roles: Mapping[str, RoleCount]
     positions: str = ""
+
+    def __repr__(self) -> str:
+        edges = "" if self.edges is None else f"edges {self.edges!r}, "
+        return f"<ReferenceComparison: {edges}nodes {self.nodes!r}>"
 
 
 def compare_reference(circuit: Circuit, reference: Reference) -> ReferenceComparison:

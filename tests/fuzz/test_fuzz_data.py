@@ -35,7 +35,7 @@ from acdc.engine.checkpoint import Checkpoint, Decided
 from acdc.engine.constants import Constants, load_constants
 from acdc.models import BUNDLED
 from acdc.pages.evidence import read_evidence, read_repeated
-from acdc.runs.folder import Settings, load_run
+from acdc.runs.folder import Settings, read_run
 from acdc.runs.reopen import check_summary
 from acdc.tasks import Task, load_task
 from acdc.tasks.dataset import load_dataset
@@ -235,12 +235,12 @@ def run_json() -> bytes:
     return json.dumps({**asdict(asked), **known}).encode()
 
 
-def read_run(path: Path) -> Settings:
+def a_run(path: Path) -> Settings:
     inside = folder() / "run"
     inside.mkdir(exist_ok=True)
     shutil.copy(path, inside / "run.json")
     save_circuit(circuit_of(SHAPES[0]), inside / "circuit.json")
-    settings, circuit, summary = load_run(inside)
+    settings, circuit, summary = read_run(inside)
     check_summary(inside, summary, circuit)
     return settings
 
@@ -248,7 +248,8 @@ def read_run(path: Path) -> Settings:
 def check_settings_(settings: Settings) -> None:
     assert settings.trust_remote_code is False
     asked = {field.name: getattr(settings, field.name) for field in fields(Settings)}
-    options = asked.pop("options")
+    options, given = asked.pop("options"), asked.pop("given")
+    assert all(name in ("task", "model", "metric", "method") for name in given)
     for name, value in (*asked.items(), *options.items()):
         assert isinstance(value, str | int | float | bool | None), name
         if isinstance(value, str):
@@ -305,7 +306,7 @@ def check_record(record: Any) -> None:
 
 
 RUNS = (
-    Door("run.json", [run_json()], read_run, check_settings_, damaged_json, ".json"),
+    Door("run.json", [run_json()], a_run, check_settings_, damaged_json, ".json"),
     Door("evaluation.json", [evaluation()],
          lambda path: read_evidence(path, circuit_of(SHAPES[0])), check_record, damaged_json),
     Door("stability.json", [stability()],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from acdc.evidence.latents.activations import Activations, record
 from acdc.evidence.latents.clusters import cluster_latents
 from acdc.evidence.latents.effects import Effect, direct_effects
 from acdc.methods.eap import between_inputs
-from acdc.runs.folder import load_run
+from acdc.runs.opened import open_run
 from acdc.runs.reopen import reopen
 from acdc.settings import Settings, check_count
 from acdc.tasks.texts import Texts
@@ -262,11 +262,12 @@ def look(
         check_count(name, value)
     if not Path(folder).is_dir():
         raise CircuitFileError(f"{folder}: no such folder; give the folder of a run")
-    settings, circuit, summary = load_run(folder)
-    settings = replace(settings, trust_remote_code=trust_remote_code)
+    opened = open_run(folder)
+    circuit, summary = opened.circuit, opened.summary
+    settings = opened.settings(trust_remote_code=trust_remote_code)
     nodes = [n for n in circuit.nodes() if parse_node(n)[0] == "latent"]
     _check_latents(folder, settings, circuit, nodes)
-    experiment, tokenizer = reopen(folder, settings, circuit, summary)
+    experiment, tokenizer = reopen(opened, settings)
     texts = Texts(tokenizer, experiment.task.pairs[0].clean[-1])
     scores = node_scores(experiment, between_inputs(experiment, _STEPS), _STEPS)
     of_nodes = scores[[circuit.graph.sender_index[n] for n in nodes]]

@@ -192,6 +192,10 @@ class LoweredModel:
     n_ctx: int
     d_vocab: int
 
+    def __repr__(self) -> str:
+        s = self.shape
+        return f"<LoweredModel {self.name!r}: {s.n_layers} layers of {s.n_heads} heads>"
+
     @property
     def device(self) -> torch.device:
         """Where the weights live."""
