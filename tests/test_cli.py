@@ -374,7 +374,7 @@ def test_evaluate_reproduces_the_run(shared: Path, call: Call, method: str) -> N
     assert ", ".join(values) in answer.out
     assert f"faithfulness                 │ {run['faithfulness']:.4g}" in answer.out
     settings, circuit, _ = read_run(shared / method)
-    evaluation, n_prompts = pipeline.evaluate(circuit, settings)
+    evaluation, n_prompts = pipeline.measure(circuit, settings)
     assert n_prompts == N_ROWS
     for name, value in vars(evaluation).items():
         assert value == pytest.approx(run[name], rel=1e-6)

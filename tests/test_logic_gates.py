@@ -255,7 +255,11 @@ def test_a_killed_pair_goes_on_and_a_finished_one_is_kept(
             check_settings(Settings("bits.jsonl", model="AND", threshold=0.5, direction=direction))
         )
         settings = Settings("bits.jsonl", model="AND", threshold=0.5, direction=direction)
-        identity = {**vars(check_discovery(settings)), **_fingerprint(run), "versions": versions()}
+        identity = {
+            **check_discovery(settings).plain(),
+            **_fingerprint(run),
+            "versions": versions(),
+        }
         Checkpoint(Path("found") / direction, identity, period=0).keep("constants.safetensors", b"")
     for status, words in ((0, ""), (2, "exists and is not empty")):
         with pytest.raises(SystemExit) as ended:

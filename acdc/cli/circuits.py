@@ -9,7 +9,7 @@ import typer
 
 from acdc.cli import options as opt
 from acdc.cli.inputs import check_file, check_page
-from acdc.runs.circuits import circuit_file, load_circuit
+from acdc.runs.circuits import circuit_file, read_circuit
 
 __all__ = ["export", "latents"]
 
@@ -72,7 +72,7 @@ def export(
     if negate and out is None:
         raise OptionError("--negate: say with --out where the other scores go")
     source = circuit_file(circuit)
-    found = load_circuit(source)
+    found = read_circuit(source)
     if negate:
         found = replace(found, scores=-found.scores)
     if not error_nodes:

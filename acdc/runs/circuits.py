@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from graphs import Circuit
 
-__all__ = ["circuit_file", "load_circuit"]
+__all__ = ["circuit_file", "load_circuit", "read_circuit"]
 
 
 def circuit_file(path: str | Path) -> Path:
@@ -44,7 +44,11 @@ def load_circuit(path: str | Path) -> Circuit:
     >>> import acdc
     >>> acdc.load_circuit("runs/my-ioi").n_edges  # doctest: +SKIP
     """
-    file = circuit_file(path)
+    return read_circuit(circuit_file(path))
+
+
+def read_circuit(file: Path) -> Circuit:
+    """Read a circuit file, which need not be there; errors as of :func:`load_circuit`."""
     if file.suffix.lower() == ".pt":
         from acdc.runs.pt import read_pt  # torch takes seconds
 

@@ -190,7 +190,8 @@ def write_output(file: Path, text: str, *, overwrite: bool = False) -> Path:
     if file.exists() and not overwrite:
         raise OutputError(f"{str(file)!r} exists: choose another, or pass overwrite")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        if not file.parent.is_dir():
+            file.parent.mkdir(parents=True)
         write_whole(file, text)
     except OSError as error:
         raise OutputError(f"cannot write {file}: {error.strerror or error}") from error
