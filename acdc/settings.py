@@ -29,6 +29,7 @@ __all__ = [
     "Checked",
     "Direction",
     "Lost",
+    "Norms",
     "Option",
     "Settings",
     "check_count",
@@ -38,6 +39,7 @@ __all__ = [
 ]
 
 Direction = Literal["noising", "denoising"]
+Norms = Literal["live", "frozen"]
 POSITIONS = ("token", "span")
 """By what nodes and edges can be split."""
 RANKINGS = ("absolute", "signed")
@@ -228,6 +230,9 @@ class Settings(Checked):
         come from.
     optimal_steps
         Training steps of constants that are trained.
+    norms
+        Whether norms of patched runs are computed from what they read, or have the scales of the
+        run that ablation starts from.
     split_qkv, split_embed
         Granularity of the graph.
     positions
@@ -304,6 +309,10 @@ class Settings(Checked):
         at_most=10**7,
         only="training",
     )
+    norms: str = option(
+        "live", "live, or frozen: every norm has the scale of the run ablation starts from.",
+        group="ablation", choices=get_args(Norms),
+    )  # fmt: skip
     split_qkv: bool = option(True, "Query, key and value apart.", group="nodes")
     split_embed: bool = option(False, "Token and position apart.", group="nodes")
     positions: str = option(

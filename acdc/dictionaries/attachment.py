@@ -9,7 +9,7 @@ that is no node; and all nodes of the site together write ``y``, whatever the di
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from acdc.dictionaries import Dictionary
 from acdc.dictionaries.activations import check_fits
-from acdc.dictionaries.neurons import Neurons
+from acdc.dictionaries.neurons import EVERYWHERE, Neurons
 from acdc.errors import DictionaryError
 from acdc.models.lowering.model import LoweredModel
 from acdc.models.lowering.norm import Norm
@@ -84,6 +84,16 @@ class Attachment:
         kind, layer = site_kind(self.dictionary)
         return Site(kind, layer, self.latents)
 
+    def on(self, model: LoweredModel) -> Attachment:
+        """Return the attachment on the same model with other norms, sharing what it has made."""
+        made = replace(self, model=model, dictionary=self._dictionary_on(model))
+        own = {one.name for one in fields(self)}
+        vars(made).update({name: x for name, x in vars(self).items() if name not in own})
+        return made
+
+    def _dictionary_on(self, model: LoweredModel) -> Dictionary:
+        return self.dictionary
+
     def keeping(self, latents: Sequence[int]) -> Attachment:
         """Return the attachment with other latents as nodes."""
         return replace(self, latents=tuple(sorted(latents)))
@@ -110,13 +120,15 @@ class Attachment:
         """How many latents are computed for those of the nodes."""
         return len(self.latents) if self.dictionary.k is None else self.dictionary.n_latents
 
-    def coefficients(self, x: Tensor) -> Tensor:
+    def coefficients(self, x: Tensor, positions: slice | list[int] = EVERYWHERE) -> Tensor:
         """What each node's direction is multiplied with, ``[..., latent]``.
 
         Parameters
         ----------
         x
             ``[..., d_in]``: what the dictionary reads.
+        positions
+            Those of ``x``, where it is a stream whose norms may be held.
         """
         found = self._nodes.encode(x) * self._nodes.output_scale(x)
         return (found if self.dictionary.k is None else found[..., self._ids]).to(x.dtype)
@@ -137,21 +149,31 @@ class Attachment:
     # -- transcoders ------------------------------------------------------------------------
 
     @property
-    def _norm(self) -> Norm:
+    def norm(self) -> Norm:
+        """In front of its MLP."""
         norm = self.model.layers[self.site.layer].ln2
         assert norm is not None
         return norm
 
-    def read_stream(self, stream: Tensor) -> Tensor:
-        """What a transcoder reads of the raw stream in front of its MLP."""
+    def read_stream(self, stream: Tensor, norm: Norm | None = None) -> Tensor:
+        """What a transcoder reads of the raw stream in front of its MLP.
+
+        Parameters
+        ----------
+        stream
+            ``[..., d_model]``.
+        norm
+            :attr:`norm` for the tokens or positions of the stream; None: for all.
+        """
+        norm = norm or self.norm
         match self.dictionary.reads.site:
             case "ln2_normalized":
-                return self._norm.normalized(stream).to(stream.dtype)
+                return norm.normalized(stream).to(stream.dtype)
             case "ln2_out":
-                return self._norm(stream)
+                return norm(stream)
         return stream
 
-    def gradients(self, stream: Tensor, latents: Tensor) -> Tensor:
+    def gradients(self, stream: Tensor, latents: Tensor, norm: Norm | None = None) -> Tensor:
         """``d coefficient / d stream`` of active latents of a transcoder.
 
         Parameters
@@ -160,19 +182,22 @@ class Attachment:
             ``[token, d_model]``.
         latents
             ``[slot, token]``: positions among the nodes.
+        norm
+            As of :meth:`read_stream`.
 
         Returns
         -------
         Tensor
             ``[slot, token, d_model]``.
         """
+        norm = norm or self.norm
         rows = self.dictionary.encoder_directions.T[self._ids].to(stream.dtype)
-        g = self._through_pre(self.read_stream(stream), rows[latents])
+        g = self._through_pre(self.read_stream(stream, norm), rows[latents])
         match self.dictionary.reads.site:
             case "ln2_normalized":
-                return replace(self._norm, weight=None).vjp(stream, g)
+                return replace(norm, weight=None).vjp(stream, g)
             case "ln2_out":
-                return self._norm.vjp(stream, g)
+                return norm.vjp(stream, g)
         return g
 
     def _through_pre(self, x: Tensor, g: Tensor) -> Tensor:
@@ -192,6 +217,9 @@ class NeuronAttachment(Attachment):
 
     dictionary: Neurons  # type: ignore[assignment]  # has of a dictionary what is used here
 
-    def coefficients(self, x: Tensor) -> Tensor:
+    def _dictionary_on(self, model: LoweredModel) -> Neurons:  # type: ignore[override]  # as above
+        return replace(self.dictionary, model=model)
+
+    def coefficients(self, x: Tensor, positions: slice | list[int] = EVERYWHERE) -> Tensor:
         """Activations ``[..., neuron]`` of the nodes at the raw stream ``x [..., d_model]``."""
-        return self.dictionary.encode(x)[..., self._ids]
+        return self.dictionary.encode(x, positions)[..., self._ids]

@@ -21,7 +21,10 @@ from acdc.dictionaries.hooks import Hook
 from acdc.errors import OptionError, UnsupportedModelError
 from acdc.models.lowering.model import FeedForward, LoweredModel
 
-__all__ = ["Neurons", "neurons_of"]
+__all__ = ["EVERYWHERE", "Neurons", "neurons_of"]
+
+EVERYWHERE = slice(None)
+"""All positions."""
 
 _TOLERANCE = 1e-4
 
@@ -84,14 +87,11 @@ class Neurons:
         weight = None if post is None else post.weight
         return self.mlp.W_out if weight is None else self.mlp.W_out * weight
 
-    def encode(self, x: Tensor) -> Tensor:
+    def encode(self, x: Tensor, positions: slice | list[int] = EVERYWHERE) -> Tensor:
         """Activations ``[..., pos, neuron]`` at the raw stream ``x [..., pos, d_model]``."""
-        found, out = self.mlp.neurons(x)
-        post = self.mlp.post
-        if post is None:
-            return found
-        square = out.to(torch.promote_types(out.dtype, torch.float32)).pow(2)
-        return found * torch.rsqrt(square.mean(-1, keepdim=True) + post.eps).to(found.dtype)
+        mlp = self.mlp.at(positions)
+        found, out = mlp.neurons(x)
+        return found if mlp.post is None else found * mlp.post.inverse(out).to(found.dtype)
 
     @torch.no_grad()
     def check(self) -> None:

@@ -29,7 +29,7 @@ from acdc.engine.experiment import Batch, Experiment
 from acdc.engine.program import Program
 from acdc.engine.stages import Gradients
 from acdc.engine.values import Rows, Sparse, Values, coefficients, product
-from acdc.models.lowering.model import Key, Trace
+from acdc.models.lowering.model import Key, LoweredModel, Trace
 
 __all__ = [
     "Point",
@@ -77,7 +77,13 @@ Points = Callable[[Batch, Trace, Trace], Iterator[Point]]
 """``(batch, base, other) -> points``."""
 
 
-def gradients(experiment: Experiment, batch: Batch, point: Point, keys: Sequence[Key]) -> Gradients:
+def gradients(
+    experiment: Experiment,
+    batch: Batch,
+    point: Point,
+    keys: Sequence[Key],
+    model: LoweredModel | None = None,
+) -> Gradients:
     """Run forward and backward once.
 
     Parameters
@@ -88,8 +94,10 @@ def gradients(experiment: Experiment, batch: Batch, point: Point, keys: Sequence
         Where.
     keys
         What gradients are wanted at.
+    model
+        That of the batch, if its norms are held; None: the experiment's.
     """
-    model = experiment.model
+    model = model or experiment.model
     embeds = model.embed(point.tokens) if point.embeds is None else point.embeds
     with torch.enable_grad():
         embeds = [embeds[0].detach().requires_grad_(True), *embeds[1:]]
@@ -98,7 +106,7 @@ def gradients(experiment: Experiment, batch: Batch, point: Point, keys: Sequence
         }  # behind a cut nothing else has a gradient
         trace = model.forward(point.tokens, embeds, replaced)
         final = trace.at(("final", 0))
-        total = experiment.measure(final[:, batch.scored].flatten(0, 1), batch)
+        total = experiment.measure(final[:, batch.scored].flatten(0, 1), batch, model)
         cut = point.replaced is not None  # what feeds a replaced output has no gradient
         found = torch.autograd.grad(
             total, [trace.at(key) for key in keys], allow_unused=cut, materialize_grads=cut
@@ -137,27 +145,35 @@ def integrate(
     program, graph = experiment.program, experiment.graph
     keys = tuple(key for stage in program.stages for key in stage.sees_gradients)
     scores = torch.zeros(graph.shape.n_spans, experiment.components.n_edges, dtype=torch.double)
-    for batch, base, other, differences in _parts(experiment, memory):
+    for batch, program, base, other, differences in _parts(experiment, memory):
         chunk = chunk_size(program, differences, memory)
         for point in points(batch, base, other):
-            found = gradients(experiment, batch, point, keys)
+            found = gradients(experiment, batch, point, keys, program.model)
             with torch.no_grad():
                 device = batch.clean.device
                 for span, tokens in token_chunks(batch.spans, batch.n_prompts, chunk, device):
                     rows = Written(program, differences, tokens, found.trace, point.blocks)
-                    _accumulate(experiment, found, rows, scores[span], 1 / n_points)
+                    start = experiment.components.receiver_start
+                    _accumulate(program, start, found, rows, scores[span], 1 / n_points)
             del found
             progress(batch.n_prompts)
     return scores.numpy()[graph.edge_span, experiment.edge_component] / experiment.n_rows
 
 
 def _accumulate(
-    experiment: Experiment, found: Gradients, rows: Written, scores: Tensor, weight: float
+    program: Program,
+    start: NDArray[np.int64],
+    found: Gradients,
+    rows: Written,
+    scores: Tensor,
+    weight: float,
 ) -> None:
-    """Add ``weight * score`` of some tokens to ``scores [edge of the components]``."""
-    start = experiment.components.receiver_start
-    for stage in experiment.program.stages:
-        low, high = experiment.program.senders_seen(stage)
+    """Add ``weight * score`` of some tokens to ``scores [edge of the components]``.
+
+    ``start`` has the first edge of each receiver.
+    """
+    for stage in program.stages:
+        low, high = program.senders_seen(stage)
         seen = list(rows.between(low, high))
         if not seen:
             continue
@@ -251,11 +267,11 @@ def integrate_nodes(
     writing = [stage for stage in program.stages if stage.blocks]
     keys: list[Key] = [("embeds", 0), *(stage.written_at for stage in writing)]
     totals = []
-    for batch, base, other, differences in _parts(experiment, memory):
+    for batch, own, base, other, differences in _parts(experiment, memory):
         total = torch.zeros(batch.n_prompts, program.n_senders, n_spans, dtype=torch.double)
         inside = torch.eye(n_spans, dtype=torch.double)[list(batch.spans)]  # (pos, span)
         for point in points(batch, base, other):
-            found = gradients(experiment, batch, point, keys)
+            found = gradients(experiment, batch, point, keys, own.model)
             # token and position embeddings are added: they share a gradient
             effects = [program.blocks[0].pull(found.tokens(("embeds", 0)))]
             for stage in writing:
@@ -281,8 +297,10 @@ def node_scores(
     return found.sum(0) / experiment.n_rows
 
 
-def _parts(experiment: Experiment, memory: int) -> Iterator[tuple[Batch, Trace, Trace, Values]]:
-    """Yield parts of the prompts that fit, with their plain runs and senders' differences.
+def _parts(
+    experiment: Experiment, memory: int
+) -> Iterator[tuple[Batch, Program, Trace, Trace, Values]]:
+    """Yield parts of the prompts that fit: program, plain runs and senders' differences.
 
     Differences ``ablated_u - base_u`` are ``[sender, token, width]`` by block.
     """
@@ -296,7 +314,8 @@ def _parts(experiment: Experiment, memory: int) -> Iterator[tuple[Batch, Trace, 
                 ablated = experiment.ablated_values(program.values(other), values)
                 pairs = zip(ablated, values, strict=True)
                 differences = [(a - b).flatten(1, 3) for a, b in pairs]
-            yield batch, base, other, differences
+                own = experiment.program_on(batch, base)
+            yield batch, own, base, other, differences
 
 
 def chunk_size(program: Program, differences: Values, memory: int) -> int:

@@ -25,7 +25,7 @@ from acdc.engine.program import Program
 from acdc.engine.values import Values
 from acdc.errors import TaskError
 from acdc.models.lowering.model import LoweredModel, Trace
-from acdc.settings import Direction, Settings
+from acdc.settings import Direction, Norms, Settings
 from acdc.tasks.base import Pair, Task
 from acdc.tasks.positions import Positions
 from graphs import Graph, component_graph
@@ -115,6 +115,10 @@ class Experiment:
         By which spans of the prompts nodes and edges are split; None: they are not.
     attachments
         Dictionaries, or neurons, with the latents that are nodes.
+    norms
+        ``live``: every norm is computed from what it reads.  ``frozen``: in patched runs, and
+        where gradients are taken, its scale is that of the run that ablation starts from; plain
+        runs, and so what ablated edges carry, are as they are.
     candidates
         ``[edge]``: the only edges of the whole graph that can be in a circuit; the others are
         always ablated.  None: all can.
@@ -133,6 +137,7 @@ class Experiment:
     constants: Constants | None = None
     positions: Positions | None = None
     attachments: tuple[Attachment, ...] = ()
+    norms: Norms = "live"
     candidates: NDArray[np.bool_] | None = None
     training_steps: int = Settings.optimal_steps
 
@@ -149,6 +154,10 @@ class Experiment:
     def program(self) -> Program:
         """Stages of the model with its dictionaries, in the order of :attr:`components`."""
         return Program(self.model, self.attachments)
+
+    def program_on(self, batch: Batch, base: Trace) -> Program:
+        """Return the program of patched runs of some prompts, given their base run."""
+        return self.program if self.norms == "live" else self.program.hold(base, batch.scored)
 
     @cached_property
     def components(self) -> Graph:
@@ -271,19 +280,23 @@ class Experiment:
         assert trace.final is not None
         return self.model.unembed(trace.final[:, scored].flatten(0, 1), tokens)
 
-    def measure(self, rows: Tensor, batch: Batch) -> Tensor:
+    def measure(self, rows: Tensor, batch: Batch, model: LoweredModel | None = None) -> Tensor:
         """Metric of final streams ``[..., row, d_model]`` (raw), summed over rows: ``[...]``."""
-        return self.measure_rows(rows, batch).sum(-1)
+        return self.measure_rows(rows, batch, model).sum(-1)
 
-    def measure_rows(self, rows: Tensor, batch: Batch) -> Tensor:
-        """Metric of final streams ``[..., row, d_model]`` (raw): ``[..., row]``."""
+    def measure_rows(self, rows: Tensor, batch: Batch, model: LoweredModel | None = None) -> Tensor:
+        """Metric of final streams ``[..., row, d_model]`` (raw): ``[..., row]``.
+
+        ``model`` is that of the program of a patched run (:meth:`program_on`); None: of plain runs.
+        """
+        model = model or self.model
         if not self.metric.whole_vocab:
-            return self.metric(self.model.unembed(rows, batch.targets.tokens), batch.targets)
+            return self.metric(model.unembed(rows, batch.targets.tokens), batch.targets)
         if rows.dim() == 2:
-            return self.metric(self.model.unembed(rows), batch.targets)
-        each = rows.shape[-2] * self.model.d_vocab_out * rows.element_size()
+            return self.metric(model.unembed(rows), batch.targets)
+        each = rows.shape[-2] * model.d_vocab_out * rows.element_size()
         parts = rows.split(max(1, _LOGITS_BYTES // each))
-        return torch.cat([self.metric(self.model.unembed(x), batch.targets) for x in parts])
+        return torch.cat([self.metric(model.unembed(x), batch.targets) for x in parts])
 
     def runs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Tokens of the run that ablation starts from, and of the other run."""

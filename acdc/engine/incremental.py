@@ -95,15 +95,19 @@ class BatchState:
     i
         Which of its batches: prompts of one length.
     places, units
-        Where values are kept, and what recomputes each unit; the same for all batches.
+        Where values are kept, and what recomputes each unit with live norms; the same for all
+        batches.
     """
 
     def __init__(
         self, experiment: Experiment, i: int, places: Places, units: dict[int, Unit]
     ) -> None:
-        self.experiment, self.batch, self.units = experiment, experiment.batches[i], units
-        self.model, self.graph = experiment.model, experiment.graph
+        self.experiment, self.batch = experiment, experiment.batches[i]
+        self.graph = experiment.graph
         start = Start(experiment, i)
+        self.model = start.program.model
+        own = start.program is experiment.program
+        self.units = units if own else units_of(start.program, experiment.components.unit)
         self.inputs = (
             Sums(start, places, experiment, self.batch)
             if experiment.ablation.carries == ZERO
@@ -219,13 +223,13 @@ class BatchState:
         """Metric of the current circuit, summed over the rows of the batch."""
         if self._metric is None:
             rows = self.inputs.current(self._logits)[:, self.batch.scored].flatten(0, 1)
-            self._metric = float(self.experiment.measure(rows, self.batch))
+            self._metric = float(self.experiment.measure(rows, self.batch, self.model))
         return self._metric
 
     def _score(self, new: Input) -> Tensor:
         current = self.inputs.current(self._logits)[:, self.batch.scored]
         rows = insert(current, new.read, new.flow.positions, self.scored)
-        return self.experiment.measure(rows.flatten(1, 2), self.batch)
+        return self.experiment.measure(rows.flatten(1, 2), self.batch, self.model)
 
     # -- committing -------------------------------------------------------------------------
 
@@ -357,7 +361,7 @@ class IncrementalRun:
         shared: list[object] = [self.experiment, self.experiment.model, self.work]
         shared += [self.graph, self.graph.components]
         for state in self.states:
-            shared += [state.batch, state.units, state.now.masks, state.touched]
+            shared += [state.batch, state.units, state.model, state.now.masks, state.touched]
             shared += state.inputs.fixed
         return copy.deepcopy(self, {id(x): x for x in shared})
 

@@ -399,7 +399,7 @@ class Changes:
             key = flow.receiver, layer
             now = self._raw.get(key, self._base_raw[key])[:, at]
             raw[layer] = now + change
-            post = self._posts[layer]
+            post = self._posts[layer].at(at)
             read = read + (post(raw[layer]) - post(now))
         return Input(flow, read, raw)
 
@@ -510,7 +510,8 @@ class Sums(Changes):
 
     def _sum(self, flow: Flow, sums: dict[int, Tensor]) -> Input:
         """Sum of the groups, each through its norm, and of the biases below."""
-        shape = self.current(flow.receiver)[:, index_of(flow.positions)]
+        at = index_of(flow.positions)
+        shape = self.current(flow.receiver)[:, at]
         read = sums[-1] if -1 in sums else torch.zeros_like(shape)
         raw = {}
         for layer, bias in self._biases[flow.receiver]:
@@ -519,7 +520,7 @@ class Sums(Changes):
                 continue
             total = sums[layer] if layer in sums else torch.zeros_like(shape)
             raw[layer] = total if bias is None else total + bias
-            read = read + self._posts[layer](raw[layer])
+            read = read + self._posts[layer].at(at)(raw[layer])
         n = max((len(x) for x in sums.values() if x.dim() == 4), default=1)
         raw = {layer: x.expand(n, *shape.shape) for layer, x in raw.items()}
         return Input(flow, read.expand(n, *shape.shape), raw)

@@ -367,11 +367,10 @@ class PlainRuns:
     """
 
     def __init__(self, experiment: Experiment, batch: Batch) -> None:
-        self.experiment, self.batch, self.program = experiment, batch, experiment.program
-        base, other = (
-            self.program.values(experiment.model.forward(tokens))
-            for tokens in experiment.runs(batch)
-        )
+        self.experiment, self.batch = experiment, batch
+        traces = [experiment.model.forward(tokens) for tokens in experiment.runs(batch)]
+        base, other = map(experiment.program.values, traces)
+        self.program = experiment.program_on(batch, traces[0])
         carried = zip(self.program.blocks, experiment.ablated_values(other, base), strict=True)
         self.ablated: Values = [block.parts(value) for block, value in carried]
         self.embeds = base[0] - self.ablated[0]
@@ -431,7 +430,9 @@ class _PatchedRun:
         weights, index = self.weights.rows(logits, cuts)
         each = batch.n_rows * self.plain.embeds.shape[-1] * self.plain.embeds.element_size()
         parts = [
-            experiment.measure_rows(self._read(logits, some, batch.scored).flatten(1, 3), batch)
+            experiment.measure_rows(
+                self._read(logits, some, batch.scored).flatten(1, 3), batch, self.program.model
+            )
             for some in weights.split(max(1, _CUTS_BYTES // each), dim=2)
         ]
         return torch.cat(parts)[torch.as_tensor(index)]
@@ -465,7 +466,7 @@ class _PatchedRun:
 
     def _read(self, stage: Stage, weights: Tensor, positions: Tensor | None = None) -> Tensor:
         """``[row, 1, batch, pos, d_model]`` of ``weights [prompt, span, row, sender seen]``."""
-        return self._through_posts(self._sums(stage, weights, positions))
+        return self._through_posts(self._sums(stage, weights, positions), positions)
 
     def _sums(
         self, stage: Stage, weights: Tensor, positions: Tensor | None = None
@@ -486,12 +487,15 @@ class _PatchedRun:
             sums[group.post] = x
         return sums
 
-    def _through_posts(self, sums: dict[int | None, Tensor]) -> Tensor:
-        """Add sums up, each through its post-norm."""
+    def _through_posts(
+        self, sums: dict[int | None, Tensor], positions: Tensor | None = None
+    ) -> Tensor:
+        """Add sums at all or some positions up, each through its post-norm."""
+        at = slice(None) if positions is None else positions
         found: Tensor | None = None
         for layer, x in sums.items():
             post = None if layer is None else self.program.model.layers[layer].attention_post
-            part = x if post is None else post(x)
+            part = x if post is None else post.at(at)(x)
             found = part if found is None else found + part
         assert found is not None
         return found

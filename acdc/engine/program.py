@@ -61,6 +61,11 @@ class Program:
         self._n_receivers = 0
         self._lay_out()
 
+    def hold(self, trace: Trace, scored: Tensor) -> Program:
+        """Return the program of :meth:`LoweredModel.hold`; parameters as there."""
+        model = self.model.hold(trace, scored)
+        return Program(model, [attached.on(model) for attached in self._at.values()])
+
     @property
     def n_senders(self) -> int:
         """Senders of the graph."""
@@ -161,7 +166,7 @@ class Program:
             return rows
         norm = self.model.layers[block.post].attention_post
         assert norm is not None
-        norm = replace(norm, frozen=norm.frozen or frozen)
+        norm = replace(norm, frozen=norm.frozen or frozen).on(tokens)
         point = at.attention_out[block.post].flatten(0, 1)[tokens]
         if isinstance(rows, Sparse):
             return rows.map(lambda x: norm.jvp(point, x))

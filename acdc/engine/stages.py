@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from acdc.dictionaries.attachment import Attachment
+from acdc.dictionaries.neurons import EVERYWHERE
 from acdc.engine.values import Block, Rows, Sparse, Values, by_sender, gather
 from acdc.models.lowering.attention import KINDS, Kind
 from acdc.models.lowering.model import Key, LoweredModel, Trace
@@ -37,6 +38,7 @@ __all__ = [
     "Cut",
     "Gradients",
     "Heads",
+    "Index",
     "Inputs",
     "LatentHeads",
     "LatentMlp",
@@ -48,6 +50,9 @@ __all__ = [
     "Transcoder",
     "Wanted",
 ]
+
+Index = slice | list[int]
+"""Some of the positions."""
 
 Layout = list[tuple[int, Tensor | None, int | None]]
 """Number of senders, basis and post-norm layer of each block."""
@@ -239,7 +244,12 @@ class Wanted:
     def _few(self) -> Attachment:
         return self.every.keeping([self.every.latents[i] for i in self.latents])
 
-    def split(self, read: Tensor, written: Callable[[], Tensor]) -> Few:
+    def split(
+        self,
+        read: Tensor,
+        written: Callable[[], Tensor],
+        positions: Index = EVERYWHERE,
+    ) -> Few:
         """What is wanted of a site that reads and writes these.
 
         Parameters
@@ -248,11 +258,12 @@ class Wanted:
             ``[..., d_in]``: what the dictionary reads.
         written
             Returns ``[..., d_model]``, asked for the error node alone.
-
+        positions
+            Those of ``read``.
         """
         if not self.rest:
-            return self._few.coefficients(read), None
-        found = self.every.coefficients(read)
+            return self._few.coefficients(read, positions), None
+        found = self.every.coefficients(read, positions)
         rest = written() - found @ self.every.directions_in_stream
         return (found[..., list(self.latents)] if self.latents else None), rest
 
@@ -307,7 +318,7 @@ class Heads(Stage):
             for kind, rows in self.rows.items():
                 g.index_add_(0, torch.tensor(rows, device=g.device), parts[kind])
         point = found.trace.at(self.stream).flatten(0, 1)[tokens]
-        yield 0, block.ln1.vjp(point, g)
+        yield 0, block.ln1.on(tokens).vjp(point, g)
 
     def effects(self, found: Gradients, blocks: list[Block]) -> list[Tensor]:
         """``d metric / d z``, see :meth:`Stage.effects`."""
@@ -357,7 +368,7 @@ class Heads(Stage):
             some = x[self.rows[kind]]
             projected = attention.project_split(kind, some.flatten(1, -2))
             projected = projected.unflatten(1, some.shape[1:-1])
-            placed[kind] = attention.place(kind, projected, slice(0, x.shape[-2]))
+            placed[kind] = attention.place(kind, projected, slice(0, x.shape[-2]), "first")
         return placed
 
     def placed_in(self, trace: Trace) -> dict[Kind, Tensor]:
@@ -461,15 +472,15 @@ class Mlp(Stage):
         """Blocks, see :meth:`Stage.layout`."""
         return [(1, None, None)]
 
-    def run(self, x: Tensor) -> Tensor:
-        """Output of the MLP."""
+    def run(self, x: Tensor, positions: Index = EVERYWHERE) -> Tensor:
+        """Output of the MLP at some positions."""
         mlp = self.model.layers[self.layer].mlp
         assert mlp is not None
-        return mlp(x)
+        return mlp.at(positions)(x)
 
-    def few(self, x: Tensor, wanted: Wanted | None) -> Few:
-        """What wanted senders write, from what the stage reads."""
-        return None, self.run(x)
+    def few(self, x: Tensor, wanted: Wanted | None, positions: Index) -> Few:
+        """What wanted senders write, from what the stage reads at some positions."""
+        return None, self.run(x, positions)
 
     def split(self, y: Tensor) -> Values:
         """Values of the blocks from the MLP's output."""
@@ -494,10 +505,10 @@ class LatentMlp(Mlp):
         """Blocks, see :meth:`Stage.layout`."""
         return _latent_layout(self.attachment)
 
-    def few(self, x: Tensor, wanted: Wanted | None) -> Few:
+    def few(self, x: Tensor, wanted: Wanted | None, positions: Index) -> Few:
         """What wanted senders write, see :meth:`Mlp.few`."""
         assert wanted is not None
-        y = self.run(x)
+        y = self.run(x, positions)
         return wanted.split(y, lambda: y)
 
     def split(self, y: Tensor) -> Values:
@@ -517,10 +528,10 @@ class NeuronMlp(LatentMlp):
         """Values of the blocks in an ordinary forward pass."""
         return self._split(trace.mlp_in[self.layer][None])
 
-    def few(self, x: Tensor, wanted: Wanted | None) -> Few:
+    def few(self, x: Tensor, wanted: Wanted | None, positions: Index) -> Few:
         """What wanted senders write, see :meth:`Mlp.few`."""
         assert wanted is not None
-        return wanted.split(x, lambda: self.run(x))
+        return wanted.split(x, lambda: self.run(x, positions), positions)
 
     def _split(self, stream: Tensor) -> Values:
         return _split(self.attachment, stream, self.run(stream))
@@ -544,10 +555,11 @@ class Transcoder(LatentMlp):
         """``d metric / d input`` of the latents active on each token, and of the error node."""
         attachment = self.attachment
         stream = found.trace.at(self.stream).flatten(0, 1)[tokens]
-        active = self._coefficients(stream) != 0
+        norm = attachment.norm.on(tokens)
+        active = attachment.coefficients(attachment.read_stream(stream, norm)) != 0
         effect = found.tokens(self.written_at, tokens) @ attachment.directions.T
         index, slots = gather(torch.where(active, effect, 0.0))
-        g = attachment.gradients(stream, index.T).transpose(0, 1) * slots[..., None]
+        g = attachment.gradients(stream, index.T, norm).transpose(0, 1) * slots[..., None]
         yield 0, Sparse(len(attachment.latents), index, g)
         yield len(attachment.latents), (found.tokens(self.stream, tokens) - g.sum(1))[None]
 
@@ -566,10 +578,11 @@ class Transcoder(LatentMlp):
         stream, y = trace.mlp_in[self.layer][None], trace.mlp_out[self.layer][None]
         return _split(self.attachment, self.attachment.read_stream(stream), y)
 
-    def few(self, x: Tensor, wanted: Wanted | None) -> Few:
+    def few(self, x: Tensor, wanted: Wanted | None, positions: Index) -> Few:
         """What one latent or the error node writes, from what it reads itself."""
         assert wanted is not None
-        return wanted.split(self.attachment.read_stream(x), lambda: self.run(x))
+        read = self.attachment.read_stream(x, self.attachment.norm.at(positions))
+        return wanted.split(read, lambda: self.run(x, positions))
 
     def _coefficients(self, stream: Tensor) -> Tensor:
         return self.attachment.coefficients(self.attachment.read_stream(stream))
@@ -605,7 +618,7 @@ class Cut(Stage):
         x = inputs.all()[0]
         return _split(self.attachment, x, x)
 
-    def few(self, x: Tensor, wanted: Wanted | None) -> Few:
+    def few(self, x: Tensor, wanted: Wanted | None, positions: Index) -> Few:
         """What wanted senders write, see :meth:`Mlp.few`."""
         assert wanted is not None
         return wanted.split(x, lambda: x)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from acdc.engine.experiment import Experiment
 from acdc.engine.patched import PatchedModel
+from acdc.engine.program import Program
 from acdc.engine.stages import Heads, LatentHeads, Stage
 from acdc.engine.values import Values
 from acdc.models.lowering.attention import Kind
@@ -32,6 +33,8 @@ class Start:
 
     Attributes
     ----------
+    program
+        Stages, with the norms of this batch.
     parts, ablated
         By block: what senders write, and what ablated edges carry; see
         :meth:`acdc.engine.values.Block.parts`.
@@ -48,6 +51,7 @@ class Start:
 
     experiment: Experiment
     i: int
+    program: Program = field(init=False)
     parts: Values = field(default_factory=list, init=False)
     ablated: Values = field(default_factory=list, init=False)
     inputs: dict[int, Tensor] = field(default_factory=dict, init=False)
@@ -64,7 +68,7 @@ class Start:
     @property
     def posts(self) -> dict[int, Norm]:
         """Post-norms by layer."""
-        layers = enumerate(self.experiment.model.layers)
+        layers = enumerate(self.program.model.layers)
         return {i: x.attention_post for i, x in layers if x.attention_post is not None}
 
     @property
@@ -89,8 +93,9 @@ class Start:
 
     def _run_plain(self) -> None:
         experiment, program = self.experiment, self.experiment.program
-        tokens = experiment.runs(experiment.batches[self.i])
-        base, other = (experiment.model.forward(x) for x in tokens)
+        batch = experiment.batches[self.i]
+        base, other = (experiment.model.forward(x) for x in experiment.runs(batch))
+        self.program = experiment.program_on(batch, base)
         values = program.values(base)
         ablated = experiment.ablated_values(program.values(other), values)
         for block, x, y in zip(program.blocks, values, ablated, strict=True):
@@ -106,7 +111,7 @@ class Start:
     def _run_patched(self) -> None:
         patched = PatchedModel(self.experiment)
         plain = patched.plain(self.i)
-        self.ablated = plain.ablated
+        self.program, self.ablated = plain.program, plain.ablated
         self.parts = [plain.embeds + plain.ablated[0]]
         for stage, inputs, raw, parts in patched.states(self.i):
             self.parts += parts

@@ -157,7 +157,8 @@ class Point(_WithLatents):
     def run(self, step: Step, news: News, now: Projections) -> Few:
         """What is written, see :meth:`Unit.run`."""
         (receiver,) = step.receivers
-        return self.stage.few(news.inputs[receiver].read, self.wanted(step))
+        new = news.inputs[receiver]
+        return self.stage.few(new.read, self.wanted(step), index_of(new.flow.positions))
 
     def n_weights(self, step: Step) -> int:
         """Those of an MLP and of an encoder."""
@@ -235,8 +236,9 @@ def _projected(
     if key not in news.placed:
         block = stage.model.layers[stage.layer]
         h = head if kind == "q" else head // block.attention.group
-        projection = block.attention.project_head(kind, h, block.ln1(new.read))
-        news.placed[key] = block.attention.place(kind, projection, index_of(new.flow.positions))
+        at = index_of(new.flow.positions)
+        projection = block.attention.project_head(kind, h, block.ln1.at(at)(new.read))
+        news.placed[key] = block.attention.place(kind, projection, at, h)
     return news.placed[key], new.flow.positions
 
 

@@ -61,6 +61,7 @@ __all__ = [
     "load_experiment",
     "load_prompts",
     "measure",
+    "norms_details",
     "reattach",
     "with_constants",
     "with_means",
@@ -167,11 +168,13 @@ def discover(
         evaluator = Evaluator(experiment)
         evaluation = evaluator.evaluate(found.circuit.in_circuit)
         latents = {} if attached is None else latent_details(attached, evaluator, found.circuit)
+        norms = norms_details(experiment, found.circuit, evaluation)
     details = {
         "n_prompts": len(experiment.task),
         "task_info": experiment.task.info,
         **found.details,
         **latents,
+        **norms,
     }
     constants = experiment.carried
     if constants is not None:
@@ -340,6 +343,16 @@ def latent_details(attached: Attached, evaluator: Evaluator, circuit: Circuit) -
     }
 
 
+def norms_details(
+    experiment: Experiment, circuit: Circuit, evaluation: Evaluation
+) -> dict[str, Any]:
+    """Return what run.json says of frozen norms: the circuit's faithfulness with live ones too."""
+    if experiment.norms == "live":
+        return {}
+    live = Evaluator(replace(experiment, norms="live")).faithfulness(circuit.in_circuit)
+    return {"faithfulness_by_norms": {"frozen": evaluation.faithfulness, "live": live}}
+
+
 def circuit_info(
     experiment: Experiment, settings: Settings, evaluation: Evaluation
 ) -> dict[str, Any]:
@@ -498,6 +511,7 @@ def load_experiment(
         settings.batch_size,
         settings.intervention,
         settings.direction,  # type: ignore[arg-type]  # checked by Settings
+        norms=settings.norms,  # type: ignore[arg-type]  # likewise
         positions=positions,
         mean_over=_mean_over(settings, model, tokenizer),
         training_steps=settings.optimal_steps,

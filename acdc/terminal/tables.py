@@ -143,6 +143,11 @@ def run_table(summary: dict[str, Any], title: str) -> Table:
         ),
         "faithfulness": _with_interval(summary),
     }
+    norms = summary.get("faithfulness_by_norms")
+    if norms is not None:
+        rows["faithfulness: norms frozen, live"] = ", ".join(
+            number(norms[which]) for which in ("frozen", "live")
+        )
     if summary.get("saes") is not None:
         rows["dictionaries"] = summary["saes"]
     if "prompts" in summary:

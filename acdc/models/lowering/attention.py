@@ -7,12 +7,13 @@ subset of ``pos``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from acdc.models.lowering.norm import Norm
 
 __all__ = ["KINDS", "Attention", "Kind", "Rotary"]
 
@@ -76,7 +77,7 @@ class Attention:
     W_O: Tensor
     b_O: Tensor | None
     scale: float
-    norm: dict[str, Callable[[Tensor], Tensor] | None]
+    norm: dict[str, Norm | None]
     rotary: Rotary | None
     soft_cap: float | None
     window: int | None
@@ -114,11 +115,28 @@ class Attention:
             else torch.addmm(b[head], x.flatten(0, -2), W).unflatten(0, x.shape[:-1])
         )
 
-    def place(self, kind: Kind, x: Tensor, positions: slice | list[int]) -> Tensor:
-        """Apply QK-norm and rotary to projected ``[..., pos, d_head]`` at ``positions``."""
+    def place(
+        self,
+        kind: Kind,
+        x: Tensor,
+        positions: slice | list[int],
+        heads: int | Literal["first"] | None = None,
+    ) -> Tensor:
+        """Apply QK-norm and rotary to projections at some positions.
+
+        Parameters
+        ----------
+        kind, positions
+            Which, and where they stand.
+        x
+            ``[..., pos, d_head]``.
+        heads
+            None: ``x`` is ``[..., head, pos, d_head]``; ``first``: ``[head, ..., pos, d_head]``; a
+            number: it is that (key-value) head's.
+        """
         norm = self.norm.get(kind)
         if norm is not None:
-            x = norm(x)
+            x = norm.at(positions).of_heads(heads)(x)
         if self.rotary is not None and kind != "v":
             x = self.rotary(x, positions)
         return x

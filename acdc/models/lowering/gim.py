@@ -22,7 +22,7 @@ that of the input.  QK-norms and post-norms are frozen too.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -81,7 +81,7 @@ def _layer(layer: LoweredLayer, rules: GimRules) -> LoweredLayer:
         values["post"] = None if mlp.post is None else _norm(mlp.post, rules)
         mlp = GimFeedForward(**values, scale=rules.gate if mlp.gated else 1.0)
     norms = {
-        kind: _norm(norm, rules) if isinstance(norm, Norm) else norm
+        kind: None if norm is None else _norm(norm, rules)
         for kind, norm in layer.attention.norm.items()
     }
     values = {f.name: getattr(layer.attention, f.name) for f in fields(Attention)}
@@ -104,10 +104,16 @@ class GimAttention(Attention):
 
     rules: GimRules = GimRules()
 
-    def place(self, kind: Kind, x: Tensor, positions: slice | list[int]) -> Tensor:
+    def place(
+        self,
+        kind: Kind,
+        x: Tensor,
+        positions: slice | list[int],
+        heads: int | Literal["first"] | None = None,
+    ) -> Tensor:
         """As :meth:`Attention.place`, with divided gradients."""
         scale = self.rules.value if kind == "v" else self.rules.query_key
-        return super().place(kind, _ScaledGradient.apply(x, scale), positions)
+        return super().place(kind, _ScaledGradient.apply(x, scale), positions, heads)
 
     def softmax(self, scores: Tensor) -> Tensor:
         """As :meth:`Attention.softmax`, with the Jacobian of another temperature."""

@@ -7,7 +7,7 @@ Axes: ``batch`` prompts, ``pos`` token positions, ``d_model`` residual stream, `
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,18 @@ class FeedForward:
         out = self.module(self.norm(x))
         return out if self.post is None else self.post(out)
 
+    def hold(self, x: Tensor) -> FeedForward:
+        """Return the MLP with the scales that its norms have at ``x [..., pos, d_model]``."""
+        post = None if self.post is None else self.post.hold(self.module(self.norm(x)))
+        return replace(self, norm=self.norm.hold(x), post=post)
+
+    def at(self, positions: slice | list[int]) -> FeedForward:
+        """Return the MLP for some of the positions."""
+        if self.norm.held is None and (self.post is None or self.post.held is None):
+            return self
+        post = None if self.post is None else self.post.at(positions)
+        return replace(self, norm=self.norm.at(positions), post=post)
+
     def neurons(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What the neurons do, and what they write together, before a post-norm.
 
@@ -89,15 +101,30 @@ class LoweredLayer:
         Norm on the sum of the heads (Gemma-2), applied where the stream is read; None in
         models without.
     mlp
-        ``[..., pos, d_model]`` (raw stream) -> MLP output with its own norms inside; None in
-        attention-only models.
+        With its own norms inside; None in attention-only models.
     """
 
     ln1: Norm
     attention: Attention
     attention_post: Norm | None
     ln2: Norm | None
-    mlp: Callable[[Tensor], Tensor] | None
+    mlp: FeedForward | None
+
+    def hold(self, trace: Trace, i: int) -> LoweredLayer:
+        """Return the layer with the scales that its norms have in a run; ``i``: which it is."""
+        attention = self.attention
+        norms = {
+            kind: None if norm is None else norm.hold(trace.at((kind, i)))
+            for kind, norm in attention.norm.items()
+        }
+        post, mlp = self.attention_post, self.mlp
+        return LoweredLayer(
+            self.ln1.hold(trace.attention_in[i]),
+            replace(attention, norm=norms),
+            None if post is None else post.hold(trace.attention_out[i]),
+            None if self.ln2 is None else self.ln2.hold(trace.mlp_in[i]),
+            None if mlp is None else mlp.hold(trace.mlp_in[i]),
+        )
 
 
 @dataclass(eq=False)
@@ -220,6 +247,20 @@ class LoweredModel:
     def has_post_norm(self) -> bool:
         """Whether the stream reads attention through a norm of the heads' sum."""
         return any(layer.attention_post is not None for layer in self.layers)
+
+    def hold(self, trace: Trace, scored: Tensor) -> LoweredModel:
+        """Return the model with the scales that its norms have in a run.
+
+        Parameters
+        ----------
+        trace
+            A plain run of the prompts that the returned model may then be run on, alone.
+        scored
+            ``[n]``: positions that it may unembed, row by row.
+        """
+        layers = tuple(layer.hold(trace, i) for i, layer in enumerate(self.layers))
+        rows = trace.at(("final", 0))[:, scored].flatten(0, 1)
+        return replace(self, layers=layers, ln_final=self.ln_final.hold(rows))
 
     def embed(self, tokens: Tensor) -> list[Tensor]:
         """Return the embedding senders' outputs, one or (``split_embed``) two."""

@@ -3,12 +3,16 @@
 LayerNorm ``y = (x - mean) / std * w + b`` and RMSNorm ``y = x / rms * w`` act on each token
 alone; their Jacobians are symmetric up to ``w``, so one closed form gives both the
 vector-Jacobian and the Jacobian-vector product.
+
+A norm that *holds* divides by the standard deviation (root mean square) that another run has at
+the same place, so that it is linear in what it reads, but for its bias.  The mean that a LayerNorm
+takes away is linear already and stays that of what is read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -34,6 +38,11 @@ class Norm:
     frozen
         Whether gradients take the standard deviation (root mean square) for a constant; the
         value is the module's either way.
+    held
+        What stands for ``1 / std`` of what is read, ``[batch, pos, 1]`` (of QK-norms ``[batch,
+        head, pos, 1]``); None: nothing.
+    bias
+        ``[d_model]``: the module's, where a scale is held.
     """
 
     module: Callable[[Tensor], Tensor]
@@ -41,10 +50,37 @@ class Norm:
     weight: Tensor | None
     eps: float
     frozen: bool = False
+    held: Tensor | None = None
+    bias: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Apply the model's module."""
+        """Apply the model's module, or the held scale."""
+        if self.held is not None:
+            return self._linear(x)
         return _Frozen.apply(x, self) if self.frozen else self.module(x)
+
+    def hold(self, x: Tensor) -> Norm:
+        """Return the norm with the scale that it has at ``x [..., d_model]``."""
+        if self.kind == "none":
+            return self
+        bias = self.module(torch.zeros_like(x.flatten(0, -2)[0]))
+        return replace(self, held=self.inverse(x), bias=bias)
+
+    def at(self, positions: slice | list[int] | Tensor) -> Norm:
+        """Return the norm for some of the positions."""
+        return self if self.held is None else replace(self, held=self.held[..., positions, :])
+
+    def on(self, tokens: slice | Tensor) -> Norm:
+        """Return the norm for some tokens of the flattened batch and positions."""
+        return self if self.held is None else replace(self, held=self.held.flatten(0, 1)[tokens])
+
+    def of_heads(self, which: int | Literal["first"] | None) -> Norm:
+        """Return a QK-norm for what :meth:`Attention.place` has at hand."""
+        if self.held is None or which is None:
+            return self
+        if which == "first":
+            return replace(self, held=self.held.transpose(0, 1)[:, None])
+        return replace(self, held=self.held[:, which])
 
     def normalized(self, x: Tensor) -> Tensor:
         """``x`` normalised, before scale and bias: TransformerLens' ``hook_normalized``.
@@ -53,10 +89,12 @@ class Norm:
         """
         if self.kind == "none":
             return x
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
-        if self.kind == "LN":
-            x = x - x.mean(-1, keepdim=True)
-        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
+        x = self._centred(x)
+        return x * self._inverse(x)
+
+    def inverse(self, x: Tensor) -> Tensor:
+        """``1 / std [..., 1]`` (root mean square) of ``x``, or what is held; at least float32."""
+        return self._inverse(self._centred(x))
 
     def vjp(self, x: Tensor, g: Tensor) -> Tensor:
         """``J(x)^T g``: gradient at the output -> gradient at the input, ``[..., d_model]``.
@@ -77,19 +115,35 @@ class Norm:
         return t if self.weight is None else t * self.weight
 
     def _symmetric(self, x: Tensor, g: Tensor) -> Tensor:
-        xf = x.to(torch.promote_types(x.dtype, torch.float32))
-        if self.kind == "LN":
-            xf = xf - xf.mean(-1, keepdim=True)
-        inverse = torch.rsqrt(xf.pow(2).mean(-1, keepdim=True) + self.eps)
-        unit = (xf * inverse).to(g.dtype)
-        if self.frozen:
+        xf = self._centred(x)
+        inverse = self._inverse(xf)
+        if self.frozen or self.held is not None:
             out = g.clone()
         else:
+            unit = (xf * inverse).to(g.dtype)
             along = torch.linalg.vecdot(g, unit).unsqueeze(-1) / g.shape[-1]
             out = torch.addcmul(g, unit, along, value=-1)
         if self.kind == "LN":
             out -= g.mean(-1, keepdim=True)
         return out.mul_(inverse.to(g.dtype))
+
+    def _centred(self, x: Tensor) -> Tensor:
+        """``x``, without its mean in a LayerNorm; at least float32."""
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        return x - x.mean(-1, keepdim=True) if self.kind == "LN" else x
+
+    def _inverse(self, x: Tensor) -> Tensor:
+        """``1 / std [..., 1]`` of centred ``x``, or what is held."""
+        if self.held is not None:
+            return self.held
+        return torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)
+
+    def _linear(self, x: Tensor) -> Tensor:
+        """The norm with the held scale."""
+        assert self.bias is not None
+        out = self.normalized(x)
+        out = out if self.weight is None else out * self.weight
+        return (out + self.bias).to(x.dtype)
 
 
 class _Frozen(torch.autograd.Function):
