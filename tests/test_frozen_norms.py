@@ -22,6 +22,7 @@ import acdc
 from acdc.cli import app
 from acdc.dictionaries.attach import attach_neurons
 from acdc.engine.experiment import Experiment
+from acdc.engine.incremental import IncrementalRun
 from acdc.engine.metrics import get_metric
 from acdc.engine.patched import PatchedModel
 from acdc.measure.evaluation import Evaluator
@@ -217,7 +218,7 @@ def test_neurons_with_frozen_norms_add_up_to_their_mlp(family: str) -> None:
     neurons = attach_neurons(ours, max_neurons=6).experiment
     full = np.ones(neurons.graph.n_edges, dtype=bool)
     assert PatchedModel(neurons).metric(full) == pytest.approx(slow.without(()), **NEAR)
-    run = neurons.incremental(1 << 28)
+    run = IncrementalRun(neurons, 1 << 28)
     graph = neurons.graph
     for receiver in reversed(range(len(graph.receivers))):
         edges = np.flatnonzero(graph.edge_receiver == receiver)
