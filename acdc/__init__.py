@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from acdc.dictionaries.sources import load_dictionaries
     from acdc.engine.experiment import Experiment
     from acdc.evidence.assessment import evaluate
+    from acdc.evidence.comparison import compare
     from acdc.evidence.directions import discover_both
     from acdc.evidence.frontier import sweep
     from acdc.evidence.references import load_reference
@@ -34,6 +35,7 @@ _HOMES = {
     "Experiment": "acdc.engine.experiment",
     "Run": "acdc.runs.folder",
     "Settings": "acdc.settings",
+    "compare": "acdc.evidence.comparison",
     "discover": "acdc.runs.discover",
     "discover_both": "acdc.evidence.directions",
     "evaluate": "acdc.evidence.assessment",
@@ -53,6 +55,7 @@ __all__ = [
     "Experiment",
     "Run",
     "Settings",
+    "compare",
     "discover",
     "discover_both",
     "evaluate",

@@ -23,7 +23,13 @@ if TYPE_CHECKING:
     )
     from graphs.files.whole import write_whole
     from graphs.graph import Graph, GraphShape, component_graph
-    from graphs.known.bases import BasesComparison, InComponents, basis_name, compare_bases
+    from graphs.known.bases import (
+        BasesComparison,
+        InComponents,
+        Shared,
+        basis_name,
+        compare_bases,
+    )
     from graphs.known.compare import (
         Comparison,
         Overlap,
@@ -61,6 +67,7 @@ _HOMES = {
     "ReferenceComparison": "graphs.known.compare",
     "ReferenceFileError": "graphs.errors",
     "RoleCount": "graphs.known.compare",
+    "Shared": "graphs.known.bases",
     "alive_nodes": "graphs.select",
     "basis_name": "graphs.known.bases",
     "coarse_edges": "graphs.coarse",
@@ -110,6 +117,7 @@ __all__ = [
     "ReferenceComparison",
     "ReferenceFileError",
     "RoleCount",
+    "Shared",
     "alive_nodes",
     "basis_name",
     "coarse_edges",

@@ -22,6 +22,7 @@ from acdc.evidence.latents import look
 from acdc.pages import gather
 from acdc.runs.discover import discover
 from acdc.runs.folder import read_run
+from acdc.runs.opened import open_run
 from graphs.files.beside import settle
 from graphs.text import MOST_SHOWN
 
@@ -131,7 +132,7 @@ def test_the_user_can(
 
 PYTHON: dict[str, Callable[..., Any]] = {
     "gather": lambda run, **trust: gather(run, tests=False, **trust),
-    "sizes_at": lambda run, **trust: sizes_at([run, run], 0.9, **trust),
+    "sizes_at": lambda run, **trust: sizes_at([open_run(run)] * 2, 0.9, **trust),
     "evaluate": lambda run, **trust: evaluate(run, tests=False, **trust),
 }  # fmt: skip
 

@@ -35,6 +35,7 @@ from acdc.evidence.latents.gallery import End, _link
 from acdc.models import load_model
 from acdc.pages.latents import to_html
 from acdc.runs.discover import measure
+from acdc.runs.opened import open_run
 from acdc.tasks.texts import Texts, label
 from acdc.terminal.latents import gallery_parts
 from graphs import Circuit, GraphShape, basis_name, compare_bases, component_graph, select_top
@@ -502,28 +503,32 @@ def test_latents_stand_for_their_component() -> None:
         "input->m0.f3", "input->m0.err", "m0.f3->a1.h0<q>", "m0.err->a1.h0<k>", "a1.h0->logits",
     )  # fmt: skip
     found = compare_bases(PLAIN, fine)
-    assert found.a.basis == "components"
-    assert found.b.basis == basis_name(fine.graph.shape) == "transcoders at m0"
-    assert found.b.edges["input->m0"] == ("input->m0.f3", "input->m0.err")
+    assert found.circuits[0].basis == "components"
+    assert found.circuits[1].basis == basis_name(fine.graph.shape) == "transcoders at m0"
+    assert found.circuits[1].edges["input->m0"] == ("input->m0.f3", "input->m0.err")
     assert found.edges.common == ("input->m0", "m0->a1.h0<q>", "a1.h0->logits")
-    assert set(found.edges.only_a) == {"a1.h1->m1", "input->a1.h1<v>", "m1->logits"}
-    assert found.edges.only_b == ("m0->a1.h0<k>",)
-    assert found.b.by_errors == ("m0->a1.h0<k>",)
-    assert found.b.other == ("m0.err->a1.h0<k>",)
-    assert len(found.b.shared) == 4
-    assert len(found.a.shared) == len(found.a.other) == 3
+    assert set(found.edges.only(0)) == {"a1.h1->m1", "input->a1.h1<v>", "m1->logits"}
+    assert found.edges.only(1) == ("m0->a1.h0<k>",)
+    assert found.circuits[1].by_errors == ("m0->a1.h0<k>",)
+    assert found.circuits[1].other == ("m0.err->a1.h0<k>",)
+    assert len(found.circuits[1].shared) == 4
+    assert len(found.circuits[0].shared) == len(found.circuits[0].other) == 3
     assert found.components.common == ("a1.h0", "input", "m0")
-    assert found.components.only_a == ("a1.h1", "m1")
-    assert (found.b.n_nodes, found.b.n_latents, found.b.n_edges) == (4, 1, 5)
+    assert found.components.only(0) == ("a1.h1", "m1")
+    assert (found.circuits[1].n_nodes, found.circuits[1].n_latents, found.circuits[1].n_edges) == (
+        4,
+        1,
+        5,
+    )
 
 
 def test_heads_are_not_told_apart_where_latents_stand_for_all_of_them() -> None:
     fine = circuit((Site("attn_out", 1, (0, 7)),), "input->a1.h0<v>", "a1.f7->logits")
     found = compare_bases(PLAIN, fine)
     assert found.edges.common == ("a1->logits",)
-    assert "a1->m1" in found.edges.only_a
-    assert found.edges.only_b == ("input->a1.h0<v>",)
-    assert found.a.edges["a1->logits"] == ("a1.h0->logits",)
+    assert "a1->m1" in found.edges.only(0)
+    assert found.edges.only(1) == ("input->a1.h0<v>",)
+    assert found.circuits[0].edges["a1->logits"] == ("a1.h0->logits",)
     assert found.components.common == ("a1", "input")
 
 
@@ -534,7 +539,7 @@ def test_edges_through_cuts_are_chains() -> None:
         "input->m0", "m0->r1", "r1.f4->a1.h0<q>", "a1.h0->r1mid", "r1.err->r1mid",
         "r1mid.f2->logits",
     )  # fmt: skip
-    found = compare_bases(PLAIN, fine).b
+    found = compare_bases(PLAIN, fine).circuits[1]
     assert set(found.edges) == {"input->m0", "m0->a1.h0<q>", "a1.h0->logits", "m0->logits"}
     assert found.edges["m0->a1.h0<q>"] == ("m0->r1", "r1.f4->a1.h0<q>")
     assert found.edges["m0->logits"] == ("m0->r1", "r1.err->r1mid", "r1mid.f2->logits")
@@ -548,7 +553,7 @@ def test_two_dictionaries_and_coarser_receivers() -> None:
     assert found.edges.common == ("input->m0",)
     graph = component_graph(GraphShape(2, 2, split_qkv=False))
     coarse = Circuit.from_edges(graph, ["input->m0", "m0->a1.h0", "a1.h0->logits"])
-    assert compare_bases(one, coarse).edges.f1 == 1
+    assert compare_bases(one, coarse).edges.jaccard(0, 1) == 1
 
 
 def test_circuits_of_different_models_are_refused() -> None:
@@ -558,6 +563,53 @@ def test_circuits_of_different_models_are_refused() -> None:
         compare_bases(PLAIN, other)
     with pytest.raises(GraphError, match="one is of 'x', the other of 'y'"):
         compare_bases(replace(PLAIN, info={"model": "x"}), circuit(site, model="y"))
+
+
+def test_several_bases_side_by_side() -> None:
+    mlp = circuit((Site("mlp_out", 0, (1,)),), "input->m0", "m0.f1->a1.h0<q>", "a1.h0->logits")
+    heads = circuit((Site("attn_out", 1, (7,)),), "input->a1.h0<v>", "a1.f7->logits")
+    found = compare_bases(PLAIN, mlp, heads)
+    assert [one.basis for one in found.circuits] == ["components", "SAEs at m0", "SAEs at a1"]
+    assert found.edges.members["input->m0"] == (0, 1)
+    assert found.edges.members["a1->logits"] == (0, 1, 2)  # heads are joined in all of them
+    assert found.edges.common == ("a1->logits",)
+    assert found.edges.only(2) == ("input->a1.h0<v>",)
+    assert found.circuits[0].edges["a1->logits"] == ("a1.h0->logits",)
+    assert found.components.jaccard(1, 2) == 2 / 3  # input and a1 of input, m0 and a1
+    assert found.circuits[1].shared == ("a1.h0->logits",)
+    two = compare_bases(mlp, heads)
+    assert two.edges.common == ("a1->logits",)
+
+
+def test_runs_side_by_side(
+    files: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Components, latents and neurons: sizes at equal faithfulness, components, cost."""
+    monkeypatch.setenv("COLUMNS", "250")
+    plain = acdc.load_run(files / "plain")
+    asked = vars(plain.settings.replace(n_edges=60, neurons=True, max_latents=8))
+    acdc.discover(**asked).save(files / "neurons")
+    runs = [files / name for name in ("plain", "run", "neurons")]
+    found = acdc.compare(*runs, faithfulness=0.8)
+    assert [size.basis for size in found.sizes][::2] == ["components", "neurons at m0 m1"]
+    for run, size in zip(runs, found.sizes, strict=True):
+        one = acdc.load_run(run)
+        (pair,) = {s for s in acdc.compare(run, files / "run", faithfulness=0.8).sizes or ()
+                   if s.basis == size.basis} or {size}  # fmt: skip
+        assert size == pair
+        assert size.n_edges_total == one.circuit.graph.n_edges
+        assert size.faithfulness >= 0.8
+    for run, cost in zip(runs, found.costs, strict=True):
+        summary = json.loads((run / "run.json").read_text())
+        assert cost.seconds == summary["timings"]["discover"] > 0
+        assert cost.forwards == summary["forwards"] >= summary["n_prompts"]
+    assert json.loads(found.save(files / "all").read_text())["labels"] == [str(r) for r in runs]
+    assert len(repr(found)) <= 160
+    text = printed(capsys, "compare", *runs, "--faithfulness", 0.8)
+    assert "forward passes of a prompt" in text
+    assert "neurons at m0 m1" in text
+    again = json.loads(printed(capsys, "compare", *runs, "--faithfulness", 0.8, "--json"))
+    assert again["sizes"] == json.loads(json.dumps(found.summary()))["sizes"]
 
 
 def test_compare_shows_sizes_and_refinements(
@@ -572,22 +624,22 @@ def test_compare_shows_sizes_and_refinements(
     small, fine = found["sizes"]
     assert small["n_edges"] < small["n_edges_total"] < fine["n_edges_total"]
     assert min(small["faithfulness"], fine["faithfulness"]) >= 0.8
-    own = found["comparison"]["b"]
+    own = found["comparison"]["circuits"][1]
     kept = acdc.load_circuit(files / "run")
     assert {*own["shared"], *own["other"]} <= set(kept.edges())
     assert set(own["edges"]) == {
-        *found["comparison"]["edges"]["common"], *found["comparison"]["edges"]["only_b"]
+        name for name, at in found["comparison"]["edges"]["members"].items() if 1 in at
     }  # fmt: skip
     # circuit files are compared too, without sizes
     circuits = [files / name / "circuit.json" for name in ("plain", "run")]
-    assert "give the folders of two runs" in printed(capsys, "compare", *circuits)
+    assert "give the folders of runs" in printed(capsys, "compare", *circuits)
 
 
 def test_sizes_are_measured_under_the_first_run_s_conditions(files: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(files / "plain", tmp_path / "other"))
     summary = json.loads((other / "run.json").read_text())
     (other / "run.json").write_text(json.dumps(summary | {"metric": "kl", "n_prompts": 2}))
-    first, second = sizes_at([files / "plain", other], 0.8)
+    first, second = sizes_at([open_run(files / "plain"), open_run(other)], 0.8)
     assert first == second
     plain = acdc.load_run(files / "plain")
     circuit = plain.circuit

@@ -1,28 +1,26 @@
-"""``acdc compare``: two circuits, over one basis or two, or one and a reference."""
+"""``acdc compare``: circuits, over one basis or several, or one and a reference."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from acdc.cli import options as opt
 from acdc.cli.inputs import check_file
-from acdc.runs.circuits import load_circuit
 
 if TYPE_CHECKING:
-    from graphs import Ablation, Circuit
+    from acdc.evidence.comparison import Compared
 
 __all__ = ["compare"]
 
 
 def compare(
-    first: opt.CircuitPath,
-    second: Annotated[
-        Path | None, typer.Argument(help="What it is compared with (or give --reference).")
-    ] = None,
+    circuits: Annotated[
+        list[Path],
+        typer.Argument(help="Folders of runs, or circuit files: two or more, or --reference."),
+    ],
     reference: Annotated[
         str | None,
         typer.Option("--reference", help="Reference circuit: name (acdc list references) or file."),
@@ -51,19 +49,27 @@ def compare(
 ) -> None:
     """Compare two circuits, or one with a reference: overlap, differing edges, one diagram.
 
-    Circuits over different bases (heads and MLPs, latents of other dictionaries) are compared by
-    the components that their nodes stand for and, for runs, by size at equal faithfulness.
+    Circuits over different bases (heads and MLPs, SAEs, transcoders, neurons), and any three or
+    more, are compared by the components that their nodes stand for, by what finding them took
+    and, for runs, by size at equal faithfulness.
 
     Example: acdc compare runs/acdc runs/eap-ig --out both.svg
+
+    Example: acdc compare runs/heads runs/saes runs/transcoders runs/neurons
 
     Example: acdc compare runs/ioi --reference ioi --out both.svg
     """
     from acdc.errors import OptionError
+    from acdc.evidence.references import check_roles, load_reference
+    from acdc.runs.circuits import circuit_file
     from acdc.terminal.tables import say
 
-    if (second is None) == (reference is None):
-        got = "Missing argument 'second'" if second is None else "both 'second' and --reference"
-        raise OptionError(f"{got}: give a second circuit, or --reference with a name or file")
+    if reference is None and len(circuits) < 2:
+        raise OptionError(
+            "Missing argument 'second': give a second circuit, or --reference with a name or file"
+        )
+    if reference is not None and len(circuits) > 1:
+        raise OptionError("both 'second' and --reference: give one of them")
     if role and reference is None:
         raise OptionError(f"role {role[0]!r} without a reference: give --reference")
     if out is not None and out.suffix not in (".svg", ".png", ".pdf", ".dot"):
@@ -72,123 +78,60 @@ def compare(
         )
     if out is not None:
         check_file(out, overwrite)
-    if second is not None:
-        sizes = {"level": faithfulness, "trust_remote_code": trust_remote_code}
-        draw = _compare_circuits(first, second, list_edges, sizes, as_json, out)
+    if reference is not None:
+        check_roles(load_reference(reference), role or [])
+    from acdc.evidence.comparison import compare as compare_all
+    from acdc.terminal.tables import TerminalReporter
+
+    for path in circuits:
+        circuit_file(path)
+    reporter = TerminalReporter()
+    with reporter.phase("compare", None):
+        found = compare_all(
+            *circuits, reference=reference, faithfulness=faithfulness,
+            trust_remote_code=trust_remote_code,
+        )  # fmt: skip
+        dot = None if out is None else found.dot()
+    if found.warning:
+        say(f"acdc: warning: {found.warning}", stderr=True)
+    if as_json:
+        _print_json(found)
     else:
-        assert reference is not None
-        draw = _compare_reference(first, reference, role or [], list_edges, as_json)
-    if out is not None:
-        _write_picture(draw(), out)
+        _show(found, role or [], list_edges)
+    if out is not None and dot is not None:
+        _write_picture(dot, out)
         say(f"written to {out}", stderr=as_json)
 
 
-def _compare_circuits(
-    first: Path,
-    second: Path,
-    list_edges: bool,
-    sizes: dict[str, Any],
-    as_json: bool,
-    out: Path | None,
-) -> Callable[[], str]:
-    """Show how two circuits compare; return what draws both.
+def _show(found: Compared, roles: list[str], list_edges: bool) -> None:
+    """Show how circuits compare, as tables."""
+    from acdc.terminal.tables import (
+        bases_tables,
+        comparison_table,
+        reference_table,
+        roles_table,
+        show,
+    )
+    from graphs import Comparison, ReferenceComparison
 
-    ``sizes`` says how runs over different bases are measured.
-    """
-    from acdc.terminal.tables import comparison_table, show
-    from graphs.known.compare import compare as overlap
-    from graphs.known.compare import to_dot_comparison
-
-    a, b = load_circuit(first), load_circuit(second)
-    labels = (str(first), str(second))
-    if a.graph.shape.sites != b.graph.shape.sites:
-        return _compare_bases((a, b), (first, second), list_edges, sizes, as_json, out)
-    found = overlap(a, b)
-    if as_json:
-        _print_json(found)
-        return lambda: to_dot_comparison(a, b, labels)
-    show(comparison_table(found, labels))
-    if list_edges:
-        for label, names in zip(labels, (found.edges.only_a, found.edges.only_b), strict=True):
-            show(f"only in {label}: " + (", ".join(names) or "nothing"))
-    return lambda: to_dot_comparison(a, b, labels)
-
-
-def _compare_bases(
-    circuits: tuple[Circuit, Circuit],
-    paths: tuple[Path, Path],
-    list_edges: bool,
-    how: dict[str, Any],
-    as_json: bool,
-    out: Path | None,
-) -> Callable[[], str]:
-    """Show how circuits over different bases compare; there is no one diagram of both."""
-    from acdc.errors import OptionError
-    from acdc.evidence.bases import sizes_at
-    from acdc.terminal.tables import TerminalReporter, bases_tables, show
-    from graphs.known.bases import compare_bases
-
-    if out is not None:
-        raise OptionError(
-            f"picture {str(out)!r}: circuits over different bases have no common diagram; draw "
-            "each with acdc export"
-        )
-    found = compare_bases(*circuits)
-    sizes = None
-    if all(path.is_dir() for path in paths):
-        with TerminalReporter().phase("size at equal faithfulness", None):
-            sizes = sizes_at(paths, **how)
-    if as_json:
-        _print_json({"comparison": found, "sizes": sizes})
+    own = found.found
+    if isinstance(own, ReferenceComparison):
+        assert found.reference is not None
+        show(reference_table(own, found.reference, found.labels[0]))
+        if found.reference.roles:
+            show(roles_table(own, roles))
+        if list_edges:
+            overlap, what = (own.nodes, "nodes") if own.edges is None else (own.edges, "edges")
+            show(f"missed {what}: " + (", ".join(overlap.only_b) or "none"))
+            show(f"extra {what}: " + (", ".join(overlap.only_a) or "none"))
+    elif isinstance(own, Comparison):
+        labels = (found.labels[0], found.labels[1])
+        show(comparison_table(own, labels))
+        if list_edges:
+            for label, names in zip(labels, (own.edges.only_a, own.edges.only_b), strict=True):
+                show(f"only in {label}: " + (", ".join(names) or "nothing"))
     else:
-        show(*bases_tables(found, sizes, (str(paths[0]), str(paths[1])), list_edges=list_edges))
-    return lambda: ""
-
-
-def _compare_reference(
-    path: Path, name: str, roles: list[str], list_edges: bool, as_json: bool
-) -> Callable[[], str]:
-    """Show how a circuit compares with a reference; return what draws both."""
-    from acdc.evidence.references import ablation_warning, check_roles, load_reference
-    from acdc.terminal.tables import reference_table, roles_table, say, show
-    from graphs.known.compare import compare_reference, to_dot_reference
-
-    reference = load_reference(name)
-    check_roles(reference, roles)
-    circuit, ablation = _circuit_and_ablation(path)
-    found = compare_reference(circuit, reference)
-    if warning := ablation_warning(reference, ablation):
-        say(f"acdc: warning: {warning}", stderr=True)
-    if as_json:
-        _print_json(found)
-        return lambda: to_dot_reference(circuit, reference, str(path))
-    show(reference_table(found, reference, str(path)))
-    if reference.roles:
-        show(roles_table(found, roles))
-    if list_edges:
-        overlap, what = (found.nodes, "nodes") if found.edges is None else (found.edges, "edges")
-        show(f"missed {what}: " + (", ".join(overlap.only_b) or "none"))
-        show(f"extra {what}: " + (", ".join(overlap.only_a) or "none"))
-    return lambda: to_dot_reference(circuit, reference, str(path))
-
-
-def _circuit_and_ablation(path: Path) -> tuple[Circuit, Ablation]:
-    """A circuit, and under which ablation it was found as far as its files say."""
-    from acdc.errors import CircuitFileError, GraphError
-    from acdc.evidence.references import check_ablation
-    from acdc.runs.folder import read_run
-    from graphs.known.reference import Ablation
-
-    if path.is_dir():
-        settings, circuit, _ = read_run(path)
-        return circuit, Ablation(settings.intervention, settings.direction)
-    circuit = load_circuit(path)
-    try:
-        ablation = Ablation(circuit.info.get("intervention"), circuit.info.get("direction"))
-        check_ablation(ablation)
-    except GraphError as error:
-        raise CircuitFileError(f"{path}: {error}") from error
-    return circuit, ablation
+        show(*bases_tables(own, found.sizes, found.costs, found.labels, list_edges=list_edges))
 
 
 def _write_picture(dot: str, out: Path) -> None:
@@ -201,13 +144,9 @@ def _write_picture(dot: str, out: Path) -> None:
         render(dot, out)
 
 
-def _print_json(value: Any) -> None:
+def _print_json(found: Compared) -> None:
     import json
-    from dataclasses import asdict, is_dataclass
 
-    def plain(one: Any) -> Any:
-        if is_dataclass(one) and not isinstance(one, type):
-            return asdict(one)
-        raise TypeError(f"{type(one).__name__} is no plain value")
-
-    typer.echo(json.dumps(value, default=plain, indent=1))
+    plain = found.summary()
+    alone = not plain["sizes"] and "circuits" not in plain["comparison"]
+    typer.echo(json.dumps(plain["comparison"] if alone else plain, indent=1))

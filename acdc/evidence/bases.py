@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +15,12 @@ from acdc.measure.curves import ranked_scores, smallest_faithful
 from acdc.measure.evaluation import Evaluator
 from acdc.methods import Score, meaning
 from acdc.runs.discover import fit
-from acdc.runs.folder import read_run
+from acdc.runs.given import same_task
+from acdc.runs.opened import Opened
 from acdc.settings import RANKINGS, Settings
 from graphs import Circuit, basis_name
 
-__all__ = ["SizeAt", "sizes_at"]
+__all__ = ["SizeAt", "check_level", "sizes_at"]
 
 _SAME = (
     "metric", "n_prompts", "holdout", "seed", "corruption", "prepend_bos", "intervention",
@@ -57,8 +58,14 @@ class SizeAt:
     n_nodes_total: int
 
 
+def check_level(level: float) -> None:
+    """Raise OptionError if a faithfulness cannot be asked for."""
+    if not 0 < level <= 1:
+        raise OptionError(f"faithfulness {level:g}: expected a number above 0, at most 1")
+
+
 def sizes_at(
-    folders: Sequence[str | Path], level: float, *, trust_remote_code: bool = False
+    runs: Sequence[Opened], level: float, *, trust_remote_code: bool = False, **again: Any
 ) -> list[SizeAt]:
     """Measure how large the circuits of runs have to be to reach a faithfulness.
 
@@ -68,31 +75,36 @@ def sizes_at(
 
     Parameters
     ----------
-    folders
-        Of runs of one task.
+    runs
+        Of one task.
     level
         Faithfulness, above 0 and at most 1.
     trust_remote_code
         Let the models' folders run their own code, whatever ``run.json`` says.
+    **again
+        Objects that runs were given, see :mod:`acdc.runs.given`.
 
     Raises
     ------
     OptionError
         If the tasks differ, faithfulness is undefined, or the level makes no sense.
     """
-    if not 0 < level <= 1:
-        raise OptionError(f"faithfulness {level:g}: expected a number above 0, at most 1")
-    runs = [read_run(folder) for folder in folders]
-    first = runs[0][0]
-    same = {name: getattr(first, name) for name in _SAME}
-    same["trust_remote_code"] = trust_remote_code
-    for (settings, _, _), folder in zip(runs, folders, strict=True):
-        if settings.task != first.task:
+    check_level(level)
+    tasks = [run.discovery for run in runs if run.discovery is not None]
+    for run, own in zip(runs, tasks, strict=True):
+        if not same_task(own, tasks[0]):
             raise OptionError(
-                f"{folders[0]} is a circuit of {first.task!r}, {folder} of {settings.task!r}: "
+                f"{runs[0].name} is a circuit of {tasks[0].task!r}, {run.name} of {own.task!r}: "
                 "sizes at equal faithfulness need one task"
             )
-    return [_size(circuit, replace(settings, **same), level) for settings, circuit, _ in runs]
+    settings = [run.settings(trust_remote_code=trust_remote_code, **again) for run in runs]
+    first = settings[0]
+    same = {name: getattr(first, name) for name in _SAME}
+    given = {name: first.given[name] for name in ("task", "metric") if name in first.given}
+    return [
+        _size(run.circuit, replace(own, **same, given=own.given | given), level)
+        for run, own in zip(runs, settings, strict=True)
+    ]
 
 
 def _size(circuit: Circuit, settings: Settings, level: float) -> SizeAt:

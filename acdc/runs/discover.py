@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from acdc.ablations import ABLATIONS
 from acdc.dictionaries.attach import Attached, attach, attach_neurons
@@ -47,6 +48,7 @@ from graphs import Circuit
 from graphs.sites import Site
 
 __all__ = [
+    "Passes",
     "Reporter",
     "Silent",
     "attach_dictionaries",
@@ -55,6 +57,7 @@ __all__ = [
     "check_discovery",
     "check_settings",
     "circuit_info",
+    "counted_passes",
     "discover",
     "fit",
     "latent_details",
@@ -162,7 +165,11 @@ def discover(
         with timer.phase("constants"):
             experiment = with_constants(experiment, memory, reporter, work.checkpoint)
     total = method.passes(experiment, method.configured(settings))
-    with timer.phase("discover"), reporter.phase(f"discover ({method.name})", total):
+    with (
+        timer.phase("discover"),
+        reporter.phase(f"discover ({method.name})", total),
+        counted_passes(experiment) as passes,
+    ):
         found = method.search(experiment, settings, work)
     with timer.phase("evaluate"), reporter.phase("evaluate", None):
         evaluator = Evaluator(experiment)
@@ -172,6 +179,7 @@ def discover(
     details = {
         "n_prompts": len(experiment.task),
         "task_info": experiment.task.info,
+        "forwards": passes.n,
         **found.details,
         **latents,
         **norms,
@@ -181,6 +189,37 @@ def discover(
         details["constants"] = constants.report
     circuit = replace(found.circuit, info=circuit_info(experiment, settings, evaluation))
     return Run(settings, circuit, evaluation, timer.seconds, details, constants)
+
+
+@dataclass
+class Passes:
+    """Forward passes of one prompt whose logits were looked at; None if they are not counted."""
+
+    n: int | None = None
+
+
+@contextmanager
+def counted_passes(experiment: Experiment) -> Iterator[Passes]:
+    """Count forward passes while a block runs, by the rows that the final norm reads.
+
+    A pass of a part of the model, as of the incremental engine, counts as one; one with several
+    scored positions counts once for each.
+    """
+    passes, norm = Passes(), experiment.model.ln_final.module
+    if not isinstance(norm, torch.nn.Module):
+        yield passes
+        return
+    passes.n = 0
+
+    def count(_: torch.nn.Module, read: tuple[Tensor, ...]) -> None:
+        assert passes.n is not None
+        passes.n += read[0].shape[:-1].numel()
+
+    handle = norm.register_forward_pre_hook(count)
+    try:
+        yield passes
+    finally:
+        handle.remove()
 
 
 def with_means(experiment: Experiment) -> Experiment:

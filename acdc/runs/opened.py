@@ -40,6 +40,8 @@ class Opened:
         Content of the run's ``run.json``; empty where it came alone.
     source
         The run or its folder; None where it came alone.
+    path
+        What was given, if that was a path.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Opened:
     discovery: Settings | None = None
     summary: dict[str, Any] = field(default_factory=dict)
     source: Run | Path | None = None
+    path: Path | None = None
 
     def settings(self, *, trust_remote_code: bool = False, **asked: Any) -> Settings:
         """Return the run's settings with those asked for on top, checked.
@@ -114,6 +117,6 @@ def open_run(run: RunLike) -> Opened:
         )
     path = Path(run)
     if circuit_file(path) == path:
-        return Opened(f"{path} is a circuit file", load_circuit(path))
+        return Opened(f"{path} is a circuit file", load_circuit(path), path=path)
     discovery, circuit, summary = read_run(path)
-    return Opened(str(path), circuit, discovery, summary, path)
+    return Opened(str(path), circuit, discovery, summary, path, path)

@@ -17,12 +17,13 @@ from graphs.text import printable
 
 if TYPE_CHECKING:
     from acdc.evidence.bases import SizeAt
+    from acdc.evidence.comparison import Cost
     from acdc.evidence.directions import BothDirections
     from acdc.evidence.self_repair import HeadRepair, Measure, RoleRepair, SelfRepair
     from acdc.evidence.stability import Stability
     from acdc.evidence.verdicts import Judgement
     from graphs import Circuit
-    from graphs.known.bases import BasesComparison
+    from graphs.known.bases import BasesComparison, Shared
     from graphs.known.compare import Comparison, Overlap, ReferenceComparison
     from graphs.known.reference import Reference
 
@@ -425,11 +426,12 @@ def _overlaps_table(title: str, overlaps: Sequence[tuple[str, Overlap]]) -> Tabl
 def bases_tables(
     comparison: BasesComparison,
     sizes: Sequence[SizeAt] | None,
-    labels: tuple[str, str],
+    costs: Sequence[Cost],
+    labels: Sequence[str],
     *,
     list_edges: bool = True,
 ) -> Iterator[Any]:
-    """Yield tables of two circuits over different bases.
+    """Yield tables of circuits over different bases.
 
     Parameters
     ----------
@@ -437,23 +439,26 @@ def bases_tables(
         In component form.
     sizes
         At equal faithfulness, one of each; None for circuits that are no runs.
+    costs
+        What finding them took.
     labels
         What to call them.
     list_edges
-        Also list what refines what, and the component edges in one and not the other.
+        Also list what refines what, and the component edges of one alone.
     """
-    both = (comparison.a, comparison.b)
-    table = Table(title=escape(f"{labels[0]} against {labels[1]}"), title_justify="left")
+    circuits = comparison.circuits
+    table = Table(title=escape(" against ".join(labels)), title_justify="left")
     for column in ("", *labels):
         table.add_column(escape(column))
     rows: dict[str, list[str]] = {
-        "basis": [x.basis for x in both],
-        "edges": [f"{x.n_edges:,}" for x in both],
-        "nodes": [f"{x.n_nodes:,}, {x.n_latents:,} of them latents" for x in both],
-        "component edges": [f"{len(x.edges):,}" for x in both],
-        "of them by error nodes alone": [f"{len(x.by_errors):,}" for x in both],
-        "edges in the other's component edges": [f"{len(x.shared):,}" for x in both],
-        "edges outside them": [f"{len(x.other):,}" for x in both],
+        "basis": [x.basis for x in circuits],
+        "edges": [f"{x.n_edges:,}" for x in circuits],
+        "nodes": [f"{x.n_nodes:,}, {x.n_latents:,} of them latents" for x in circuits],
+        "components": [f"{len(x.components):,}" for x in circuits],
+        "component edges": [f"{len(x.edges):,}" for x in circuits],
+        "of them by error nodes alone": [f"{len(x.by_errors):,}" for x in circuits],
+        "edges in component edges of all": [f"{len(x.shared):,}" for x in circuits],
+        "edges outside them": [f"{len(x.other):,}" for x in circuits],
     }
     if sizes is not None:
         level = f"{sizes[0].level:g}"
@@ -463,32 +468,50 @@ def bases_tables(
         rows[f"nodes for faithfulness {level}"] = [
             f"{s.n_nodes:,} of {s.n_nodes_total:,} ({s.ranking} ranking)" for s in sizes
         ]
+    rows["found by"] = [cost.method for cost in costs]
+    rows["seconds"] = ["" if c.seconds is None else f"{c.seconds:.3g}" for c in costs]
+    rows["forward passes of a prompt"] = [
+        "" if c.forwards is None else f"{c.forwards:,}" for c in costs
+    ]
     for name, cells in rows.items():
         table.add_row(name, *map(escape, cells))
     yield table
     if sizes is None:
-        yield "sizes at equal faithfulness: give the folders of two runs"
-    overlaps = (("components", comparison.components), ("component edges", comparison.edges))
-    yield _overlaps_table("in component form (1st against 2nd)", overlaps)
+        yield "sizes at equal faithfulness: give the folders of runs"
+    shared = {"components": comparison.components, "component edges": comparison.edges}
+    for name, names in shared.items():
+        yield _shared_table(name, names, labels)
     if list_edges:
-        yield _refinements_table(comparison)
-        for label, names in zip(
-            labels, (comparison.edges.only_a, comparison.edges.only_b), strict=True
-        ):
-            yield f"component edges only in {label}: " + (", ".join(names) or "none")
+        yield "components of all: " + (", ".join(comparison.components.common) or "none")
+        yield _refinements_table(comparison, labels)
+        for i, label in enumerate(labels):
+            only = comparison.edges.only(i)
+            yield f"component edges only in {label}: " + (", ".join(only) or "none")
 
 
-def _refinements_table(comparison: BasesComparison) -> Table:
-    """Component edges of both, those with the most own edges first."""
-    a, b = comparison.a.edges, comparison.b.edges
-    shared = sorted(comparison.edges.common, key=lambda edge: -len(a[edge]) - len(b[edge]))
-    more = len(shared) - _TOP_REFINED
-    title = "what refines the component edges of both" + (f" ({more:,} more)" if more > 0 else "")
+def _shared_table(name: str, names: Shared, labels: Sequence[str]) -> Table:
+    """How many names two circuits share, as a share of those of either."""
+    title = f"{name}: {len(names.common):,} in all, Jaccard index of two"
     table = Table(title=title, title_justify="left")
-    for column in ("component edge", "1st", "2nd"):
-        table.add_column(column)
+    for column in ("", *labels, "in it alone"):
+        table.add_column(escape(column), justify="right" if column else "left")
+    for i, label in enumerate(labels):
+        cells = [number(names.jaccard(i, j)) for j in range(len(labels))]
+        table.add_row(escape(label), *cells, f"{len(names.only(i)):,}")
+    return table
+
+
+def _refinements_table(comparison: BasesComparison, labels: Sequence[str]) -> Table:
+    """Component edges of all, those with the most own edges first."""
+    edges = [x.edges for x in comparison.circuits]
+    shared = sorted(comparison.edges.common, key=lambda edge: -sum(len(x[edge]) for x in edges))
+    more = len(shared) - _TOP_REFINED
+    title = "what refines the component edges of all" + (f" ({more:,} more)" if more > 0 else "")
+    table = Table(title=title, title_justify="left")
+    for column in ("component edge", *labels):
+        table.add_column(escape(column))
     for edge in shared[:_TOP_REFINED]:
-        table.add_row(escape(edge), *(escape(_own_edges(x[edge])) for x in (a, b)))
+        table.add_row(escape(edge), *(escape(_own_edges(x[edge])) for x in edges))
     return table
 
 

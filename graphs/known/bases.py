@@ -1,9 +1,9 @@
-"""Circuits of one model over different bases: components, SAE latents, transcoder latents.
+"""Circuits of one model over different bases: components, SAEs, transcoders, neurons.
 
-Both circuits are put in one *component form*, the finest that both have:
+All circuits are put in one *component form*, the finest that all have:
 
 - a latent or error node of ``m3`` stands for ``m3``;
-- where one circuit has latents of an attention layer, its heads are not told apart in either:
+- where one circuit has latents of an attention layer, its heads are not told apart in any:
   ``a2.f5``, ``a2.err`` and ``a2.h0`` all stand for ``a2``;
 - a cut of the stream, ``r3``, is no component.  ``u->r3`` and ``r3.f9->v`` together stand for
   ``u->v``, and so do longer chains of cuts;
@@ -16,7 +16,7 @@ An edge *refines* the component edges that it stands for, alone or as a part of 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,10 +25,10 @@ from graphs.circuit import Circuit
 from graphs.coarse import coarsen, joined_shape
 from graphs.errors import GraphError
 from graphs.graph import GraphShape, parse_node
-from graphs.known.compare import Overlap, differing_shapes
+from graphs.known.compare import differing_shapes
 from graphs.select import prune
 
-__all__ = ["BasesComparison", "InComponents", "basis_name", "compare_bases"]
+__all__ = ["BasesComparison", "InComponents", "Shared", "basis_name", "compare_bases"]
 
 _HEAD = re.compile(r"a(\d+)\.h\d+")
 _KIND_NAMES = {"transcoder": "transcoders", "neurons": "neurons"}
@@ -51,7 +51,7 @@ class InComponents:
     by_errors
         Component edges that only edges from or into error nodes refine.
     shared, other
-        Its own edges that refine a component edge of the other circuit, and those that do not.
+        Its own edges that refine a component edge which every circuit has, and the rest.
     """
 
     basis: str
@@ -66,21 +66,61 @@ class InComponents:
 
 
 @dataclass(frozen=True)
-class BasesComparison:
-    """Two circuits over different bases, in component form.
+class Shared:
+    """In which of several circuits names are.
 
     Parameters
     ----------
-    a, b
-        The circuits.
-    components, edges
-        Overlap of their components and of their component edges.
+    members
+        Name -> positions of the circuits that have it, ascending; in the order of the first that
+        has it.
+    n_circuits
+        How many there are.
     """
 
-    a: InComponents
-    b: InComponents
-    components: Overlap
-    edges: Overlap
+    members: Mapping[str, tuple[int, ...]]
+    n_circuits: int
+
+    @property
+    def common(self) -> tuple[str, ...]:
+        """Names that are in every circuit."""
+        return tuple(name for name, at in self.members.items() if len(at) == self.n_circuits)
+
+    def only(self, circuit: int) -> tuple[str, ...]:
+        """Names that are in one circuit alone."""
+        return tuple(name for name, at in self.members.items() if at == (circuit,))
+
+    def jaccard(self, one: int, other: int) -> float:
+        """Names in both of two circuits, as a share of those in either; 1 if there are none."""
+        both = sum(one in at and other in at for at in self.members.values())
+        either = sum(one in at or other in at for at in self.members.values())
+        return both / either if either else 1.0
+
+    def __repr__(self) -> str:
+        return f"<Shared: {len(self.common):,} of {len(self.members):,} in all {self.n_circuits}>"
+
+
+@dataclass(frozen=True)
+class BasesComparison:
+    """Circuits over different bases, in component form.
+
+    Parameters
+    ----------
+    circuits
+        As they were given, two or more.
+    components, edges
+        Which of them has which component and which component edge.
+    """
+
+    circuits: tuple[InComponents, ...]
+    components: Shared
+    edges: Shared
+
+    def __repr__(self) -> str:
+        return (
+            f"<BasesComparison of {len(self.circuits)}: components {self.components!r}, "
+            f"edges {self.edges!r}>"
+        )
 
 
 def basis_name(shape: GraphShape) -> str:
@@ -100,40 +140,43 @@ def basis_name(shape: GraphShape) -> str:
     return ", ".join(f"{kind} at {' '.join(names)}" for kind, names in by_kind.items())
 
 
-def compare_bases(a: Circuit, b: Circuit) -> BasesComparison:
-    """Compare circuits of one model whose nodes are components, or latents of dictionaries.
+def compare_bases(*circuits: Circuit) -> BasesComparison:
+    """Compare circuits of one model whose nodes are components, latents or neurons.
 
     Parameters
     ----------
-    a, b
-        Circuits; what is on no path from the embeddings to ``logits`` is left out.
+    *circuits
+        Two or more; what is on no path from the embeddings to ``logits`` is left out.
 
     Raises
     ------
     GraphError
         If they are of different models, as far as their graphs and ``info`` say.
     """
-    ours, theirs = (_without_sites(c.graph.shape) for c in (a, b))
-    shape = joined_shape(ours, qkv=not theirs.split_qkv, embed=not theirs.split_embed)
-    other = joined_shape(theirs, qkv=not ours.split_qkv, embed=not ours.split_embed)
-    differing = differing_shapes(shape, other, "one", "the other")
-    models = a.info.get("model"), b.info.get("model")
-    if not differing and None not in models and models[0] != models[1]:
-        differing = f"one is of {models[0]!r}, the other of {models[1]!r}"
-    if differing:
-        raise GraphError(
-            f"the circuits are of different models: {differing}; compare circuits of one model"
-        )
+    shapes = [_without_sites(circuit.graph.shape) for circuit in circuits]
+    qkv, embed = (not all(getattr(s, f"split_{x}") for s in shapes) for x in ("qkv", "embed"))
+    shapes = [joined_shape(shape, qkv=qkv, embed=embed) for shape in shapes]
+    for circuit, shape in zip(circuits[1:], shapes[1:], strict=True):
+        differing = differing_shapes(shapes[0], shape, "one", "the other")
+        models = circuits[0].info.get("model"), circuit.info.get("model")
+        if not differing and None not in models and models[0] != models[1]:
+            differing = f"one is of {models[0]!r}, the other of {models[1]!r}"
+        if differing:
+            raise GraphError(
+                f"the circuits are of different models: {differing}; compare circuits of one model"
+            )
     joined = {
         site.layer
-        for circuit in (a, b)
+        for circuit in circuits
         for site in circuit.graph.shape.sites
         if site.kind.startswith("attn")
     }
-    one, two = (_in_components(c, shape, joined) for c in (a, b))
-    one, two = _told_apart(one, two), _told_apart(two, one)
+    found = [_in_components(circuit, shapes[0], joined) for circuit in circuits]
+    edges = _shared([one.edges for one in found])
     return BasesComparison(
-        one, two, _overlap(one.components, two.components), _overlap(one.edges, two.edges)
+        tuple(_told_apart(one, set(edges.common)) for one in found),
+        _shared([one.components for one in found]),
+        edges,
     )
 
 
@@ -199,10 +242,10 @@ def _through_cuts(
     return {edge: tuple(names) for edge, names in found.items()}
 
 
-def _told_apart(one: InComponents, two: InComponents) -> InComponents:
-    """Fill in which of the own edges refine an edge of the other circuit."""
+def _told_apart(one: InComponents, common: Container[str]) -> InComponents:
+    """Fill in which of the own edges refine a component edge that all circuits have."""
     own = {name: None for names in one.edges.values() for name in names}
-    shared = {name for edge, names in one.edges.items() if edge in two.edges for name in names}
+    shared = {name for edge, names in one.edges.items() if edge in common for name in names}
     return replace(
         one,
         shared=tuple(name for name in own if name in shared),
@@ -210,9 +253,9 @@ def _told_apart(one: InComponents, two: InComponents) -> InComponents:
     )
 
 
-def _overlap(a: Mapping[str, object] | tuple[str, ...], b: Mapping | tuple[str, ...]) -> Overlap:
-    return Overlap(
-        tuple(x for x in a if x in b),
-        tuple(x for x in a if x not in b),
-        tuple(x for x in b if x not in a),
-    )
+def _shared(circuits: Sequence[Iterable[str]]) -> Shared:
+    members: dict[str, tuple[int, ...]] = {}
+    for i, names in enumerate(circuits):
+        for name in names:
+            members[name] = (*members.get(name, ()), i)
+    return Shared(members, len(circuits))
