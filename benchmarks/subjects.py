@@ -97,7 +97,7 @@ def random_model(size: Size, device: str) -> Iterator[LoweredModel]:
 
 def random_bridge(size: Size, device: str) -> Any:
     """Return the same model as TransformerLens runs it."""
-    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+    from transformer_lens.model_bridge.sources import build_bridge_from_module
 
     module = _random_module(size).to(device)
     bridge = build_bridge_from_module(

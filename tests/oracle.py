@@ -541,7 +541,7 @@ def _bridge(family: str, n_layers: int, n_heads: int, d_model: int, dtype: torch
 
 def _hugging_face(family: str, n_layers: int, n_heads: int, dtype: torch.dtype) -> Any:
     import transformers
-    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+    from transformer_lens.model_bridge.sources import build_bridge_from_module
 
     config = {"vocab_size": VOCAB, "hidden_size": 4 * n_heads, "max_position_embeddings": 8}
     if family == "GPTNeo":

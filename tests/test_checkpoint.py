@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tracemalloc
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,15 @@ from acdc.engine.metrics import get_metric
 from acdc.errors import OutputError
 from acdc.methods.acdc import acdc
 from acdc.methods.eap import eap_ig
-from acdc.runs.discover import build_experiment, check_settings, discover
+from acdc.models import BUNDLED
+from acdc.runs.discover import (
+    _fingerprint,
+    attached_nodes,
+    build_experiment,
+    check_discovery,
+    check_settings,
+    discover,
+)
 from acdc.settings import Settings
 from acdc.tasks.positions import find_positions
 from graphs import Circuit
@@ -457,3 +466,30 @@ def test_a_task_file_that_changed_is_another_run(tmp_path: Path) -> None:
     task.write_text(rows[0] % 6)
     with pytest.raises(OutputError, match="of a run with prompts"):
         discover(str(task), **settings)
+
+
+def test_a_changed_dictionary_under_the_same_path_is_noticed(tmp_path: Path) -> None:
+    """Its tensors count: the settings name its folder, which may hold another one by now."""
+    from safetensors.torch import load_file, save_file
+
+    source = BUNDLED["ioi-small"] / "dictionaries"
+    one = next(path.parent for path in sorted(source.glob("*/cfg.json")))
+    own = Path(shutil.copytree(one, tmp_path / "sae"))
+    asked: dict[str, Any] = {"saes": str(own), "max_latents": 8, "n_prompts": 4}
+    asked |= {"method": "acdc", "threshold": 0.5, "metric": "kl", "candidates": 20}
+    settings = check_discovery(Settings.of("ioi", **asked))
+
+    def keep() -> Checkpoint:
+        experiment = build_experiment(settings)
+        attached = attached_nodes(experiment, settings)
+        assert attached is not None
+        identity = {**settings.plain(), **_fingerprint(attached.experiment), "versions": {}}
+        return Checkpoint(tmp_path / "run", identity, period=0)
+
+    keep().keep("constants.safetensors", b"")
+    keep()  # it is the same
+    weights = load_file(own / "sae_weights.safetensors")
+    weights["W_dec"] = 1.001 * weights["W_dec"]  # the same latents are active
+    save_file(weights, own / "sae_weights.safetensors")
+    with pytest.raises(OutputError, match="is of a run with dictionaries"):
+        keep()

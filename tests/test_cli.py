@@ -640,6 +640,17 @@ BAD_LINES = {
     "export run --out nowhere/new.svg": ["'nowhere' does not exist"],
     "export run --out ln2 --format svg --overwrite": ["'ln2' is no file but a folder"],
     "export run/circuit.dot --format json": ["circuit.json' exists"],
+    "discover task.jsonl --model ln2 --optimal-steps 7": ["optimal_steps 7 does nothing without"],
+    "sweep task.jsonl --model ln2 --optimal-steps 7": ["optimal_steps 7 does nothing without"],
+    "evaluate run --optimal-steps 7": ["optimal_steps 7 does nothing without --optimal"],
+    "evaluate run --optimal-steps 7 --brief": ["optimal_steps 7 does nothing without --optimal"],
+    "discover task.jsonl --model ln2 --candidates 9": ["candidates 9 does nothing without latents"],
+    "sweep task.jsonl --model ln2 --candidates 9": ["candidates 9 does nothing without latents"],
+    "discover task.jsonl --model ln2 --method eap --guess eap": ["takes no guess"],
+    "discover task.jsonl --model ln2 --method exact --candidates 9": [
+        "does nothing without latents"
+    ],
+    "discover task.jsonl --model ln2 --method eap --candidates 9": ["takes no candidates"],
     "compare run": ["Missing argument 'second'"],
     "compare run nowhere": ["nowhere", "no such folder or file"],
     "compare run run --out run/circuit.svg": ["circuit.svg' exists", "--overwrite"],

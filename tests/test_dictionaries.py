@@ -223,7 +223,7 @@ def test_older_tensors(folder: Callable[[str], Path]) -> None:
 
 def bridges() -> dict[str, Any]:
     """Return small bridges: native LN and RMS, attention only; GPT-NeoX and Gemma-2."""
-    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+    from transformer_lens.model_bridge.sources import build_bridge_from_module
     from transformers import AutoConfig, AutoModelForCausalLM
 
     sizes = {"n_layers": 2, "d_model": 12, "d_head": 4, "n_heads": 3, "n_ctx": 16, "d_vocab": 20}

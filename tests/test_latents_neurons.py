@@ -17,7 +17,7 @@ from test_attribution import build
 from test_parity import DATA
 from test_parity import experiment as parity_experiment
 from torch import Tensor
-from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+from transformer_lens.model_bridge.sources import build_bridge_from_module
 
 from acdc.cli import main
 from acdc.dictionaries.attach import MOST_NEURONS, attach_neurons

@@ -61,7 +61,7 @@ def compare(
     """
     from acdc.errors import OptionError
     from acdc.evidence.references import check_roles, load_reference
-    from acdc.runs.circuits import circuit_file
+    from acdc.runs.circuits import circuit_file, load_circuit
     from acdc.terminal.tables import say
 
     if reference is None and len(circuits) < 2:
@@ -80,18 +80,19 @@ def compare(
         check_file(out, overwrite)
     if reference is not None:
         check_roles(load_reference(reference), role or [])
+    from acdc.evidence.comparison import check_drawable
     from acdc.evidence.comparison import compare as compare_all
     from acdc.terminal.tables import TerminalReporter
 
     for path in circuits:
         circuit_file(path)
-    reporter = TerminalReporter()
-    with reporter.phase("compare", None):
-        found = compare_all(
-            *circuits, reference=reference, faithfulness=faithfulness,
-            trust_remote_code=trust_remote_code,
-        )  # fmt: skip
-        dot = None if out is None else found.dot()
+    if out is not None and reference is None:
+        check_drawable([load_circuit(path) for path in circuits])  # before anything is measured
+    found = compare_all(
+        *circuits, reference=reference, faithfulness=faithfulness,
+        trust_remote_code=trust_remote_code, reporter=TerminalReporter(),
+    )  # fmt: skip
+    dot = None if out is None else found.dot()
     if found.warning:
         say(f"acdc: warning: {found.warning}", stderr=True)
     if as_json:

@@ -127,9 +127,11 @@ def _brief(run: Opened, **asked: Any) -> dict[str, Any]:
     """What ``run_table`` shows of a circuit measured again."""
     from dataclasses import asdict
 
+    from acdc.evidence.assessment import check_training
     from acdc.runs.discover import measure
 
     circuit, settings = run.circuit, run.settings(**asked)
+    check_training(settings, asked)
     evaluation, n_pairs = measure(circuit, settings, run.constants(settings))
     return {
         **settings.plain(),

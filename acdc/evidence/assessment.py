@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -25,7 +25,7 @@ from acdc.settings import MOST_RESAMPLES, Direction, Settings, check_count
 from graphs import Circuit
 from graphs.text import said
 
-__all__ = ["Assessment", "Measured", "assess", "evaluate", "importance"]
+__all__ = ["Assessment", "Measured", "assess", "check_training", "evaluate", "importance"]
 
 _AREAS = (("CPR", "signed"), ("CMD", "absolute"))
 """MIB's two areas, each with its ranking."""
@@ -207,6 +207,7 @@ def evaluate(
             f"seed {seed} is that of discovery: choose another, or say --seen to evaluate on "
             "the prompts that it saw"
         )
+    check_training(settings, asked, optimal=optimal)
     prompts, constants = PromptChoice(discovery, seen), opened.constants(settings)
     with timer.phase("load"), reporter.phase("load model and task", None):
         circuit, experiment = fit(opened.circuit, settings, prompts, constants)
@@ -215,6 +216,16 @@ def evaluate(
         circuit, experiment, settings, trials=trials, tests=tests, n_resamples=n_resamples,
         optimal=optimal, memory=memory, reporter=reporter, timer=timer,
     )  # fmt: skip
+
+
+def check_training(settings: Settings, asked: Mapping[str, Any], *, optimal: bool = False) -> None:
+    """Raise OptionError if training steps were asked for where nothing is trained."""
+    steps = asked.get("optimal_steps")
+    if steps is not None and not (optimal or ABLATIONS[settings.intervention].trained):
+        raise OptionError(
+            f"optimal_steps {steps} does nothing without --optimal or intervention optimal: leave "
+            "it out"
+        )
 
 
 def assess(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,13 @@ from typing import Any
 from acdc.errors import CircuitFileError, GraphError, OptionError
 from acdc.evidence.bases import SizeAt, check_level, sizes_at
 from acdc.evidence.references import ablation_warning, check_ablation, load_reference
+from acdc.runs.discover import Reporter, Silent
 from acdc.runs.folder import Run, save_summary
 from acdc.runs.opened import Opened, RunLike, open_run
 from graphs import (
     Ablation,
     BasesComparison,
+    Circuit,
     Comparison,
     Reference,
     ReferenceComparison,
@@ -26,7 +28,22 @@ from graphs import (
 from graphs import compare as compare_pair
 from graphs.text import short
 
-__all__ = ["Compared", "Cost", "compare"]
+__all__ = ["Compared", "Cost", "check_drawable", "compare"]
+
+
+def check_drawable(circuits: Sequence[Circuit]) -> None:
+    """Raise OptionError if there is no one diagram of circuits."""
+    if not _pair(circuits):
+        raise OptionError(
+            "circuits over different bases, or more than two, have no common diagram; draw each "
+            "with acdc export"
+        )
+
+
+def _pair(circuits: Sequence[Circuit]) -> bool:
+    """Whether there are two, over one basis."""
+    first, *others = (circuit.graph.shape.sites for circuit in circuits)
+    return others == [first]
 
 
 @dataclass(frozen=True)
@@ -90,11 +107,7 @@ class Compared:
         own = [opened.circuit for opened in self.circuits]
         if self.reference is not None:
             return to_dot_reference(own[0], self.reference, self.labels[0])
-        if isinstance(self.found, BasesComparison):
-            raise OptionError(
-                "circuits over different bases, or more than two, have no common diagram; draw "
-                "each with acdc export"
-            )
+        check_drawable(own)
         return to_dot_comparison(own[0], own[1], (self.labels[0], self.labels[1]))
 
     def summary(self) -> dict[str, Any]:
@@ -124,6 +137,7 @@ def compare(
     reference: str | Path | Reference | None = None,
     faithfulness: float = 0.9,
     trust_remote_code: bool = False,
+    reporter: Reporter | None = None,
     **again: Any,
 ) -> Compared:
     """Compare circuits, or one with a reference.
@@ -142,6 +156,8 @@ def compare(
         That sizes are compared at, above 0 and at most 1.
     trust_remote_code
         Let the models' folders run their own code, whatever ``run.json`` says.
+    reporter
+        Told of progress.
     **again
         ``task``, ``model`` or ``metric``, where runs were given an object: the object again.
 
@@ -168,12 +184,13 @@ def compare(
     if reference is not None:
         return _with_reference(opened[0], labels[0], load_reference(reference), costs)
     own = [one.circuit for one in opened]
-    if len(own) == 2 and own[0].graph.shape.sites == own[1].graph.shape.sites:
+    if _pair(own):
         return Compared(labels, opened, compare_pair(*own), costs)
     sizes = None
     found = compare_bases(*own)
     if all(one.discovery is not None for one in opened):
-        sizes = sizes_at(opened, faithfulness, trust_remote_code=trust_remote_code, **again)
+        with (reporter or Silent()).phase("size at equal faithfulness", None):
+            sizes = sizes_at(opened, faithfulness, trust_remote_code=trust_remote_code, **again)
     return Compared(labels, opened, found, costs, None if sizes is None else tuple(sizes))
 
 

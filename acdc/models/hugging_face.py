@@ -57,7 +57,7 @@ def load_hugging_face(
     UnsupportedModelError
         If the lowering does not know the architecture.
     """
-    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
+    from transformer_lens.model_bridge.sources import build_bridge_from_module
 
     values = read_object(folder.path / "config.json")
     if trust_remote_code and values.get("auto_map"):

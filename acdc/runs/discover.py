@@ -268,7 +268,7 @@ def with_constants(
 
 
 def _fingerprint(experiment: Experiment) -> dict[str, str]:
-    """Digests of the prompts, the weights and the graph: files of one name may change."""
+    """Digests of prompts, weights, graph and dictionaries: files of one name may change."""
     model = experiment.model
     weights = [model.W_U, *(layer.attention.W_O for layer in model.layers)]
     parts = {
@@ -276,6 +276,10 @@ def _fingerprint(experiment: Experiment) -> dict[str, str]:
         "weights": b"".join(w.detach().cpu().double().numpy().tobytes() for w in weights),
         "graph": " ".join((*experiment.graph.senders, *experiment.graph.receivers)).encode(),
         "mean_over": repr(experiment.mean_over).encode(),
+        "dictionaries": " ".join(
+            f"{attached.site.name} {attached.dictionary.fingerprint}"
+            for attached in experiment.attachments
+        ).encode(),
     }
     return {name: hashlib.sha256(part).hexdigest()[:16] for name, part in parts.items()}
 
