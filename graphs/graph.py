@@ -126,11 +126,6 @@ class GraphShape:
         scored, reaches = check_spans(self.spans, self.scored_spans, self.reaches)
         object.__setattr__(self, "scored_spans", scored)
         object.__setattr__(self, "reaches", reaches)
-        if self.spans and self.sites:
-            raise GraphError(
-                "a graph of latents cannot be split by spans: leave the dictionaries or the "
-                "positions out"
-            )
 
     @cached_property
     def site_at(self) -> dict[str, Site]:
@@ -613,7 +608,7 @@ def parse_node(name: str) -> tuple[str, int, int]:
         return "input", -1, -1
     if component == "logits":
         return "logits", -1, -1
-    if (latent := parse_latent(name)) is not None:
+    if (latent := parse_latent(component)) is not None:
         return latent[0], latent[2], latent[3]
     raise GraphError(
         f"{name!r} is no node name: expected a3.h7, m3, input, tok, pos, logits, or with "

@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from graphs.errors import GraphError
+from graphs.spans import split_span
 
 __all__ = [
     "SITE_KINDS",
@@ -185,12 +186,14 @@ def _site_from_config(entry: Any) -> Site:
 def parse_latent(name: str) -> tuple[str, str, int, int] | None:
     """Return ``(kind, place, layer, latent)`` of a latent or neuron, error node or cut, else None.
 
+    Whatever its span.
+
     Examples
     --------
-    >>> parse_latent("m3.f12"), parse_latent("r4mid.err"), parse_latent("r4")
+    >>> parse_latent("m3.f12@IO"), parse_latent("r4mid.err"), parse_latent("r4")
     (('latent', 'm', 3, 12), ('error', 'rmid', 4, -1), ('cut', 'r', 4, -1))
     """
-    match = _LATENT.fullmatch(name)
+    match = _LATENT.fullmatch(split_span(name)[0])
     if match is None or (match[3] and match[1] != "r") or (match[4] == "n" and match[1] != "m"):
         return None
     place, layer = match[1] + (match[3] or ""), int(match[2])

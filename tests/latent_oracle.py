@@ -9,15 +9,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from oracle import LOWER_IS_BETTER, METRICS, pattern, projected, sources
+from oracle import LOWER_IS_BETTER, METRICS, pattern, projected, sources, spans_of
 from torch import Tensor
 
 from acdc.dictionaries import Dictionary, Hook
 from acdc.dictionaries.activations import width
 from acdc.models.lowering import LoweredModel
+from acdc.models.lowering.model import FeedForward
 from acdc.tasks.base import Task
 
 N_LATENTS = 9
+NEURONS = "neurons"
+"""In place of a dictionary: the neurons of an MLP."""
 
 
 def random_dictionary(
@@ -64,16 +67,17 @@ class LatentPass:
     model, tokens
         Lowered model, ``[batch, pos]``.
     dictionaries
-        By place: the dictionary, and which of its latents are nodes.
+        By place: the dictionary, or :data:`NEURONS`, and which of its latents are nodes.
     share, ablated
-        By edge, how much of the ablated value it carries (0 by default); by sender, that value.
+        By edge, how much of the ablated value it carries (0 by default), or that at every
+        position, ``[pos, 1]``; by sender, that value.
     """
 
     def __init__(
         self,
         model: LoweredModel,
         tokens: Tensor,
-        dictionaries: Mapping[str, tuple[Dictionary, tuple[int, ...]]],
+        dictionaries: Mapping[str, tuple[Any, tuple[int, ...]]],
         share: Mapping[str, Any] = {},
         ablated: Mapping[str, Tensor] = {},
     ) -> None:
@@ -169,6 +173,8 @@ class LatentPass:
         if name not in self.dictionaries:
             return {name: layer.mlp(self.read(name))}
         dictionary, ids = self.dictionaries[name]
+        if dictionary == NEURONS:
+            return self.neurons(name, layer.mlp, self.read(name), ids)
         if not dictionary.is_transcoder:
             y = layer.mlp(self.read(name))
             return self.split(name, y, y)
@@ -187,6 +193,24 @@ class LatentPass:
         x = self.read(f"{name}.err")
         parts = self.split(name, input_of(x), layer.mlp(x))
         return written | {f"{name}.err": parts[f"{name}.err"]}
+
+    def neurons(
+        self, name: str, mlp: FeedForward, x: Tensor, ids: tuple[int, ...]
+    ) -> dict[str, Tensor]:
+        """What neurons write, and what they leave of the MLP's output."""
+        seen: list[Tensor] = []
+        handle = mlp.writer.register_forward_pre_hook(lambda _, read: seen.append(read[0]))
+        rest = mlp(x)
+        handle.remove()
+        scale: Any = 1
+        if mlp.post is not None:  # as in a plain pass: the norm's scale is that of the whole MLP
+            out = mlp.module(mlp.norm(x))
+            scale = mlp.post.weight / (out.pow(2).mean(-1, keepdim=True) + mlp.post.eps).sqrt()
+        written = {}
+        for i in ids:
+            written[f"{name}.n{i}"] = part = seen[0][..., i, None] * mlp.W_out[i] * scale
+            rest = rest - part
+        return written | {f"{name}.err": rest}
 
     def attention(self, i: int) -> dict[str, Tensor]:
         layer, name = self.model.layers[i], f"a{i}"
@@ -221,19 +245,43 @@ class LatentPass:
         return self.split(name, y, total)
 
 
+def split_names(edges: list[str], task: Task, positions: str) -> list[str]:
+    """Edges in ACDC's order, of each receiver spans from the last to the first."""
+    layouts = [(pair, spans_of(pair, positions)) for pair in task.pairs]
+    labels = list(task.pairs[0].spans) if positions == "span" else layouts[0][1]
+    there = {span for _, spans in layouts for span in spans}
+    scored = {spans[i] for pair, spans in layouts for i in pair.scored}
+    order = [span for span in dict.fromkeys(["rest", *labels]) if span in there]
+    of_receiver: dict[str, list[str]] = {}
+    for edge in edges:
+        u, v = edge.split("->")
+        of_receiver.setdefault(v, []).append(u)
+    return [
+        f"{u}@{span}->{v}@{span}"
+        for v, senders in of_receiver.items()
+        for span in reversed(order)
+        if v != "logits" or span in scored
+        for u in senders
+    ]
+
+
 class LatentOracle:
-    """A model with dictionaries on a task, as :class:`oracle.Oracle`."""
+    """A model with dictionaries on a task, as :class:`oracle.Oracle`.
+
+    With ``positions`` (``token`` or ``span``) edges are split.
+    """
 
     def __init__(
         self,
         model: LoweredModel,
         task: Task,
         metric: str,
-        dictionaries: Mapping[str, tuple[Dictionary, tuple[int, ...]]],
+        dictionaries: Mapping[str, tuple[Any, tuple[int, ...]]],
         intervention: str = "resample",
         direction: str = "noising",
+        positions: str | None = None,
     ) -> None:
-        self.model, self.name, self.task = model, metric, task
+        self.model, self.name, self.task, self.positions = model, metric, task, positions
         self.dictionaries = dictionaries
         lower = LOWER_IS_BETTER[metric] == (direction == "noising")
         self.sign = 1 if lower else -1
@@ -250,7 +298,7 @@ class LatentOracle:
                     ablated = self.means(direction, other.shape[1], intervention)
                 plain = self.logits(LatentPass(model, clean, dictionaries))
                 self.prompts.append((pair, base, ablated, plain.double().numpy()))
-        self.edges = run.edges
+        self.edges = split_names(run.edges, task, positions) if positions else run.edges
 
     def means(self, direction: str, n_pos: int, intervention: str) -> dict[str, Tensor]:
         """By sender, the mean over all tokens, or by position over prompts of one length."""
@@ -267,16 +315,29 @@ class LatentOracle:
         every = {u: torch.cat([run[u][0] for run in runs]) for u in runs[0]}
         return {u: x.mean(0).expand(1, n_pos, -1) for u, x in every.items()}
 
+    def at_positions(self, share: Mapping[str, Tensor], pair: Any) -> dict[str, Tensor]:
+        """Shares by edge, whatever its span: at every position of a prompt, ``[pos, 1]``."""
+        if self.positions is None:
+            return dict(share)
+        spans = spans_of(pair, self.positions)
+        found: dict[str, Tensor] = {}
+        for edge, value in share.items():
+            (u, span), (v, _) = (end.split("@") for end in edge.split("->"))
+            here = torch.tensor([[name == span] for name in spans]) * value
+            found[f"{u}->{v}"] = found.get(f"{u}->{v}", 0) + here
+        return found
+
     def logits(self, run: LatentPass) -> Tensor:
         return self.model.unembed(run.final[:, -1])[0]
 
     def without(self, edges: Any) -> float:
         """Mean metric with these edges ablated."""
-        share = dict.fromkeys(edges, 1)
+        share = dict.fromkeys(edges, torch.ones((), dtype=self.model.dtype))
         total = 0.0
         with torch.no_grad():
             for pair, base, ablated, clean in self.prompts:
-                run = LatentPass(self.model, base, self.dictionaries, share, ablated)
+                here = self.at_positions(share, pair)
+                run = LatentPass(self.model, base, self.dictionaries, here, ablated)
                 logits = self.logits(run).double().numpy()
                 total += METRICS[self.name](logits, clean, pair)
         return total / len(self.prompts)
@@ -286,9 +347,12 @@ class LatentOracle:
         share = {e: torch.zeros((), dtype=self.model.dtype, requires_grad=True) for e in self.edges}
         total: Any = 0.0
         for pair, base, ablated, _ in self.prompts:
-            run = LatentPass(self.model, base, self.dictionaries, share, ablated)
+            here = self.at_positions(share, pair)
+            run = LatentPass(self.model, base, self.dictionaries, here, ablated)
             logits = self.logits(run)
             total = total + logits[list(pair.answers)].mean()
             total = total - logits[list(pair.wrong_answers)].mean()
-        found = torch.autograd.grad(total / len(self.prompts), list(share.values()))
+        found = torch.autograd.grad(
+            total / len(self.prompts), list(share.values()), materialize_grads=True
+        )
         return {edge: float(g) for edge, g in zip(share, found, strict=True)}

@@ -30,7 +30,6 @@ from graphs.graph import parse_node, shape_from_config, shape_to_config
 from graphs.known.roc import items
 from graphs.order import edge_order, receiver_order
 from graphs.sample import PathSampler
-from graphs.sites import Site
 from graphs.spans import split_span
 
 IOI = ("rest", "S1", "S1+1", "IO", "S2", "END")
@@ -355,10 +354,6 @@ BAD = [
     (
         {"spans": ("a",), "scored_spans": ("a",), "reaches": ((0, 1),)},
         r"reaches has \(0, 1\): expected pairs of span indices, 0 to 0",
-    ),
-    (
-        {"spans": ("a",), "scored_spans": ("a",), "sites": (Site("mlp_out", 0, (1,)),)},
-        "a graph of latents cannot be split by spans",
     ),
 ]
 

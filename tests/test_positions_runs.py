@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,15 +15,26 @@ import pytest
 from acdc.cli import main
 from acdc.engine.patched import PatchedModel
 from acdc.errors import OptionError
+from acdc.evidence.latents.activations import record
+from acdc.evidence.latents.effects import direct_effects
 from acdc.evidence.references import load_reference
 from acdc.evidence.stability import _common_graph
-from acdc.runs.discover import discover, fit
+from acdc.runs.discover import (
+    attach_dictionaries,
+    build_experiment,
+    check_settings,
+    discover,
+    evaluate,
+    fit,
+)
 from acdc.runs.folder import Run, read_run
-from graphs import GraphShape, component_graph, load_circuit
+from acdc.settings import Settings
+from graphs import GraphShape, component_graph, load_circuit, read_dot
 from graphs.coarse import coarsen
 from graphs.known.compare import compare_reference
 
 PLANTED = Path(__file__).resolve().parents[1] / "benchmarks" / "planted" / "models"
+LN2 = str(Path(__file__).parent / "data" / "parity" / "ln2")
 SPANS = ("rest", "S1", "S1+1", "IO", "S2", "END")
 
 
@@ -241,6 +253,81 @@ def test_constants_are_trained_for_whole_senders() -> None:
     assert run.circuit.n_edges > 0
 
 
+@pytest.mark.parametrize("nodes", [("--saes", "bundled"), ("--neurons",)], ids=["saes", "neurons"])
+def test_latents_are_split_like_everything_else(nodes: tuple[str, ...], tmp_path: Path) -> None:
+    """Found, measured again, drawn, and looked into."""
+    folder, few = tmp_path / "run", ("--max-latents", "12", "--n-prompts", "4")
+    made = ("--positions", "span", "--method", "eap-ig", "--edges", "300", *few)
+    assert call("discover", "ioi", *nodes, *made, "--out", str(folder)) == 0
+    circuit = load_circuit(folder / "circuit.json")
+    letter = "n" if nodes == ("--neurons",) else "f"
+    split = [name for name in circuit.nodes() if re.fullmatch(rf"[amr]\d\.{letter}\d+@\S+", name)]
+    assert split
+    summary = json.loads((folder / "run.json").read_text())
+    assert summary["latents"]["n_kept"] == 12
+    again, n_prompts = evaluate(circuit, Settings.read(summary))
+    assert n_prompts == 4
+    assert again.faithfulness == pytest.approx(summary["faithfulness"])
+    assert f'"{split[0]}"' in (folder / "circuit.dot").read_text()
+    for kind in ("graphml", "dot", "json"):
+        out = tmp_path / f"circuit.{kind}"
+        assert call("export", str(folder), "--format", kind, "--out", str(out)) == 0
+    assert read_dot(tmp_path / "circuit.dot").edges() == circuit.edges()
+    if letter == "f":
+        page = tmp_path / "latents.html"
+        assert call("latents", str(folder), "--html", str(page)) == 0
+        assert split[0] in page.read_text()
+
+
+@pytest.mark.slow
+def test_a_report_of_latents_that_are_split(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    made = ("--positions", "span", "--method", "eap-ig", "--edges", "300", "--n-prompts", "4")
+    few = ("--saes", "bundled", "--max-latents", "12")
+    assert call("discover", "ioi", *few, *made, "--out", str(folder)) == 0
+    assert call("report", str(folder)) == 0
+    assert re.search(r"[amr]\d\.f\d+@", (folder / "report.html").read_text())
+
+
+def test_a_report_of_neurons_that_are_split(tmp_path: Path) -> None:
+    rows = [
+        {"clean": [4, 5, 6, 7], "corrupt": [8, 5, 6, 7], "answers": [4], "wrong_answers": [8]},
+        {"clean": [9, 5, 6, 7], "corrupt": [3, 5, 6, 7], "answers": [9], "wrong_answers": [3]},
+    ]
+    file, folder = tmp_path / "pairs.jsonl", tmp_path / "run"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = ("--model", LN2, "--neurons", "--max-latents", "6", "--positions", "token")
+    made += ("--method", "eap", "--edges", "200", "--holdout", "0", "--out", str(folder))
+    assert call("discover", str(file), *made) == 0
+    assert call("report", str(folder)) == 0
+    assert re.search(r"m\d\.n\d+@p\d", (folder / "report.html").read_text())
+
+
+def test_a_latent_in_a_span_is_the_latent_on_its_tokens() -> None:
+    settings = check_settings(
+        Settings("ioi", saes="bundled", n_prompts=6, positions="span", max_latents=8)
+    )
+    split = attach_dictionaries(build_experiment(settings), settings).experiment
+    whole = dataclasses.replace(split, positions=None)
+    names = [name for name in whole.graph.senders if ".f" in name]
+    spans = split.graph.shape.spans
+    of_spans = [f"{name}@{span}" for name in names for span in spans]
+    found = record(split, of_spans).values.toarray().reshape(-1, len(names), len(spans))
+    assert (np.count_nonzero(found, axis=2) <= 1).all()  # a token is in one span
+    assert sorted(found.sum(2).sum(0)) == pytest.approx(
+        sorted(record(whole, names).values.toarray().sum(0))
+    )
+    assert np.count_nonzero(found.any(0).sum(1) > 1)  # some are active in several
+    sizes = np.ones(len(of_spans))
+    effects = direct_effects(split, of_spans, sizes)
+    plain = direct_effects(whole, names, sizes[: len(names)])
+    for name in names:
+        for span in spans:
+            np.testing.assert_allclose(
+                effects[f"{name}@{span}"].up_by, plain[name].up_by, rtol=1e-4
+            )
+
+
 UNEQUAL = [
     {"clean": [3, 7, 9], "corrupt": [3, 8, 9], "answers": [4], "wrong_answers": [5]},
     {"clean": [3, 7, 9, 4], "corrupt": [3, 8, 9, 4], "answers": [4], "wrong_answers": [5]},
@@ -251,7 +338,6 @@ BAD = [
     ("ioi", ("--positions", "words"), "positions 'words': expected one of none, token, span"),
     ("file", ("--positions", "span"), "'span' needs labelled prompts, but task 'pairs' labels no"),
     ("file", ("--positions", "token"), "prompts of 3 to 4 tokens"),
-    ("ioi", ("--positions", "span", "--saes", "bundled"), "latents are not split by positions"),
 ]
 
 
@@ -261,8 +347,6 @@ def test_bad_input_is_one_line(
     command: str, task: str, options: tuple[str, ...], words: str,
     tmp_path: Path, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    if "--saes" in options and command != "discover":
-        pytest.skip("has no --saes")
     file = tmp_path / "pairs.jsonl"
     file.write_text("\n".join(map(json.dumps, UNEQUAL)))
     task = str(file) if task == "file" else task

@@ -236,7 +236,8 @@ def active_latents(
 
 
 def _latent_scores(experiment: Experiment, memory: int) -> list[NDArray[np.float64]]:
-    """Node scores of every attachment's latents."""
+    """Node scores of every attachment's latents, over all positions."""
+    experiment = replace(experiment, positions=None)
     program, attachments = experiment.program, experiment.attachments
     scores = node_scores(experiment, between_inputs(experiment, _STEPS), _STEPS, memory)
     by_site = {

@@ -540,6 +540,8 @@ def _sum_at(flow: Flow, parts: Iterable[tuple[int, Output]], places: Places) -> 
     owned = False
     for i, output in parts:
         source, target = overlap(output.step.positions, flow.positions, flow.kept_at[i])
+        if target == []:  # kept where nothing is live, and latents there are not even computed
+            continue
         part = output.sum(flow.senders[i], source, places)
         if target is None:
             total, owned = (part, False) if total is None else (total + part, True)

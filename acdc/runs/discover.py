@@ -456,16 +456,10 @@ def _check_use(settings: Settings, method: Method, options: Any) -> None:
 
 def check_settings(settings: Settings) -> Settings:
     """Check names before anything is loaded, and fill in the task's model and metric."""
-    splits = settings.saes is not None or settings.neurons
     check_given(settings, "task", "model")
     metric_of(settings)  # that there is one
     if settings.saes is not None and settings.neurons:
         raise OptionError(f"saes {settings.saes!r} and neurons: give one of them")
-    if splits and settings.positions != "none":
-        raise OptionError(
-            f"positions {settings.positions!r} with {'neurons' if settings.neurons else 'saes'}: "
-            "latents are not split by positions, leave one of the two out"
-        )
     spec = spec_of(settings)
     if spec is None and "task" not in settings.given:
         if not is_task_file(settings.task):

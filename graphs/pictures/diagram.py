@@ -398,7 +398,7 @@ def _node(
 
 def _latent_look(name: str, kind: str, where: str, color: str, pen: float) -> str:
     """Small boxes for latents, dashed grey ones for error nodes, flat ones for cuts."""
-    label, size = name, 'margin="0.04,0.02", width=0.2, height=0.18, fontsize=8'
+    label, size = split_span(name)[0], 'margin="0.04,0.02", width=0.2, height=0.18, fontsize=8'
     fill, style = LATENT_FILL[where], "filled"
     if kind == "cut":
         size, style = 'margin="0.12,0.02", width=1.2, height=0.18, fontsize=9', "filled,rounded"

@@ -20,6 +20,7 @@ from scipy import sparse
 from acdc.dictionaries.activations import activation
 from acdc.dictionaries.attachment import Attachment
 from acdc.engine.experiment import Experiment
+from graphs.spans import split_span
 
 __all__ = ["Activations", "Prompt", "latent_sites", "places", "record"]
 
@@ -71,7 +72,7 @@ class Activations:
     Parameters
     ----------
     nodes
-        Names of the latents.
+        Names of the latents; one with a span is the latent on the tokens of that span.
     prompts
         All of the task, clean and corrupt.
     values
@@ -117,8 +118,11 @@ class Activations:
 def latent_sites(
     experiment: Experiment, nodes: Sequence[str]
 ) -> list[tuple[Attachment, list[str]]]:
-    """Return the attachments narrowed to some latents, each with their names in order."""
-    wanted, found = set(nodes), []
+    """Return the attachments narrowed to some latents, each with their names in order.
+
+    Names are without spans, also where those of ``nodes`` have some.
+    """
+    wanted, found = {split_span(node)[0] for node in nodes}, []
     for attachment in experiment.attachments:
         names = zip(attachment.latents, attachment.site.nodes, strict=False)  # the error node last
         some = {i: name for i, name in names if name in wanted}
@@ -141,6 +145,7 @@ def record(experiment: Experiment, nodes: Sequence[str]) -> Activations:
     model, sites = experiment.model, latent_sites(experiment, nodes)
     prompts: list[Prompt] = []
     parts: list[Any] = []
+    spans: list[int] = []
     for batch in experiment.batches:
         clean, corrupt = batch.clean.tolist(), batch.corrupt.tolist()
         scored = batch.scored.tolist()
@@ -150,6 +155,7 @@ def record(experiment: Experiment, nodes: Sequence[str]) -> Activations:
             ("corrupt", corrupt, batch.corrupt),
         ):
             prompts += [Prompt(run, tuple(row), p) for row, p in zip(rows, at, strict=True)]
+            spans += batch.spans * len(rows)
             trace = model.forward(tokens)
             parts.append(
                 [_sparse(a, activation(model, trace, a.dictionary.reads)) for a, _ in sites]
@@ -157,7 +163,19 @@ def record(experiment: Experiment, nodes: Sequence[str]) -> Activations:
     recorded = [name for _, names in sites for name in names]
     values = sparse.vstack([sparse.hstack(row) for row in parts]).tocsc()
     order = {name: column for column, name in enumerate(recorded)}
-    return Activations(tuple(nodes), tuple(prompts), values[:, [order[name] for name in nodes]])
+    found = values[:, [order[split_span(node)[0]] for node in nodes]]
+    if experiment.positions is not None:
+        found = _in_spans(found, spans, nodes, experiment.positions.spans)
+    return Activations(tuple(nodes), tuple(prompts), found)
+
+
+def _in_spans(values: Any, spans: Sequence[int], nodes: Sequence[str], names: Sequence[str]) -> Any:
+    """``values [token, node]`` where a node's span has the token; sparse."""
+    own = np.array([names.index(split_span(node)[1]) for node in nodes])
+    entries = values.tocoo()
+    inside = np.array(spans)[entries.row] == own[entries.col]
+    kept = entries.data[inside], (entries.row[inside], entries.col[inside])
+    return sparse.csc_matrix(kept, shape=values.shape)
 
 
 def _sparse(attachment: Attachment, x: torch.Tensor) -> Any:

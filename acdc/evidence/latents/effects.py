@@ -20,6 +20,7 @@ from torch import Tensor
 from acdc.dictionaries.attachment import Attachment
 from acdc.engine.experiment import Experiment
 from acdc.evidence.latents.activations import latent_sites
+from graphs.spans import split_span
 
 __all__ = ["Effect", "direct_effects"]
 
@@ -66,15 +67,19 @@ def direct_effects(
     """
     model = experiment.model
     size = dict(zip(nodes, sizes.tolist(), strict=True))
+    of_latent: dict[str, list[str]] = {}
+    for node in nodes:  # in every span a latent has the same direction
+        of_latent.setdefault(split_span(node)[0], []).append(node)
     sites = latent_sites(experiment, nodes)
     found: dict[str, Effect] = {}
     n = min(n_tokens, model.d_vocab_out)
     for (_, names), written in zip(sites, _at_unembedding(experiment, sites), strict=True):
         each = max(1, _BYTES // (4 * model.d_vocab_out))
-        for start in range(0, len(names), each):
-            some = names[start : start + each]
+        rows = [(row, node) for row, name in enumerate(names) for node in of_latent[name]]
+        for start in range(0, len(rows), each):
+            which, some = zip(*rows[start : start + each], strict=True)
             scale = torch.tensor([size[name] for name in some])[:, None]
-            logits = (written[start : start + each] @ model.W_U.T).float().cpu() * scale
+            logits = (written[list(which)] @ model.W_U.T).float().cpu() * scale
             logits -= logits.mean(-1, keepdim=True)
             up, down = logits.topk(n, -1), logits.topk(n, -1, largest=False)
             for i, name in enumerate(some):

@@ -26,6 +26,7 @@ from acdc.settings import Settings, check_count
 from acdc.tasks.texts import Texts
 from graphs import Circuit
 from graphs.graph import parse_node
+from graphs.spans import split_span
 
 __all__ = [
     "ClusterView",
@@ -306,7 +307,8 @@ def _check_latents(
 def _sites(experiment: Experiment, nodes: Sequence[str]) -> Iterable[SiteView]:
     for attachment in experiment.attachments:
         site = attachment.site
-        inside = sum(node.startswith(f"{site.name}.f") for node in nodes)
+        latents = {split_span(node)[0] for node in nodes}
+        inside = sum(name.startswith(f"{site.name}.f") for name in latents)
         quality = quality_on_task(attachment.dictionary, experiment)
         yield SiteView(site.name, len(site.latents), inside, quality)
 
@@ -335,7 +337,7 @@ def _views(
     for i, name in enumerate(shown):
         tokens, values = found.of_latent(i)
         total = values.sum() or 1.0
-        site, _, number = name.partition(".f")
+        site, _, number = split_span(name)[0].partition(".f")
         yield LatentView(
             name=name,
             site=site,
