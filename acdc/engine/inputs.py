@@ -322,7 +322,11 @@ class Changes:
         """New input of a downstream receiver: what its touched senders bring."""
         groups: dict[int, list[int]] = {}
         for i, senders in enumerate(flow.senders):
-            groups.setdefault(int(self.places.group[senders[0]]), []).append(i)
+            _, target = overlap(
+                outputs[flow.units[i]].step.positions, flow.positions, flow.kept_at[i]
+            )
+            if target != []:  # what is kept only where nothing is live may not be computed
+                groups.setdefault(int(self.places.group[senders[0]]), []).append(i)
         changes = {
             group: _sum_at(flow, [(i, outputs[flow.units[i]]) for i in entries], self.places)
             for group, entries in groups.items()
@@ -540,8 +544,6 @@ def _sum_at(flow: Flow, parts: Iterable[tuple[int, Output]], places: Places) -> 
     owned = False
     for i, output in parts:
         source, target = overlap(output.step.positions, flow.positions, flow.kept_at[i])
-        if target == []:  # kept where nothing is live, and latents there are not even computed
-            continue
         part = output.sum(flow.senders[i], source, places)
         if target is None:
             total, owned = (part, False) if total is None else (total + part, True)
