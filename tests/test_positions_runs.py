@@ -24,8 +24,8 @@ from acdc.runs.discover import (
     build_experiment,
     check_settings,
     discover,
-    evaluate,
     fit,
+    measure,
 )
 from acdc.runs.folder import Run, read_run
 from acdc.settings import Settings
@@ -265,7 +265,7 @@ def test_latents_are_split_like_everything_else(nodes: tuple[str, ...], tmp_path
     assert split
     summary = json.loads((folder / "run.json").read_text())
     assert summary["latents"]["n_kept"] == 12
-    again, n_prompts = evaluate(circuit, Settings.read(summary))
+    again, n_prompts = measure(circuit, Settings.read(summary))
     assert n_prompts == 4
     assert again.faithfulness == pytest.approx(summary["faithfulness"])
     assert f'"{split[0]}"' in (folder / "circuit.dot").read_text()
