@@ -39,7 +39,7 @@ ABLATIONS = [
 
 
 def build(
-    kind: str, family: str = "LN", positions: str = "span", metric: str = "logit_diff",
+    kind: str, family: str = "LN", positions: str | None = "span", metric: str = "logit_diff",
     **options: Any,
 ) -> tuple[Experiment, LatentOracle]:  # fmt: skip
     """Return a split experiment with few latents or neurons of every layer, and its oracle."""
@@ -48,7 +48,7 @@ def build(
     lengths = (4,) if positions == "token" else (4, 5)
     task = labelled(small_task(0, 3, lengths), 0)
     causal = all(layer.attention.causal for layer in model.layers)
-    split = find_positions(task, positions, causal=causal)
+    split = None if positions is None else find_positions(task, positions, causal=causal)
     plain = Experiment(model, task, get_metric(metric), positions=split, **options)
     nodes: dict[str, Any]
     if kind == "neurons":

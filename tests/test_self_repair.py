@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from latent_oracle import LatentOracle
 from oracle import FAMILIES, METRICS, Oracle, edges_in_acdc_order, small_model, small_task
 from safetensors.torch import save_file
+from test_latents_positions import build as with_latents
 from torch import Tensor
 
 from acdc.ablations.mean import mean
@@ -43,6 +45,13 @@ from graphs import Circuit, component_graph, save_circuit
 MAIN, BACKUP = "a2.h1", "a3.h3"
 PLANTED = str(MODELS["planted-ioi-backup"])
 SETTINGS = Settings("ioi", model=PLANTED, metric="logit_diff", n_prompts=24)
+
+
+def call(*arguments: str) -> int:
+    """Run the command line; return its status."""
+    with pytest.raises(SystemExit) as caught:
+        main(list(arguments))
+    return int(caught.value.code or 0)
 
 
 def whole(model: str) -> Circuit:
@@ -81,10 +90,10 @@ def test_constants_of_the_run_are_what_ablated_edges_carry() -> None:
 
 
 def direct_effects(
-    oracle: Oracle, head: str, ablated: tuple[str, ...]
+    oracle: Oracle | LatentOracle, head: str, ablated: tuple[str, ...]
 ) -> tuple[float, float, float]:
     """Before, unanswered and after, each from two whole passes in which edges have names."""
-    edges = edges_in_acdc_order(oracle.shape)
+    edges = oracle.edges
 
     def effect(gone: set[str]) -> float:
         return oracle.sign * (oracle.without(gone | {f"{head}->logits"}) - oracle.without(gone))
@@ -140,6 +149,60 @@ def test_direct_effects_are_the_oracles(
     every = {edge for edge in edges_in_acdc_order(oracle.shape) if edge.split("->")[0] in role}
     assert found.taken.mean == pytest.approx(oracle.sign * (direct - full), abs=2e-5)
     assert found.total.mean == pytest.approx(oracle.sign * (oracle.without(every) - full), abs=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["outputs", "transcoders", "cuts", "neurons"])
+@pytest.mark.parametrize(
+    ("family", "intervention", "direction"),
+    [("LN", "resample", "noising"), ("Gemma2", "zero", "noising"), ("LN", "mean", "denoising")],
+)
+def test_direct_effects_of_latents_are_the_oracles(
+    kind: str, family: str, intervention: str, direction: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"intervention": intervention, "direction": direction}
+    experiment, oracle = with_latents(kind, family, positions=None, **options)
+    info = {"prompts": "made up"}
+    object.__setattr__(experiment, "task", replace(experiment.task, info=info))
+    graph = experiment.graph
+    inside = np.zeros(graph.n_edges, dtype=bool)
+    circuit = Circuit(graph, np.zeros(graph.n_edges), inside)
+    monkeypatch.setattr("acdc.evidence.self_repair.fit", lambda *_: (circuit, experiment))
+    known = [u for u, v in (e.split("->") for e in oracle.edges) if v == "logits"]
+    known = sorted(u for u in known if ".f" in u or ".n" in u or ".h" in u)
+    role = (known[0], known[-1])
+    settings = Settings("ioi", metric="logit_diff", **options)
+    found = self_repair(circuit, {"some": role}, **vars(settings)).roles[0]
+    rows = [*found.members, *found.others]
+    assert sorted(row.head for row in rows) == known
+    assert any(".f" in name or ".n" in name for name in known)
+    for row in rows[:2] + rows[2::3]:
+        ablated = tuple(node for node in role if node != row.head)
+        before, unanswered, after = direct_effects(oracle, row.head, ablated)
+        assert row.before == pytest.approx(before, abs=2e-5)
+        assert row.unanswered == pytest.approx(unanswered, abs=2e-5)
+        assert row.after == pytest.approx(after, abs=2e-5)
+    every = {edge for edge in oracle.edges if edge.split("->")[0] in role}
+    total = oracle.sign * (oracle.without(every) - oracle.without(()))
+    assert found.total.mean == pytest.approx(total, abs=2e-5)
+    assert found.taken.mean != pytest.approx(0, abs=1e-4)
+
+
+def test_neurons_that_others_write_for_are_a_role(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the command line: by default those of the circuit that write to the logits."""
+    folder = str(tmp_path / "run")
+    made = ["--neurons", "--max-latents", "6", "--n-prompts", "4", "--method", "eap"]
+    assert call("discover", "ioi", *made, "--edges", "120", "--out", folder) == 0
+    out = tmp_path / "repair.json"
+    assert call("self-repair", folder, "--n-resamples", "50", "--out", str(out)) == 0
+    (role,) = json.loads(out.read_text())["roles"]
+    measured = [row["head"] for row in (*role["members"], *role["others"])]
+    assert sum(".n" in name for name in measured) == 6
+    assert sum(".h" in name for name in measured) == 32
+    capsys.readouterr()
+    assert call("self-repair", folder, "--role", "x=m0.n9999") == 2
+    assert "is no head, latent or neuron of the model that logits reads" in capsys.readouterr().err
 
 
 def test_many_cuts_in_one_pass_are_one_mask_each(monkeypatch: pytest.MonkeyPatch) -> None:

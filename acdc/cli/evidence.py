@@ -152,8 +152,8 @@ def self_repair(
         list[str] | None,
         typer.Option(
             "--role",
-            help="A role's heads, as mover=a4.h1,a5.h0, or a role of --reference (repeatable; "
-            "default: the circuit's heads with an edge into logits).",
+            help="A role's heads (latents, neurons), as mover=a4.h1,m5.f3, or a role of "
+            "--reference (repeatable; default: the circuit's with an edge into logits).",
         ),
     ] = None,
     reference: Annotated[
@@ -177,6 +177,7 @@ def self_repair(
     """Find backup heads: each head's direct effect before and after others are ablated.
 
     For a head of a role the others of the role are ablated, for every other head the whole role.
+    In a circuit with latents or neurons these are measured like heads.
 
     Example: acdc self-repair runs/ioi --role mover=a4.h1,a5.h0 --out repair.json
     """

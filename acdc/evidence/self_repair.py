@@ -1,5 +1,9 @@
 """Self-repair: which heads do more for the answer when others of their role are ablated.
 
+In a graph with dictionaries or neurons, latents and neurons are measured like heads; "head" below
+stands for all that have an edge into ``logits`` (behind a dictionary of the whole stream its
+latents alone).  Error nodes and MLPs have no role.
+
 The *direct effect* of a head h is the change of the metric when only the edge ``h->logits`` is
 ablated, counted positive where the head helps.  It is measured by a run (no frozen norms, no
 projection), three times; G are the heads that are ablated:
@@ -271,7 +275,7 @@ def self_repair(
     Raises
     ------
     OptionError
-        If the circuit has latents or no head that writes to the logits, a head is none of the
+        If the circuit has no head that writes to the logits, a head is none of the
         model's, or a value makes no sense.
     TaskError
         If no prompts are left that discovery has not seen.
@@ -289,11 +293,6 @@ def self_repair(
     opened = open_run(run)
     circuit, settings = opened.circuit, opened.settings(task=task, **asked)
     prompts = PromptChoice(opened.discovery_with(settings), seen)
-    if circuit.graph.shape.sites:
-        raise OptionError(
-            "the circuit has latents: self-repair is measured of heads; give a circuit found "
-            "without --saes and --neurons"
-        )
     circuit = coarsen(circuit, circuit.graph.shape.unsplit)  # heads as a whole
     if roles is None:
         roles = writers(circuit)
@@ -334,11 +333,11 @@ def writers(circuit: Circuit) -> dict[str, tuple[str, ...]]:
     graph = circuit.graph
     at_logits = graph.edge_receiver == graph.receiver_index["logits"]
     senders = graph.edge_sender[at_logits & circuit.in_circuit]
-    heads = tuple(graph.senders[u] for u in np.sort(senders) if _is_head(graph.senders[u]))
+    heads = tuple(graph.senders[u] for u in np.sort(senders) if _has_role(graph.senders[u]))
     if not heads:
         raise OptionError(
-            "no head of the circuit has an edge into logits: say which heads have one role, as "
-            "--role mover=a4.h1,a5.h0, or give --reference"
+            f"no {_what(graph)} of the circuit has an edge into logits: say which heads have one "
+            "role, as --role mover=a4.h1,a5.h0, or give --reference"
         )
     return {WRITERS: heads}
 
@@ -410,21 +409,37 @@ def _is_head(name: str) -> bool:
     return parse_node(name)[0] == "head"
 
 
+def _has_role(name: str) -> bool:
+    return parse_node(name)[0] in ("head", "latent")
+
+
+def _what(graph: Graph) -> str:
+    """What messages call the nodes that have roles."""
+    return "head, latent or neuron" if graph.shape.sites else "head"
+
+
+def _nodes(graph: Graph) -> tuple[str, ...]:
+    """Heads, latents and neurons that ``logits`` reads."""
+    into = graph.edge_sender[graph.receiver_start[-2] :]
+    return tuple(name for name in (graph.senders[u] for u in into) if _has_role(name))
+
+
 def _check_heads(roles: Roles, graph: Graph) -> None:
     """Refuse a role that cannot be ablated."""
-    known = [name for name in graph.senders if _is_head(name)]
+    known, read = _nodes(graph), " that logits reads" if graph.shape.sites else ""
     for role, heads in roles.items():
         if not heads:
             raise OptionError(f"role {role!r} has no heads: there is nothing to ablate")
         for head in heads:
             if head not in known:
                 raise OptionError(
-                    f"role {role!r}: {head!r} is no head of the model; {did_you_mean(head, known)}"
+                    f"role {role!r}: {head!r} is no {_what(graph)} of the model{read}; "
+                    f"{did_you_mean(head, known)}"
                 )
             if heads.count(head) > 1:
                 raise OptionError(f"role {role!r}: {head!r} is listed twice")
         if len(known) == 1:
-            raise OptionError(f"role {role!r}: the model has no head but {heads[0]}")
+            raise OptionError(f"role {role!r}: the model has no {_what(graph)} but {heads[0]}")
 
 
 # Measuring
@@ -455,7 +470,7 @@ class _Lab:
         self.sign, self.weights, self.min_share = experiment.minimised_sign, weights, min_share
         full, empty = (self.patched.values(np.full(self.graph.n_edges, x)) for x in (True, False))
         self.least_taken = _LEAST_TAKEN * abs(float(full.mean() - empty.mean()))
-        self.heads = tuple(name for name in self.graph.senders if _is_head(name))
+        self.heads = _nodes(self.graph)
         self.inside = {
             self.graph.senders[u] for u in np.unique(self.graph.edge_sender[circuit.in_circuit])
         }
