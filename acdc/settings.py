@@ -88,8 +88,8 @@ class Option:
     shared
         An option of a method that takes the value of the setting of the same name.
     only
-        What has to be there for it to do anything, ``latents`` or ``training``; none: nothing
-        special.
+        What has to be there for it to do anything: ``latents``, ``neurons`` or ``training``; none:
+        nothing special.
     """
 
     help: str
@@ -240,10 +240,10 @@ class Settings(Checked):
         ``span``.
     trust_remote_code
         Whether the model's folder may run its own code.
-    saes, neurons, max_latents
+    saes, neurons, neuron_inputs, max_latents
         Dictionaries whose latents are nodes (separated by commas, see
-        :func:`acdc.dictionaries.sources.load_dictionaries`), or whether the neurons of MLPs are,
-        and how many latents or neurons at most.
+        :func:`acdc.dictionaries.sources.load_dictionaries`), or whether the neurons of MLPs are
+        (and each a receiver of its own), and how many latents or neurons at most.
     options
         Those of the method, by name; what is not there is as the method has it.
     given
@@ -327,6 +327,10 @@ class Settings(Checked):
         "bundled or bundled-transcoders.", group="nodes",
     )  # fmt: skip
     neurons: bool = option(False, "The neurons of every MLP are nodes (m3.n12).", group="nodes")
+    neuron_inputs: bool = option(
+        False, "Each neuron reads for itself: edges into it can be pruned alone.", group="nodes",
+        only="neurons",
+    )  # fmt: skip
     max_latents: int | None = option(
         None, "Nodes for at most so many latents (default: active) or neurons (1000).",
         group="nodes", at_least=1, at_most=10**8, only="latents",

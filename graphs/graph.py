@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphs.errors import GraphError, did_you_mean
-from graphs.sites import Site, check_sites, parse_latent, sites_from_config
+from graphs.sites import ALONE, Site, check_sites, parse_latent, sites_from_config
 from graphs.spans import (
     Reaches,
     check_spans,
@@ -494,7 +494,7 @@ def _cut(builder: _Builder, site: Site | None) -> None:
 def _read_mlp(builder: _Builder, shape: GraphShape, layer: int, base: int) -> None:
     """Receivers of an MLP whose first sender will have the index ``base``."""
     site = shape.site_at.get(f"m{layer}")
-    if site is not None and site.kind == "transcoder":
+    if site is not None and site.kind in ALONE:
         for i, name in enumerate(site.nodes):
             builder.read(name, [i], base)
     else:

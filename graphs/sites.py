@@ -11,6 +11,7 @@ mlp_out       m3.f12   sender ``m3`` is split; receiver ``m3`` feeds every part
 neurons       m3.n12   the same, for the neurons of the MLP itself
 attn_out      a3.f12   the layer's heads are no senders any more; their q, k and v receivers
 attn_z                 feed every latent of the layer and its error node
+neuron_inputs m3.n12   as transcoder, for the neurons of the MLP itself
 transcoder    m3.f12   ``m3`` is split, and every latent (and ``m3.err``) is a receiver of its own
 resid_pre     r3.f12   a cut in front of layer 3: receiver ``r3`` reads all that was written
 resid_mid     r3mid.f1 since the last cut (in the middle of layer 3: between attention and MLP)
@@ -31,6 +32,8 @@ from graphs.errors import GraphError
 from graphs.spans import split_span
 
 __all__ = [
+    "ALONE",
+    "NEURONS",
     "SITE_KINDS",
     "Site",
     "check_sites",
@@ -40,8 +43,16 @@ __all__ = [
     "sites_to_text",
 ]
 
-SITE_KINDS = ("mlp_out", "neurons", "transcoder", "attn_out", "attn_z", "resid_pre", "resid_mid")
-_LETTER = {"mlp_out": "m", "neurons": "m", "transcoder": "m", "attn_out": "a", "attn_z": "a"}
+NEURONS = ("neurons", "neuron_inputs")
+"""Kinds whose nodes are neurons."""
+ALONE = ("transcoder", "neuron_inputs")
+"""Kinds of which every node is a receiver of its own."""
+SITE_KINDS = (
+    *("mlp_out", "neurons", "neuron_inputs", "transcoder"),
+    *("attn_out", "attn_z", "resid_pre", "resid_mid"),
+)
+_LETTER = dict.fromkeys(("mlp_out", *NEURONS, "transcoder"), "m")
+_LETTER |= {"attn_out": "a", "attn_z": "a"}
 _SITE = re.compile(r"(\w+):([0-9]{1,9}):([0-9,]*)")
 _LATENT = re.compile(r"([amr])([0-9]{1,9})(mid)?(?:\.(?:([fn])([0-9]{1,9})|(err)))?")
 _MOST_LATENTS = 10**9
@@ -91,7 +102,7 @@ class Site:
     def nodes(self) -> tuple[str, ...]:
         """Names of its latents and of its error node, which comes last."""
         name = self.name
-        letter = "n" if self.kind == "neurons" else "f"
+        letter = "n" if self.kind in NEURONS else "f"
         return (*(f"{name}.{letter}{i}" for i in self.latents), f"{name}.err")
 
     @property

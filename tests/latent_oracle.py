@@ -20,7 +20,8 @@ from acdc.tasks.base import Task
 
 N_LATENTS = 9
 NEURONS = "neurons"
-"""In place of a dictionary: the neurons of an MLP."""
+NEURON_INPUTS = "neuron inputs"
+"""In place of a dictionary: the neurons of an MLP, or these with receivers of their own."""
 
 
 def random_dictionary(
@@ -67,7 +68,8 @@ class LatentPass:
     model, tokens
         Lowered model, ``[batch, pos]``.
     dictionaries
-        By place: the dictionary, or :data:`NEURONS`, and which of its latents are nodes.
+        By place: the dictionary, :data:`NEURONS` or :data:`NEURON_INPUTS`, and which of its
+        latents are nodes.
     share, ablated
         By edge, how much of the ablated value it carries (0 by default), or that at every
         position, ``[pos, 1]``; by sender, that value.
@@ -175,6 +177,14 @@ class LatentPass:
         dictionary, ids = self.dictionaries[name]
         if dictionary == NEURONS:
             return self.neurons(name, layer.mlp, self.read(name), ids)
+        if dictionary == NEURON_INPUTS:
+            alone: dict[str, Tensor] = {}
+            for j in ids:
+                node = f"{name}.n{j}"
+                alone[node] = self.neurons(name, layer.mlp, self.read(node), (j,))[node]
+            node = f"{name}.err"
+            rest = self.neurons(name, layer.mlp, self.read(node), ids)
+            return alone | {node: rest[node]}
         if not dictionary.is_transcoder:
             y = layer.mlp(self.read(name))
             return self.split(name, y, y)

@@ -212,10 +212,11 @@ def test_every_method_runs_with_frozen_norms(method: str) -> None:
     assert np.isfinite(found.scores).all()
 
 
+@pytest.mark.parametrize("alone", [False, True])
 @pytest.mark.parametrize("family", ["LN", "gated rotary", "Gemma2"])
-def test_neurons_with_frozen_norms_add_up_to_their_mlp(family: str) -> None:
+def test_neurons_with_frozen_norms_add_up_to_their_mlp(family: str, alone: bool) -> None:
     ours, slow = _both(family, 6, "kl")
-    neurons = attach_neurons(ours, max_neurons=6).experiment
+    neurons = attach_neurons(ours, max_neurons=6, alone=alone).experiment
     full = np.ones(neurons.graph.n_edges, dtype=bool)
     assert PatchedModel(neurons).metric(full) == pytest.approx(slow.without(()), **NEAR)
     run = IncrementalRun(neurons, 1 << 28)
@@ -228,6 +229,20 @@ def test_neurons_with_frozen_norms_add_up_to_their_mlp(family: str) -> None:
             mask[edge] = False
             assert value == pytest.approx(PatchedModel(neurons).metric(mask), **NEAR)
         run.finish(receiver, edges)
+
+
+@pytest.mark.parametrize("norms", ["live", "frozen"])
+@pytest.mark.parametrize("family", ["LN", "gated rotary", "Gemma2"])
+def test_neurons_that_read_alone_are_attributed_what_weights_say(family: str, norms: Any) -> None:
+    """Derivatives by the weights of edges in a patched run, which knows nothing of slopes."""
+    ours, _ = _both(family, 3)
+    neurons = attach_neurons(replace(ours, norms=norms), max_neurons=6, alone=True).experiment
+    patched, total = PatchedModel(neurons), 0.0
+    weights = torch.ones(neurons.graph.n_edges, dtype=torch.float64, requires_grad=True)
+    for i in range(len(neurons.batches)):
+        total = total + patched.rows(i, weights).sum() / neurons.n_rows
+    (wanted,) = torch.autograd.grad(total, weights)
+    assert METHODS["eap"].scores(neurons) == pytest.approx((-wanted).numpy(), **NEAR)
 
 
 def test_a_run_says_what_frozen_norms_change(tmp_path: Any) -> None:

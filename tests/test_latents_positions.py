@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from latent_oracle import NEURONS, LatentOracle, place
+from latent_oracle import NEURON_INPUTS, NEURONS, LatentOracle, place
 from oracle import labelled, sequential_acdc, small_model, small_task
 from test_latents import FLOAT32_INSIDE, IDS, dictionaries_of, tolerance
 
@@ -25,7 +25,7 @@ from acdc.methods.sweep import sweep
 from acdc.tasks.positions import find_positions
 from graphs.order import edge_order, receiver_order
 
-KINDS = ("outputs", "transcoders", "cuts", "neurons")
+KINDS = ("outputs", "transcoders", "cuts", NEURONS, NEURON_INPUTS)
 ABLATIONS = [
     ("resample", "noising"),
     ("zero", "noising"),
@@ -51,10 +51,10 @@ def build(
     split = None if positions is None else find_positions(task, positions, causal=causal)
     plain = Experiment(model, task, get_metric(metric), positions=split, **options)
     nodes: dict[str, Any]
-    if kind == "neurons":
+    if kind in (NEURONS, NEURON_INPUTS):
         ids = {layer: (1, 4 + layer) for layer in range(model.shape.n_layers)}
-        found = attach_neurons(plain, neurons=ids).experiment
-        nodes = {f"m{layer}": (NEURONS, some) for layer, some in ids.items()}
+        found = attach_neurons(plain, neurons=ids, alone=kind == NEURON_INPUTS).experiment
+        nodes = {f"m{layer}": (kind, some) for layer, some in ids.items()}
     else:
         dictionaries, some = dictionaries_of(model, kind), IDS[:2]
         found = attach(plain, dictionaries, latents=[some] * len(dictionaries)).experiment

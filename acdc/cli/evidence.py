@@ -19,7 +19,7 @@ __all__ = ["evaluate", "report", "self_repair"]
 
 @takes("model", "method", "prompts", "computing", "ablation", "nodes",
        leave=("method", "holdout", "split_qkv", "split_embed", "positions",
-              "neurons", "max_latents"), of_run=True)  # fmt: skip
+              "neurons", "neuron_inputs", "max_latents"), of_run=True)  # fmt: skip
 def evaluate(
     circuit: opt.CircuitPath,
     task: opt.RunTask = None,

@@ -143,6 +143,7 @@ def attach_neurons(
     *,
     max_neurons: int | None = None,
     neurons: Mapping[int, Sequence[int]] | None = None,
+    alone: bool = False,
     memory: int = 1 << 30,
 ) -> Attached:
     """Make the neurons of every MLP nodes of an experiment's graph.
@@ -155,6 +156,8 @@ def attach_neurons(
         At most so many nodes in all, chosen as in :func:`attach`; None: :data:`MOST_NEURONS`.
     neurons
         By layer, which of them are nodes, as in a circuit that was found before; None: chosen.
+    alone
+        Whether every neuron reads for itself, so that edges into it can be pruned alone.
     memory
         Bytes that the activations of one pass may take.
 
@@ -165,7 +168,7 @@ def attach_neurons(
     UnsupportedModelError
         If the neurons of an MLP do not add up to what it writes.
     """
-    found = neurons_of(experiment.model)
+    found = neurons_of(experiment.model, alone=alone)
     if neurons is None:
         return _attach(experiment, found, max_neurons or MOST_NEURONS, None, memory)
     found = [n for n in found if n.layer in neurons]
@@ -194,7 +197,7 @@ def _attach(
     ]
     kept, scores = attachments, [np.zeros(len(some)) for some in active]
     if max_latents is not None and max_latents < sum(map(len, active)):
-        scores = _latent_scores(_with_latents(experiment, dictionaries, attachments), memory)
+        scores = _latent_scores(_reading_together(experiment, dictionaries, active), memory)
         kept = _top(attachments, scores, max_latents)
     reports = tuple(map(_report, attachments, kept, scores))
     total = sum(float(np.abs(s).sum()) for s in scores)
@@ -206,7 +209,7 @@ def _attach(
 def _placed(dictionary: Dictionary | Neurons, model: LoweredModel) -> Dictionary | Neurons:
     """Return a dictionary in the type of a model, or the neurons of that model."""
     if isinstance(dictionary, Neurons):
-        return Neurons(model, dictionary.layer)
+        return replace(dictionary, model=model)
     return dictionary.to(model.device, model.dtype)
 
 
@@ -233,6 +236,23 @@ def active_latents(
                 x = activation(model, trace, dictionary.reads)
                 active |= (dictionary.encode(x) != 0).flatten(0, 1).any(0)
     return [tuple(active.nonzero()[:, 0].tolist()) for active in found]
+
+
+def _reading_together(
+    experiment: Experiment,
+    dictionaries: Sequence[Dictionary | Neurons],
+    latents: Sequence[Sequence[int]],
+) -> Experiment:
+    """Return the experiment with all latents as nodes; neurons have no receivers of their own.
+
+    Node scores are the same, and the graph has no edge for every pair of neurons.
+    """
+    shared = [replace(d, alone=False) if isinstance(d, Neurons) else d for d in dictionaries]
+    attachments = [
+        _attachment(experiment.model, _placed(d, experiment.model), some)
+        for d, some in zip(shared, latents, strict=True)
+    ]
+    return _with_latents(experiment, shared, attachments)
 
 
 def _latent_scores(experiment: Experiment, memory: int) -> list[NDArray[np.float64]]:

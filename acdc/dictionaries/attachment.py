@@ -31,7 +31,7 @@ def site_kind(dictionary: Dictionary | Neurons) -> tuple[str, int]:
     """Return the kind and the layer of a dictionary's site, see :class:`graphs.sites.Site`."""
     writes = dictionary.writes
     if isinstance(dictionary, Neurons):
-        return "neurons", writes.layer
+        return "neuron_inputs" if dictionary.alone else "neurons", writes.layer
     if dictionary.is_transcoder:
         return "transcoder", writes.layer
     if writes.site == "resid_post":
@@ -173,7 +173,13 @@ class Attachment:
                 return norm(stream)
         return stream
 
-    def gradients(self, stream: Tensor, latents: Tensor, norm: Norm | None = None) -> Tensor:
+    def active(self, stream: Tensor, tokens: slice | Tensor) -> Tensor:
+        """``[token, latent]``: which latents of a transcoder have a gradient."""
+        return self.coefficients(self.read_stream(stream, self.norm.on(tokens))) != 0
+
+    def gradients(
+        self, stream: Tensor, latents: Tensor, tokens: slice | Tensor = EVERYWHERE
+    ) -> Tensor:
         """``d coefficient / d stream`` of active latents of a transcoder.
 
         Parameters
@@ -182,15 +188,15 @@ class Attachment:
             ``[token, d_model]``.
         latents
             ``[slot, token]``: positions among the nodes.
-        norm
-            As of :meth:`read_stream`.
+        tokens
+            Which of the flattened batch and positions those of the stream are.
 
         Returns
         -------
         Tensor
             ``[slot, token, d_model]``.
         """
-        norm = norm or self.norm
+        norm = self.norm.on(tokens)
         rows = self.dictionary.encoder_directions.T[self._ids].to(stream.dtype)
         g = self._through_pre(self.read_stream(stream, norm), rows[latents])
         match self.dictionary.reads.site:
@@ -223,3 +229,13 @@ class NeuronAttachment(Attachment):
     def coefficients(self, x: Tensor, positions: slice | list[int] = EVERYWHERE) -> Tensor:
         """Activations ``[..., neuron]`` of the nodes at the raw stream ``x [..., d_model]``."""
         return self.dictionary.encode(x, positions)[..., self._ids]
+
+    def active(self, stream: Tensor, tokens: slice | Tensor) -> Tensor:
+        """``[token, neuron]``: every neuron answers to what it reads, also at 0."""
+        return torch.ones(len(stream), len(self.latents), dtype=torch.bool, device=stream.device)
+
+    def gradients(
+        self, stream: Tensor, latents: Tensor, tokens: slice | Tensor = EVERYWHERE
+    ) -> Tensor:
+        """``d activation / d stream``, see :meth:`Attachment.gradients`."""
+        return self.dictionary.mlp.on(tokens).pull_neurons(stream, self._ids[latents])

@@ -3,7 +3,9 @@
 ``y = sum_i h_i W_out[i] + b_out``, where ``h`` is what the output matrix reads: ``act(x W_in)``,
 or in gated MLPs ``act(x W_gate) * (x W_in)``.  Neuron ``i`` of layer 3 is the node ``m3.n<i>`` and
 writes ``h_i W_out[i]``; the error node writes ``b_out`` and neurons that are no nodes.  All read
-what the MLP reads, through its one receiver.  Behind a post-norm (Gemma-2: RMS) a neuron writes
+what the MLP reads, through its one receiver; or, if asked, each through a receiver of its own: then
+neuron ``i`` is computed from what edges bring to it, and the error node is the MLP on what edges
+bring to that, less the nodes' neurons there.  Behind a post-norm (Gemma-2: RMS) a neuron writes
 ``h_i scale W_out[i] * weight``, with the scale of the run at hand: the norm is a factor of every
 neuron's activation.
 """
@@ -39,10 +41,13 @@ class Neurons:
         Lowered model.
     layer
         Of the MLP.
+    alone
+        Whether every neuron reads for itself.
     """
 
     model: LoweredModel
     layer: int
+    alone: bool = False
 
     architecture = "neurons"
     k = None
@@ -112,8 +117,8 @@ class Neurons:
             )
 
 
-def neurons_of(model: LoweredModel) -> list[Neurons]:
-    """Return the neurons of every MLP of a model, checked.
+def neurons_of(model: LoweredModel, *, alone: bool = False) -> list[Neurons]:
+    """Return the neurons of every MLP of a model, checked; ``alone`` as of :class:`Neurons`.
 
     Raises
     ------
@@ -126,7 +131,7 @@ def neurons_of(model: LoweredModel) -> list[Neurons]:
         raise OptionError(
             f"neurons: {model.name!r} has attention only, no MLPs; leave --neurons out"
         )
-    found = [Neurons(model, layer) for layer in range(model.shape.n_layers)]
+    found = [Neurons(model, layer, alone) for layer in range(model.shape.n_layers)]
     for neurons in found:
         neurons.check()
     return found

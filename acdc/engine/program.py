@@ -29,6 +29,7 @@ from acdc.engine.stages import (
 )
 from acdc.engine.values import Block, Rows, Sparse, Values
 from acdc.models.lowering.model import LoweredModel, Trace
+from graphs.sites import ALONE
 
 __all__ = ["Program"]
 
@@ -103,7 +104,7 @@ class Program:
         attached = self._at.get(f"m{layer}")
         if attached is None:
             return Mlp(self.model, layer, 1)
-        if attached.site.kind == "transcoder":
+        if attached.site.kind in ALONE:
             return Transcoder(self.model, layer, len(attached.latents) + 1, attachment=attached)
         if isinstance(attached, NeuronAttachment):
             return NeuronMlp(self.model, layer, 1, attachment=attached)

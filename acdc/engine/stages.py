@@ -8,8 +8,8 @@ stage                receivers                    writes
 :class:`Mlp`         the MLP                      the MLP
 :class:`LatentMlp`   the MLP                      latents of its output, and their error node
 :class:`NeuronMlp`   the MLP                      its neurons, and their error node
-:class:`Transcoder`  every latent and the error   latents, and their error node
-                     node for itself
+:class:`Transcoder`  every latent (or neuron) and latents (neurons), and their error node
+                     the error node for itself
 :class:`Cut`         the stream                   latents of the whole stream, and their error node
 :class:`Logits`      the end of the stream        nothing
 ===================  ===========================  =================================================
@@ -539,7 +539,7 @@ class NeuronMlp(LatentMlp):
 
 @dataclass(eq=False)
 class Transcoder(LatentMlp):
-    """An MLP behind a transcoder: every latent and the error node reads for itself.
+    """An MLP behind a transcoder, or its own neurons: each and the error node reads for itself.
 
     The receiver of latent ``i`` has the gradient ``(g . direction_i) * d coefficient_i / d
     stream``, where ``g`` is that of what the MLP writes; the rest of the MLP's gradient is its
@@ -555,11 +555,10 @@ class Transcoder(LatentMlp):
         """``d metric / d input`` of the latents active on each token, and of the error node."""
         attachment = self.attachment
         stream = found.trace.at(self.stream).flatten(0, 1)[tokens]
-        norm = attachment.norm.on(tokens)
-        active = attachment.coefficients(attachment.read_stream(stream, norm)) != 0
+        active = attachment.active(stream, tokens)
         effect = found.tokens(self.written_at, tokens) @ attachment.directions.T
         index, slots = gather(torch.where(active, effect, 0.0))
-        g = attachment.gradients(stream, index.T, norm).transpose(0, 1) * slots[..., None]
+        g = attachment.gradients(stream, index.T, tokens).transpose(0, 1) * slots[..., None]
         yield 0, Sparse(len(attachment.latents), index, g)
         yield len(attachment.latents), (found.tokens(self.stream, tokens) - g.sum(1))[None]
 
@@ -582,7 +581,7 @@ class Transcoder(LatentMlp):
         """What one latent or the error node writes, from what it reads itself."""
         assert wanted is not None
         read = self.attachment.read_stream(x, self.attachment.norm.at(positions))
-        return wanted.split(read, lambda: self.run(x, positions))
+        return wanted.split(read, lambda: self.run(x, positions), positions)
 
     def _coefficients(self, stream: Tensor) -> Tensor:
         return self.attachment.coefficients(self.attachment.read_stream(stream))

@@ -45,7 +45,7 @@ from acdc.tasks.files import check_task_file
 from acdc.tasks.positions import Positions, find_positions
 from acdc.tasks.split import held_out, select_pairs
 from graphs import Circuit
-from graphs.sites import Site
+from graphs.sites import ALONE, NEURONS, Site
 
 __all__ = [
     "Passes",
@@ -296,8 +296,9 @@ def attached_nodes(
     if settings.neurons:
         chosen = None if sites is None else {site.layer: site.latents for site in sites.values()}
         return attach_neurons(
-            experiment, max_neurons=settings.max_latents, neurons=chosen, memory=memory
-        )
+            experiment, max_neurons=settings.max_latents, neurons=chosen,
+            alone=settings.neuron_inputs, memory=memory,
+        )  # fmt: skip
     return None
 
 
@@ -356,11 +357,12 @@ def reattach(experiment: Experiment, settings: Settings, sites: Mapping[str, Sit
     OptionError
         If the settings name dictionaries of a circuit with neurons, or none of one with latents.
     """
-    if any(site.kind == "neurons" for site in sites.values()):
+    kinds = {site.kind for site in sites.values()}
+    if kinds & set(NEURONS):
         if settings.saes is not None:
             raise OptionError("the circuit has neurons, not latents: leave --saes out")
         chosen = {site.layer: site.latents for site in sites.values()}
-        return attach_neurons(experiment, neurons=chosen).experiment
+        return attach_neurons(experiment, neurons=chosen, alone=bool(kinds & set(ALONE))).experiment
     if settings.saes is None:
         raise OptionError("the circuit has latents: say with --saes which dictionaries they are of")
     return attach_dictionaries(experiment, settings, sites=sites).experiment
@@ -442,6 +444,7 @@ def _check_use(settings: Settings, method: Method, options: Any) -> None:
     trained = " or ".join(name for name, one in ABLATIONS.items() if one.trained)
     there = {
         "latents": (settings.saes is not None or settings.neurons, "latents"),
+        "neurons": (settings.neurons, "neurons"),
         "training": (ABLATIONS[settings.intervention].trained, f"intervention {trained}"),
     }
     for values in (settings, options):

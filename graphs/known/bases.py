@@ -31,7 +31,7 @@ from graphs.select import prune
 __all__ = ["BasesComparison", "InComponents", "Shared", "basis_name", "compare_bases"]
 
 _HEAD = re.compile(r"a(\d+)\.h\d+")
-_KIND_NAMES = {"transcoder": "transcoders", "neurons": "neurons"}
+_KIND_NAMES = {"transcoder": "transcoders", "neurons": "neurons", "neuron_inputs": "neurons"}
 
 
 @dataclass(frozen=True)

@@ -154,6 +154,7 @@ def _read_layer(
         return LoweredLayer(ln1, attention, post, None, None)
     ln2 = _norm(block.ln2)
     ln2_post = _norm(block.ln2_post) if hasattr(block, "ln2_post") else None
+    readers = ("in", "gate") if bridge.cfg.gated_mlp else ("in",)
     mlp = FeedForward(
         norm=ln2,
         module=_module(block.mlp),
@@ -161,6 +162,7 @@ def _read_layer(
         gated=bool(bridge.cfg.gated_mlp),
         writer=block.mlp.out,
         W_out=block.mlp.W_out,
+        readers=tuple((getattr(block.mlp, x), getattr(block.mlp, f"W_{x}")) for x in readers),
     )
     return LoweredLayer(ln1, attention, post, ln2, mlp)
 

@@ -132,6 +132,10 @@ class GimFeedForward(FeedForward):
         out = self.module(_ScaledGradient.apply(self.norm(x), self.scale))
         return out if self.post is None else self.post(out)
 
+    def pull_neurons(self, x: Tensor, neurons: Tensor) -> Tensor:
+        """As :meth:`FeedForward.pull_neurons`, multiplied."""
+        return super().pull_neurons(x, neurons) * self.scale
+
 
 class _ScaledGradient(torch.autograd.Function):
     """Identity; its gradient is multiplied by a constant."""

@@ -38,6 +38,9 @@ class FeedForward:
         Part of the module that maps neurons ``[..., d_mlp]`` to the output.
     W_out
         ``[d_mlp, d_model]``: its matrix.
+    readers
+        Parts that map the normed input to what neurons are computed from (of gated MLPs two), each
+        with its matrix ``[d_model, d_mlp]``.
     """
 
     norm: Norm
@@ -46,6 +49,7 @@ class FeedForward:
     gated: bool
     writer: nn.Module
     W_out: Tensor
+    readers: tuple[tuple[nn.Module, Tensor], ...] = ()
 
     def __call__(self, x: Tensor) -> Tensor:
         """``[..., pos, d_model]`` (raw stream) -> output."""
@@ -63,6 +67,58 @@ class FeedForward:
             return self
         post = None if self.post is None else self.post.at(positions)
         return replace(self, norm=self.norm.at(positions), post=post)
+
+    def on(self, tokens: slice | Tensor) -> FeedForward:
+        """Return the MLP for some tokens of the flattened batch and positions."""
+        post = None if self.post is None else self.post.on(tokens)
+        return replace(self, norm=self.norm.on(tokens), post=post)
+
+    @torch.enable_grad()
+    def pull_neurons(self, x: Tensor, neurons: Tensor) -> Tensor:
+        """``d h / d x`` of some neurons at each token, with what a post-norm makes of them.
+
+        A neuron is a function of its own projections of the normed input alone, so one backward
+        pass to these gives every slope.
+
+        Parameters
+        ----------
+        x
+            ``[token, d_model]`` (raw stream).
+        neurons
+            ``[slot, token]``: which.
+
+        Returns
+        -------
+        Tensor
+            ``[slot, token, d_model]``.
+        """
+        read: dict[nn.Module, Tensor] = {}
+        handles = [
+            part.register_forward_hook(lambda part, _, out: read.update({part: out}))
+            for part, _ in self.readers
+        ]
+        x = x.detach().requires_grad_(True)
+        try:
+            h, out = self.neurons(x)
+        finally:
+            for handle in handles:
+                handle.remove()
+        parts = [read[part] for part, _ in self.readers]
+        slopes = torch.autograd.grad(h.sum(), parts, retain_graph=True)  # [token, neuron] each
+        g: Tensor = sum(  # type: ignore[assignment]  # there is at least one
+            slope.T.gather(0, neurons)[..., None] * W.T[neurons]
+            for slope, (_, W) in zip(slopes, self.readers, strict=True)
+        )
+        pulled = self.norm.vjp(x.detach(), g)
+        if self.post is None:
+            return pulled
+        scale = self.post.inverse(out).to(h.dtype)  # a factor of every neuron
+        if self.post.held is None and not self.post.frozen:
+            (moved,) = torch.autograd.grad(scale.sum(), x)
+            pulled = scale.detach() * pulled + h.detach().T.gather(0, neurons)[..., None] * moved
+        else:
+            pulled = scale.detach() * pulled
+        return pulled
 
     def neurons(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What the neurons do, and what they write together, before a post-norm.
