@@ -9,6 +9,7 @@ if n_workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # pytest -n: cores
 from pathlib import Path
 
 import pytest
+import shapes
 
 DATA = Path(__file__).parent / "data"
 
@@ -17,6 +18,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Close the hub before any test module imports transformers, unless ``-m online`` asks."""
     if config.getoption("markexpr") != "online":
         os.environ["HF_HUB_OFFLINE"] = "1"
+    shapes.install()
 
 
 @pytest.fixture(scope="session")

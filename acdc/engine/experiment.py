@@ -14,6 +14,7 @@ from typing import Literal, Self
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -280,7 +281,12 @@ class Experiment:
         assert trace.final is not None
         return self.model.unembed(trace.final[:, scored].flatten(0, 1), tokens)
 
-    def measure(self, rows: Tensor, batch: Batch, model: LoweredModel | None = None) -> Tensor:
+    def measure(
+        self,
+        rows: Float[Tensor, "*scenario row d_model"],
+        batch: Batch,
+        model: LoweredModel | None = None,
+    ) -> Float[Tensor, "*scenario"]:
         """Metric of final streams ``[..., row, d_model]`` (raw), summed over rows: ``[...]``."""
         return self.measure_rows(rows, batch, model).sum(-1)
 
@@ -298,7 +304,7 @@ class Experiment:
         parts = rows.split(max(1, _LOGITS_BYTES // each))
         return torch.cat([self.metric(model.unembed(x), batch.targets) for x in parts])
 
-    def runs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def runs(self, batch: Batch) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
         """Tokens of the run that ablation starts from, and of the other run."""
         if self.direction == "noising":
             return batch.clean, batch.corrupt
@@ -309,7 +315,7 @@ class Experiment:
         return float(self.plain_values(which).mean())
 
     @torch.no_grad()
-    def plain_values(self, which: Literal["clean", "corrupt"]) -> NDArray[np.float64]:
+    def plain_values(self, which: Literal["clean", "corrupt"]) -> Float[np.ndarray, prompt]:
         """``[prompt]``: as :meth:`plain`, see :meth:`per_prompt`."""
         rows = []
         for batch in self.batches:
@@ -388,7 +394,7 @@ class Experiment:
         twin = self.in_float32
         return twin.carried if twin is not None and twin._ablated == self._ablated else None
 
-    def written(self, tokens: Tensor) -> Values:
+    def written(self, tokens: Int[Tensor, "batch pos"]) -> Values:
         """Values of all senders on ``tokens [batch, pos]``, by block of :attr:`program`."""
         return self.program.values(self.model.forward(tokens))
 

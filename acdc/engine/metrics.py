@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from acdc.registry import Registry
@@ -80,7 +81,9 @@ class Metric:
     function: Callable[[Tensor, Targets], Tensor]
     description: str
 
-    def __call__(self, logits: Tensor, targets: Targets) -> Tensor:
+    def __call__(
+        self, logits: Float[Tensor, "*scenario row token"], targets: Targets
+    ) -> Float[Tensor, "*scenario row"]:
         """Return the value of each row, ``[..., row]``, in float32."""
         return self.function(at_least_float32(logits), targets)
 

@@ -22,6 +22,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -55,7 +56,7 @@ class PatchedModel:
         self.experiment, self.memory = experiment, memory
         self._kept: dict[int, PlainRuns] = {}
 
-    def metric(self, mask: Mask) -> float:
+    def metric(self, mask: Bool[np.ndarray, edge]) -> float:
         """Mean metric of the model when every edge outside ``mask`` is ablated.
 
         Parameters
@@ -71,7 +72,7 @@ class PatchedModel:
         return float(self.values(mask).mean())
 
     @torch.no_grad()
-    def values(self, mask: Mask) -> NDArray[np.float64]:
+    def values(self, mask: Bool[np.ndarray, edge]) -> Float[np.ndarray, prompt]:
         """Metric of each prompt when every edge outside ``mask`` is ablated.
 
         Parameters
@@ -90,7 +91,9 @@ class PatchedModel:
         return self.experiment.per_prompt(rows)
 
     @torch.no_grad()
-    def values_at_logits(self, mask: Mask, cuts: Mask) -> NDArray[np.float64]:
+    def values_at_logits(
+        self, mask: Bool[np.ndarray, edge], cuts: Bool[np.ndarray, "cut sender"]
+    ) -> Float[np.ndarray, "cut prompt"]:
         """Metric of each prompt with further edges into ``logits`` ablated: one pass for all cuts.
 
         Parameters
@@ -113,14 +116,16 @@ class PatchedModel:
             [self.experiment.per_prompt([of[cut] for of in rows]) for cut in range(len(cuts))]
         )
 
-    def full_values(self) -> NDArray[np.float64]:
+    def full_values(self) -> Float[np.ndarray, prompt]:
         """Metric of each prompt with every edge in, candidate or not, ``[prompt]``."""
         if self.experiment.candidates is not None:
             noising = self.experiment.direction == "noising"
             return self.experiment.plain_values("clean" if noising else "corrupt")
         return self.values(np.ones(self.experiment.graph.n_edges, dtype=bool))
 
-    def rows(self, i: int, weights: Tensor, *, of_senders: bool = False) -> Tensor:
+    def rows(
+        self, i: int, weights: Float[Tensor, "*prompt unit"], *, of_senders: bool = False
+    ) -> Float[Tensor, row]:
         """Metric of every scored row of a batch, with weights of edges and gradients to them.
 
         Parameters
@@ -192,7 +197,7 @@ class PatchedModel:
         return n_numbers * n_pos * model.W_U.element_size()
 
 
-def metric_of_circuit(experiment: Experiment, mask: Mask) -> float:
+def metric_of_circuit(experiment: Experiment, mask: Bool[np.ndarray, edge]) -> float:
     """Mean metric with every edge outside ``mask`` ablated; see :class:`PatchedModel`."""
     return PatchedModel(experiment, memory=0).metric(mask)
 

@@ -24,6 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 __all__ = ["Block", "Rows", "Sparse", "Values", "by_sender", "coefficients", "gather", "product"]
@@ -64,7 +65,7 @@ class Block:
         return self.basis is not None and self.basis.shape[1] == 1
 
     @property
-    def directions(self) -> Tensor:
+    def directions(self) -> Float[Tensor, "sender d_model"]:
         """``[sender, d_model]`` of a narrow block."""
         assert self.basis is not None
         return self.basis[:, 0]
@@ -73,7 +74,9 @@ class Block:
         """A block of some of its senders, for what asks for no index."""
         return self if self.basis is None else replace(self, basis=self.basis[which])
 
-    def vectors(self, value: Tensor) -> Tensor:
+    def vectors(
+        self, value: Float[Tensor, "sender *place width"]
+    ) -> Float[Tensor, "sender *place d_model"]:
         """What the senders write, ``[sender, ..., d_model]``, of ``value [sender, ..., width]``."""
         if self.basis is None:
             return value
@@ -83,7 +86,7 @@ class Block:
         """What sums are made of: values of narrow blocks, of others the vectors."""
         return value if self.narrow else self.vectors(value)
 
-    def sum(self, value: Tensor) -> Tensor:
+    def sum(self, value: Float[Tensor, "sender *place width"]) -> Float[Tensor, "*place d_model"]:
         """Sum of what the senders write, ``[scenario, batch, pos, d_model]``, of their values."""
         return self.total(self.parts(value))
 
@@ -100,7 +103,7 @@ class Block:
             return rows @ self.directions
         return torch.stack([self._row(parts, row) for row in weights])
 
-    def pull(self, g: Tensor) -> Tensor:
+    def pull(self, g: Float[Tensor, "token d_model"]) -> Float[Tensor, "sender token width"]:
         """``d metric / d value [sender, token, width]``, given that at the stream.
 
         Parameters
@@ -112,7 +115,7 @@ class Block:
             return by_sender(g @ self.directions.T)
         return g[None] if self.basis is None else g @ self.basis.transpose(1, 2)
 
-    def rows(self, value: Tensor, tokens: slice | Tensor) -> Rows:
+    def rows(self, value: Float[Tensor, "sender token width"], tokens: slice | Tensor) -> Rows:
         """What the senders write on some tokens.
 
         Parameters
@@ -134,12 +137,14 @@ class Block:
         return coefficients(parts)[..., inside] @ self.directions[inside]
 
 
-def coefficients(parts: Tensor) -> Tensor:
+def coefficients(parts: Shaped[Tensor, "sender *place 1"]) -> Shaped[Tensor, "*place sender"]:
     """``[..., sender]`` of the values of a narrow block, a view."""
     return parts[..., 0].movedim(0, -1)
 
 
-def by_sender(coefficients: Tensor) -> Tensor:
+def by_sender(
+    coefficients: Shaped[Tensor, "*place sender"],
+) -> Shaped[Tensor, "sender *place 1"]:
     """Undo :func:`coefficients`: values of a narrow block, a view."""
     return coefficients.movedim(-1, 0)[..., None]
 
@@ -171,7 +176,9 @@ Rows = Tensor | Sparse
 """Vectors on each token: ``[row, token, d_model]``, or the few that are not zero."""
 
 
-def gather(dense: Tensor) -> tuple[Tensor, Tensor]:
+def gather(
+    dense: Shaped[Tensor, "token latent"],
+) -> tuple[Int[Tensor, "token slot"], Shaped[Tensor, "token slot"]]:
     """Index and value, ``[token, slot]`` each, of the entries of ``[token, latent]`` not zero."""
     token, latent = dense.nonzero(as_tuple=True)
     counts = torch.bincount(token, minlength=len(dense))
@@ -184,7 +191,7 @@ def gather(dense: Tensor) -> tuple[Tensor, Tensor]:
     return index, value
 
 
-def product(a: Rows, b: Rows) -> Tensor:
+def product(a: Rows, b: Rows) -> Float[Tensor, "row_a row_b"]:
     """Sums over tokens and d_model of the products of each pair, ``[row of a, row of b]``.
 
     Those with few rows per token are multiplied on these alone, and added up by row.

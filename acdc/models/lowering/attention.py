@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from acdc.models.lowering.norm import Norm
@@ -93,7 +94,9 @@ class Attention:
         """Query heads that share one key-value head."""
         return len(self.W["q"]) // len(self.W["k"])
 
-    def project(self, kind: Kind, x: Tensor) -> Tensor:
+    def project(
+        self, kind: Kind, x: Float[Tensor, "*place pos d_model"]
+    ) -> Float[Tensor, "*place head pos d_head"]:
         """``[..., pos, d_model]`` (normed) -> ``[..., head, pos, d_head]``, all heads at once."""
         W, b = self.W[kind], self.b[kind]
         heads, d_model, d_head = W.shape
@@ -187,7 +190,12 @@ class Attention:
             return None
         return torch.zeros(n_pos, n_pos, device=device).masked_fill(hidden, float("-inf"))
 
-    def heads(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def heads(
+        self,
+        q: Float[Tensor, "*place head pos d_head"],
+        k: Float[Tensor, "*place kv_head pos d_head"],
+        v: Float[Tensor, "*place kv_head pos d_head"],
+    ) -> Float[Tensor, "*place head pos d_head"]:
         """All heads from unplaced projections ``[..., head, pos, d_head]`` -> z likewise."""
         mask = self.mask(q.shape[-2], q.device)
         q, k, v = self._placed("q", q), self._placed("k", k), self._placed("v", v)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from acdc.models.lowering.attention import Attention
@@ -318,14 +319,16 @@ class LoweredModel:
         rows = trace.at(("final", 0))[:, scored].flatten(0, 1)
         return replace(self, layers=layers, ln_final=self.ln_final.hold(rows))
 
-    def embed(self, tokens: Tensor) -> list[Tensor]:
+    def embed(self, tokens: Int[Tensor, "batch pos"]) -> list[Float[Tensor, "batch pos d_model"]]:
         """Return the embedding senders' outputs, one or (``split_embed``) two."""
         tok, pos = self.embed_parts(tokens)
         if self.shape.split_embed:
             return [tok, torch.zeros_like(tok) if pos is None else pos]
         return [tok if pos is None else tok + pos]
 
-    def unembed(self, x: Tensor, tokens: Tensor | None = None) -> Tensor:
+    def unembed(
+        self, x: Float[Tensor, "*place d_model"], tokens: Int[Tensor, "batch n"] | None = None
+    ) -> Float[Tensor, "*place vocab"]:
         """Logits of the raw stream ``x``.
 
         Parameters
@@ -417,7 +420,7 @@ class LoweredModel:
             store.append(value)
         return out if layer.attention_post is None else layer.attention_post(out)
 
-    def senders(self, trace: Trace) -> Tensor:
+    def senders(self, trace: Trace) -> Float[Tensor, "sender *place d_model"]:
         """Every sender's output in graph order, ``[sender, batch, pos, d_model]``."""
         out = list(trace.embeds)
         for i, layer in enumerate(self.layers):

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 __all__ = ["Norm"]
@@ -53,7 +54,7 @@ class Norm:
     held: Tensor | None = None
     bias: Tensor | None = None
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Float[Tensor, "*place d_model"]) -> Float[Tensor, "*place d_model"]:
         """Apply the model's module, or the held scale."""
         if self.held is not None:
             return self._linear(x)
@@ -82,7 +83,7 @@ class Norm:
             return replace(self, held=self.held.transpose(0, 1)[:, None])
         return replace(self, held=self.held[:, which])
 
-    def normalized(self, x: Tensor) -> Tensor:
+    def normalized(self, x: Float[Tensor, "*place d_model"]) -> Float[Tensor, "*place d_model"]:
         """``x`` normalised, before scale and bias: TransformerLens' ``hook_normalized``.
 
         ``(x - mean) / sqrt(var + eps)`` or ``x / sqrt(mean square + eps)``; at least float32.
@@ -96,7 +97,9 @@ class Norm:
         """``1 / std [..., 1]`` (root mean square) of ``x``, or what is held; at least float32."""
         return self._inverse(self._centred(x))
 
-    def vjp(self, x: Tensor, g: Tensor) -> Tensor:
+    def vjp(
+        self, x: Float[Tensor, "*place d_model"], g: Float[Tensor, "*more d_model"]
+    ) -> Float[Tensor, "*more d_model"]:
         """``J(x)^T g``: gradient at the output -> gradient at the input, ``[..., d_model]``.
 
         ``g`` may have more leading axes than ``x``.
@@ -107,7 +110,9 @@ class Norm:
             g = g * self.weight
         return self._symmetric(x, g)
 
-    def jvp(self, x: Tensor, t: Tensor) -> Tensor:
+    def jvp(
+        self, x: Float[Tensor, "*place d_model"], t: Float[Tensor, "*more d_model"]
+    ) -> Float[Tensor, "*more d_model"]:
         """``J(x) t``: change of the output per change ``t`` of the input."""
         if self.kind == "none":
             return t

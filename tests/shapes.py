@@ -1,0 +1,74 @@
+"""Calls of functions that say shapes are checked: ``tests/conftest.py`` installs it.
+
+Only these are wrapped, not every function of a package as jaxtyping's import hook does, which
+costs the engine's tests a quarter of their time.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import sys
+from collections.abc import Callable, Iterator
+from types import FunctionType
+from typing import Any
+
+from beartype import beartype
+from jaxtyping import jaxtyped
+
+__all__ = ["PACKAGES", "install", "says_shapes"]
+
+PACKAGES = ("acdc.engine", "acdc.models.lowering")
+"""Whose functions are checked."""
+
+_KINDS = ("Float[", "Int[", "Bool[", "Shaped[")
+
+
+def install() -> list[str]:
+    """Wrap every function and method of the packages that says shapes; return their names."""
+    found = []
+    modules = [importlib.import_module(name) for name in _modules()]
+    for module in modules:
+        for name, value in list(vars(module).items()):
+            if getattr(value, "__module__", None) != module.__name__:
+                continue
+            if isinstance(value, type):
+                for method, function in list(vars(value).items()):
+                    if says_shapes(function):
+                        setattr(value, method, _checked(function))
+                        found.append(f"{module.__name__}.{name}.{method}")
+            elif says_shapes(value):
+                _replace(value, _checked(value))
+                found.append(f"{module.__name__}.{name}")
+    return found
+
+
+def says_shapes(function: Any) -> bool:
+    """Whether a plain function has a shape among its annotations."""
+    if not isinstance(function, FunctionType):
+        return False
+    said = (str(annotation) for annotation in function.__annotations__.values())
+    return any(kind in text for text in said for kind in _KINDS)
+
+
+def _checked(function: Callable) -> Callable:
+    return jaxtyped(function, typechecker=beartype)
+
+
+def _replace(old: Callable, new: Callable) -> None:
+    """Put one function in the place of another wherever it was imported to."""
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] in ("acdc", "benchmarks"):
+            for attribute, value in list(vars(module).items()):
+                if value is old:
+                    setattr(module, attribute, new)
+
+
+def _modules() -> Iterator[str]:
+    for package in PACKAGES:
+        yield package
+        home = importlib.import_module(package)
+        assert inspect.ismodule(home)
+        for module in pkgutil.iter_modules(home.__path__):
+            yield f"{package}.{module.name}"
