@@ -38,10 +38,13 @@ from graphs.spans import (
 )
 
 __all__ = [
+    "MOST_EDGES",
     "Graph",
     "GraphShape",
+    "Outline",
     "attention_rows",
     "component_graph",
+    "outline",
     "parse_node",
     "shape_from_config",
     "shape_to_config",
@@ -51,7 +54,8 @@ __all__ = [
 Kind = Literal["q", "k", "v"]
 
 _MOST_HEADS = 100_000
-_MOST_EDGES = 50_000_000
+MOST_EDGES = 50_000_000
+"""Edges of a graph that is written out; of a larger one (:class:`Outline`) some can be."""
 _HEAD = re.compile(r"a([0-9]{1,9})\.h([0-9]{1,9})")
 _MLP = re.compile(r"m([0-9]{1,9})")
 _INPUT = re.compile(r"<[qkv]>")
@@ -377,6 +381,109 @@ def split_edge_name(name: str) -> tuple[str, str]:
     return u, v
 
 
+@dataclass(frozen=True, eq=False)
+class Outline:
+    """A graph whose edges are not written out: every receiver reads senders that stand in a row.
+
+    Edges have *places*: those that they have in a graph with all of them.
+
+    Parameters
+    ----------
+    shape, senders, receivers, feeds_start, feeds
+        As of :class:`Graph`; the shape has no spans.
+    low, high
+        ``[receiver]``: it reads the senders ``low .. high - 1``.
+    """
+
+    shape: GraphShape
+    senders: tuple[str, ...]
+    receivers: tuple[str, ...]
+    low: NDArray[np.int64]
+    high: NDArray[np.int64]
+    feeds_start: NDArray[np.int32]
+    feeds: NDArray[np.int32]
+
+    @cached_property
+    def start(self) -> NDArray[np.int64]:
+        """``[receiver + 1]``: edges of receiver ``v`` have the places ``start[v]:start[v + 1]``."""
+        return np.concatenate([[0], np.cumsum(self.high - self.low)])
+
+    @property
+    def n_edges(self) -> int:
+        """Number of edges."""
+        return int(self.start[-1])
+
+    @property
+    def is_large(self) -> bool:
+        """Whether there are too many edges to write them all out."""
+        return self.n_edges > MOST_EDGES
+
+    def places(self, names: Iterable[str]) -> NDArray[np.int64]:
+        """Return the places of edges ``u->v``, ascending; GraphError if one does not exist."""
+        sender = {name: i for i, name in enumerate(self.senders)}
+        receiver = {name: i for i, name in enumerate(self.receivers)}
+        found = set()
+        for name in names:
+            u, v = split_edge_name(name)
+            if u not in sender:
+                raise GraphError(f"edge {name!r}: no sender {u!r}; {did_you_mean(u, self.senders)}")
+            if v not in receiver:
+                raise GraphError(
+                    f"edge {name!r}: no receiver {v!r}; {did_you_mean(v, self.receivers)}"
+                )
+            low, high = self.low[receiver[v]], self.high[receiver[v]]
+            if not low <= sender[u] < high:
+                raise GraphError(
+                    f"edge {name!r} does not exist: {v!r} reads the stream before {u!r} writes "
+                    "to it"
+                )
+            found.add(int(self.start[receiver[v]] + sender[u] - low))
+        return np.array(sorted(found), dtype=np.int64)
+
+    def places_of(self, graph: Graph) -> NDArray[np.int64]:
+        """Return the places of the edges of a graph with the same nodes."""
+        receiver = graph.edge_receiver
+        return self.start[receiver] + graph.edge_sender - self.low[receiver]
+
+    def graph(self, places: NDArray[np.int64] | None = None) -> Graph:
+        """Write edges out.
+
+        Parameters
+        ----------
+        places
+            ``[edge]``, ascending: of some; None: all.
+
+        Raises
+        ------
+        GraphError
+            If there are more than :data:`MOST_EDGES`.
+        """
+        n_edges = self.n_edges if places is None else len(places)
+        if n_edges > MOST_EDGES:
+            raise GraphError(
+                f"a graph of {n_edges:,} edges: expected at most {MOST_EDGES:,}; keep fewer latents"
+            )
+        if places is None:
+            n_read = self.high - self.low
+            shift = (self.start[:-1] - self.low).astype(np.int32)
+            sender = np.arange(n_edges, dtype=np.int32)
+            sender -= np.repeat(shift, n_read)
+            receiver = np.repeat(np.arange(len(n_read), dtype=np.int32), n_read)
+        else:
+            at = np.searchsorted(self.start, places, side="right") - 1
+            sender = (places - self.start[at] + self.low[at]).astype(np.int32)
+            receiver = at.astype(np.int32)
+        return Graph(
+            shape=self.shape,
+            senders=self.senders,
+            receivers=self.receivers,
+            edge_sender=sender,
+            edge_receiver=receiver,
+            feeds_start=self.feeds_start,
+            feeds=self.feeds,
+        )
+
+
 def component_graph(shape: GraphShape) -> Graph:
     """Build the graph of attention heads and MLPs, and of latents where the shape has sites.
 
@@ -398,6 +505,11 @@ def component_graph(shape: GraphShape) -> Graph:
     """
     if shape.spans:
         return _by_span(component_graph(shape.unsplit), shape)
+    return outline(shape).graph()
+
+
+def outline(shape: GraphShape) -> Outline:
+    """Return what :func:`component_graph` writes out, of a shape without spans."""
     builder = _Builder()
     embeddings = ("tok", "pos") if shape.split_embed else ("input",)
     builder.write(embeddings)
@@ -429,10 +541,10 @@ def _by_span(whole: Graph, shape: GraphShape) -> Graph:
     n_edges = int(n_spans * n_read[:-1].sum() + len(shape.scored_spans) * n_read[-1])
     crossing, n_fed = _read_elsewhere(whole), np.diff(whole.feeds_start)
     n_feeds = int((n_fed * np.where(crossing, shape.reach.sum(), n_spans)).sum())
-    if max(n_edges, n_feeds) > _MOST_EDGES:
+    if max(n_edges, n_feeds) > MOST_EDGES:
         raise GraphError(
             f"a graph of {n_edges:,} edges, its keys and values read in {n_feeds:,} places: "
-            f"expected at most {_MOST_EDGES:,} of each; use fewer spans"
+            f"expected at most {MOST_EDGES:,} of each; use fewer spans"
         )
     receivers = [span_name(name, s) for name in whole.receivers[:-1] for s in shape.spans]
     receivers += [span_name("logits", s) for s in shape.scored_spans]
@@ -560,9 +672,9 @@ class _Builder:
     def read(self, name: str, fed: Sequence[int], base: int) -> None:
         """Add a receiver that feeds the nodes ``base + fed``."""
         self.n_fed += len(fed)
-        if self.n_fed > _MOST_EDGES:
+        if self.n_fed > MOST_EDGES:
             raise GraphError(
-                f"a graph whose receivers feed more than {_MOST_EDGES:,} nodes: keep fewer latents"
+                f"a graph whose receivers feed more than {MOST_EDGES:,} nodes: keep fewer latents"
             )
         self.receivers.append(name)
         self.seen.append((self.first_seen, len(self.senders)))
@@ -570,24 +682,14 @@ class _Builder:
         which = np.arange(len(fed)) + fed.start if isinstance(fed, range) else np.asarray(fed)
         self.fed.append((base + which).astype(np.int32))
 
-    def build(self, shape: GraphShape) -> Graph:
+    def build(self, shape: GraphShape) -> Outline:
         low, high = np.array(self.seen, dtype=np.int64).T
-        n_read = high - low
-        n_edges = int(n_read.sum())
-        if n_edges > _MOST_EDGES:
-            raise GraphError(
-                f"a graph of {n_edges:,} edges: expected at most {_MOST_EDGES:,}; "
-                "keep fewer latents"
-            )
-        shift = (np.cumsum(n_read) - n_read - low).astype(np.int32)
-        edge_sender = np.arange(n_edges, dtype=np.int32)
-        edge_sender -= np.repeat(shift, n_read)
-        return Graph(
+        return Outline(
             shape=shape,
             senders=tuple(self.senders),
             receivers=tuple(self.receivers),
-            edge_sender=edge_sender,
-            edge_receiver=np.repeat(np.arange(len(n_read), dtype=np.int32), n_read),
+            low=low,
+            high=high,
             feeds_start=np.cumsum([0, *map(len, self.fed)]).astype(np.int32),
             feeds=np.concatenate(self.fed).astype(np.int32),
         )

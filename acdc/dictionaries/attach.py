@@ -14,7 +14,7 @@ from acdc.dictionaries import Dictionary
 from acdc.dictionaries.activations import activation
 from acdc.dictionaries.attachment import Attachment, NeuronAttachment, check_dictionaries
 from acdc.dictionaries.neurons import Neurons, neurons_of
-from acdc.engine.attribution import node_scores
+from acdc.engine.attribution import node_scores, strongest
 from acdc.engine.experiment import Experiment
 from acdc.errors import OptionError
 from acdc.methods.eap import between_inputs
@@ -22,14 +22,18 @@ from acdc.models.lowering.model import LoweredModel
 
 __all__ = [
     "MOST_NEURONS",
+    "MOST_STREAMED",
     "Attached",
     "SiteReport",
     "active_latents",
     "attach",
     "attach_neurons",
+    "write_out",
 ]
 
 _STEPS = 5
+MOST_STREAMED = 200_000
+"""Edges that are written out of a graph of too many: those with the largest attribution."""
 MOST_NEURONS = 1000
 """Neurons that are nodes unless another number is asked for."""
 
@@ -88,7 +92,12 @@ class Attached:
             "n_active": sum(site.n_active for site in self.sites),
             "n_kept": sum(site.n_kept for site in self.sites),
             "folded_share": self.folded_share,
+            **({"n_edges": self.experiment.outline.n_edges} if self._is_streamed else {}),
         }
+
+    @property
+    def _is_streamed(self) -> bool:
+        return self.experiment.places is not None
 
 
 def attach(
@@ -203,7 +212,33 @@ def _attach(
     total = sum(float(np.abs(s).sum()) for s in scores)
     folded = sum(_folded(a, k, s) for a, k, s in zip(attachments, kept, scores, strict=True))
     chosen = _with_latents(experiment, dictionaries, kept)
+    if latents is None:
+        chosen = write_out(chosen, memory)
     return Attached(chosen, reports, folded / total if total else 0.0)
+
+
+def write_out(experiment: Experiment, memory: int, n_edges: int | None = None) -> Experiment:
+    """Return an experiment whose graph can be written out.
+
+    Of a graph of too many edges (:data:`graphs.graph.MOST_EDGES`) those with the largest absolute
+    eap-ig scores are; all others are always ablated.
+
+    Parameters
+    ----------
+    experiment
+        Any.
+    memory
+        Bytes for the passes of the attribution, and half as much for scores.
+    n_edges
+        How many; None: :data:`MOST_STREAMED`.
+    """
+    if not experiment.outline.is_large:
+        return experiment
+    points = between_inputs(experiment, _STEPS)
+    places = strongest(experiment, points, _STEPS, n_edges or MOST_STREAMED, memory)
+    exactly = experiment.in_float32
+    exactly = None if exactly is None else replace(exactly, places=places)
+    return replace(experiment, places=places, in_float32=exactly)
 
 
 def _placed(dictionary: Dictionary | Neurons, model: LoweredModel) -> Dictionary | Neurons:

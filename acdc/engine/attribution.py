@@ -27,9 +27,10 @@ from torch import Tensor
 
 from acdc.engine.experiment import Batch, Experiment
 from acdc.engine.program import Program
-from acdc.engine.stages import Gradients
-from acdc.engine.values import Rows, Sparse, Values, coefficients, product
+from acdc.engine.stages import Gradients, Stage
+from acdc.engine.values import Rows, Sparse, Values, add_product, coefficients, product
 from acdc.models.lowering.model import Key, LoweredModel, Trace
+from graphs.select import top_edges
 
 __all__ = [
     "Point",
@@ -42,6 +43,7 @@ __all__ = [
     "integrate",
     "integrate_nodes",
     "node_scores",
+    "strongest",
     "token_chunks",
 ]
 
@@ -142,46 +144,151 @@ def integrate(
     ndarray
         ``[edge]`` scores, means over scored rows.
     """
-    program, graph = experiment.program, experiment.graph
-    keys = tuple(key for stage in program.stages for key in stage.sees_gradients)
-    scores = torch.zeros(graph.shape.n_spans, experiment.components.n_edges, dtype=torch.double)
+    scores = np.zeros(experiment.graph.n_edges)
+    span, place = experiment.graph.edge_span, experiment.edge_component
+    for first, found in _sums(experiment, points, n_points, memory, progress):
+        own = (first <= place) & (place < first + found.shape[1])
+        scores[own] = found[span[own], place[own] - first]
+    return scores / experiment.n_rows
+
+
+def strongest(
+    experiment: Experiment,
+    points: Points,
+    n_points: int,
+    n_edges: int,
+    memory: int,
+) -> NDArray[np.int64]:
+    """Places of the edges with the largest absolute attribution, of a graph of any size.
+
+    Scores are those of :func:`integrate`.  They are computed for the receivers of some stages at a
+    time, and all but the largest so far are forgotten.
+
+    Parameters
+    ----------
+    experiment, points, n_points, memory
+        As of :func:`integrate`; the experiment's graph is never asked for.
+    n_edges
+        How many; ties go to the lower places.
+
+    Returns
+    -------
+    ndarray
+        ``[edge]`` places in ``experiment.outline``, ascending.
+    """
+    places, size = np.zeros(0, dtype=np.int64), np.zeros(0)
+    for first, found in _sums(experiment, points, n_points, memory, lambda n_prompts: None):
+        new = np.abs(found[0])
+        best = np.flatnonzero(top_edges(new, min(n_edges, len(new))))
+        places, size = np.append(places, first + best), np.append(size, new[best])
+        best = np.flatnonzero(top_edges(size, min(n_edges, len(size))))
+        places, size = places[best], size[best]
+    return places
+
+
+def _sums(
+    experiment: Experiment,
+    points: Points,
+    n_points: int,
+    memory: int,
+    progress: Callable[[int], None],
+) -> Iterator[tuple[int, NDArray[np.float64]]]:
+    """Yield sums over scored rows for the edges of some stages at a time.
+
+    Each time the first place in :attr:`Experiment.outline`, and ``[span, place]`` of those that
+    follow.  Stages whose edges fit into half of the memory (one at least) are done together; the
+    passes are made anew for the next.
+    """
+    n_spans, start = experiment.n_spans, experiment.outline.start
+    groups = _stage_groups(experiment, memory // (2 * 8 * n_spans))
+    for i, group in enumerate(groups):
+        stages = experiment.program.stages[group.start : group.stop]
+        first, last = int(start[stages[0].ports.start]), int(start[stages[-1].ports.stop])
+        scores = torch.zeros(n_spans, last - first, dtype=torch.double)
+        tell = progress if i == len(groups) - 1 else lambda n_prompts: None
+        _add_scores(experiment, points, scores, group, 1 / n_points, memory, tell)
+        yield first, scores.numpy()
+
+
+def _stage_groups(experiment: Experiment, most: int) -> list[range]:
+    """Neighbouring stages with at most so many edges, or one."""
+    start, stages = experiment.outline.start, experiment.program.stages
+    sizes = [int(start[stage.ports.stop] - start[stage.ports.start]) for stage in stages]
+    groups, n_edges = [range(0, 0)], 0
+    for i, size in enumerate(sizes):
+        if groups[-1] and n_edges + size > most:
+            groups.append(range(i, i))
+            n_edges = 0
+        groups[-1], n_edges = range(groups[-1].start, i + 1), n_edges + size
+    return groups
+
+
+def _add_scores(
+    experiment: Experiment,
+    points: Points,
+    scores: Tensor,
+    group: range,
+    weight: float,
+    memory: int,
+    progress: Callable[[int], None],
+) -> None:
+    """Add the weighted sums over all prompts to ``scores [span, place]`` of a group of stages."""
+    start = experiment.outline.start
+    keys = tuple(key for stage in experiment.program.stages for key in stage.sees_gradients)
     for batch, program, base, other, differences in _parts(experiment, memory):
         chunk = chunk_size(program, differences, memory)
+        stages = program.stages[group.start : group.stop]
         for point in points(batch, base, other):
             found = gradients(experiment, batch, point, keys, program.model)
             with torch.no_grad():
                 device = batch.clean.device
                 for span, tokens in token_chunks(batch.spans, batch.n_prompts, chunk, device):
                     rows = Written(program, differences, tokens, found.trace, point.blocks)
-                    start = experiment.components.receiver_start
-                    _accumulate(program, start, found, rows, scores[span], 1 / n_points)
+                    for stage in stages:
+                        seen = program.senders_seen(stage)
+                        at = start - start[stages[0].ports.start]
+                        _accumulate(stage, seen, at, found, rows, scores[span], weight)
             del found
             progress(batch.n_prompts)
-    return scores.numpy()[graph.edge_span, experiment.edge_component] / experiment.n_rows
 
 
 def _accumulate(
-    program: Program,
+    stage: Stage,
+    senders: tuple[int, int],
     start: NDArray[np.int64],
     found: Gradients,
     rows: Written,
     scores: Tensor,
     weight: float,
 ) -> None:
-    """Add ``weight * score`` of some tokens to ``scores [edge of the components]``.
+    """Add ``weight * score`` of the edges into a stage, on some tokens.
 
-    ``start`` has the first edge of each receiver.
+    Parameters
+    ----------
+    stage, senders
+        What reads, and the range of senders that it reads.
+    start
+        ``[receiver]``: where its edges begin in the scores.
+    found, rows
+        Gradients, and what senders write.
+    scores
+        ``[place]``.
+    weight
+        Factor.
     """
-    for stage in program.stages:
-        low, high = program.senders_seen(stage)
-        seen = list(rows.between(low, high))
-        if not seen:
-            continue
-        for port, pulled in stage.pull(found, rows.tokens):
-            first = int(start[stage.first_receiver + port])
-            n = pulled.n if isinstance(pulled, Sparse) else len(pulled)
-            own = scores[first : first + n * (high - low)].view(n, high - low)
-            for columns, written in seen:
+    low, high = senders
+    seen = list(rows.between(low, high))
+    if not seen:
+        return
+    for port, pulled in stage.pull(found, rows.tokens):
+        first = int(start[stage.first_receiver + port])
+        n = pulled.n if isinstance(pulled, Sparse) else len(pulled)
+        own = scores[first : first + n * (high - low)].view(n, high - low)
+        for columns, written in seen:
+            if isinstance(pulled, Sparse) and isinstance(written, Sparse):
+                assert isinstance(columns, slice)
+                add_product(own, columns.start, pulled, written, weight)
+            else:
                 own[:, columns] += weight * product(pulled, written).double().cpu()
 
 

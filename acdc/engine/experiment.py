@@ -30,6 +30,7 @@ from acdc.settings import Direction, Norms, Settings
 from acdc.tasks.base import Pair, Task
 from acdc.tasks.positions import Positions
 from graphs import Graph, component_graph
+from graphs.graph import Outline, outline
 
 __all__ = ["Batch", "Experiment"]
 
@@ -123,6 +124,10 @@ class Experiment:
     candidates
         ``[edge]``: the only edges of the whole graph that can be in a circuit; the others are
         always ablated.  None: all can.
+    places
+        ``[edge]``, ascending: where there are too many edges to write them all out, places in
+        :attr:`outline` of those that are: the whole graph is made of these, and all others are
+        always ablated.
     training_steps
         Of constants that are trained.
     """
@@ -140,6 +145,7 @@ class Experiment:
     attachments: tuple[Attachment, ...] = ()
     norms: Norms = "live"
     candidates: NDArray[np.bool_] | None = None
+    places: NDArray[np.int64] | None = None
     training_steps: int = Settings.optimal_steps
 
     def __repr__(self) -> str:
@@ -161,10 +167,24 @@ class Experiment:
         return self.program if self.norms == "live" else self.program.hold(base, batch.scored)
 
     @cached_property
+    def outline(self) -> Outline:
+        """Every edge between heads, MLPs and latents, whatever the span, not written out."""
+        return outline(replace(self.model.shape, sites=tuple(a.site for a in self.attachments)))
+
+    @cached_property
     def components(self) -> Graph:
-        """Every edge between heads, MLPs and latents, whatever the span."""
-        sites = tuple(a.site for a in self.attachments)
-        return component_graph(replace(self.model.shape, sites=sites))
+        """The graph of the edges of :attr:`outline`, or of those at :attr:`places`."""
+        return self.outline.graph(self.places)
+
+    @property
+    def n_spans(self) -> int:
+        """By how many spans the graph is split; 1 if it is not."""
+        return 1 if self.positions is None else self.whole_graph.shape.n_spans
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether there are edges that are always ablated."""
+        return self.candidates is not None or self.places is not None
 
     @cached_property
     def whole_graph(self) -> Graph:
@@ -208,11 +228,9 @@ class Experiment:
 
     @cached_property
     def edge_component(self) -> NDArray[np.int64]:
-        """``[edge]``: which edge of :attr:`components` it is."""
+        """``[edge]``: its place in :attr:`outline`."""
         _, receiver, sender = self.edge_place
-        first = self.components.receiver_start[receiver]
-        # a receiver of the components reads senders in a row
-        return first + sender - self.components.edge_sender[first]
+        return self.outline.start[receiver] + sender - self.outline.low[receiver]
 
     @cached_property
     def n_rows(self) -> int:

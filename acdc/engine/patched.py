@@ -28,13 +28,16 @@ from torch import Tensor
 
 from acdc.engine.experiment import Batch, Experiment
 from acdc.engine.program import Program
-from acdc.engine.stages import Inputs, Stage
+from acdc.engine.stages import Inputs, Stage, Transcoder
 from acdc.engine.values import Block, Values, coefficients
 from graphs import Graph
+from graphs.errors import GraphError
 from graphs.kernels import reach_backward
 
 __all__ = ["PatchedModel", "PlainRuns", "alive_before_logits", "metric_of_circuit"]
 
+_ROWS_BYTES = 128 << 20
+"""Inputs of the latents of a transcoder are read in parts of this size."""
 _CUTS_BYTES = 64 << 20
 """Streams of many cuts at the logits are measured in parts of this size."""
 
@@ -118,7 +121,7 @@ class PatchedModel:
 
     def full_values(self) -> Float[np.ndarray, prompt]:
         """Metric of each prompt with every edge in, candidate or not, ``[prompt]``."""
-        if self.experiment.candidates is not None:
+        if self.experiment.is_partial:
             noising = self.experiment.direction == "noising"
             return self.experiment.plain_values("clean" if noising else "corrupt")
         return self.values(np.ones(self.experiment.graph.n_edges, dtype=bool))
@@ -204,6 +207,8 @@ def metric_of_circuit(experiment: Experiment, mask: Bool[np.ndarray, edge]) -> f
 
 def alive_before_logits(graph: Graph, mask: Mask) -> Mask:
     """``[node]``: some path of kept edges leads from it to ``logits``."""
+    if len(mask) != graph.n_edges:
+        raise GraphError(f"a mask of {len(mask)} edges for a graph of {graph.n_edges}")
     found: Mask = reach_backward(
         mask, graph.edge_sender, graph.edge_receiver, graph.feeds_start, graph.feeds, graph.n_nodes
     )
@@ -429,8 +434,7 @@ class _PatchedRun:
         *stages, logits = self.program.stages
         for stage in stages:
             if self.weights.matters(self.program.senders_written(stage)):
-                weights, index = self.weights.rows(stage)
-                self._compute(stage, Inputs(self._read(stage, weights), index))
+                self._run(stage, *self.weights.rows(stage))
         batch, experiment = self.plain.batch, self.plain.experiment
         weights, index = self.weights.rows(logits, cuts)
         each = batch.n_rows * self.plain.embeds.shape[-1] * self.plain.embeds.element_size()
@@ -451,9 +455,30 @@ class _PatchedRun:
             inputs = Inputs(self._through_posts(sums), index)
             yield stage, inputs, raw, self._compute(stage, inputs)
 
+    def _run(self, stage: Stage, weights: Tensor, index: NDArray[np.int64]) -> None:
+        """Read rows, compute what a stage writes, and record it."""
+        n_numbers = self.plain.embeds[0].nelement()
+        most = max(1, _ROWS_BYTES // (n_numbers * self.plain.embeds.element_size()))
+        n_rows = weights.shape[2]
+        if n_rows <= most or torch.is_grad_enabled() or not isinstance(stage, Transcoder):
+            self._compute(stage, Inputs(self._read(stage, weights), index))
+            return
+        found: Values | None = None
+        for start in range(0, n_rows, most):
+            part = slice(start, start + most)
+            inside = np.flatnonzero((start <= index) & (index < start + most))
+            x = self._read(stage, weights[:, :, part])
+            found = stage.compute_some(x, index[inside] - start, inside, found)
+        assert found is not None
+        self._record(stage, found)
+
     def _compute(self, stage: Stage, inputs: Inputs) -> Values:
         """Compute the parts of the blocks that a stage writes, and record them."""
-        pairs = zip(stage.blocks, stage.compute(inputs), strict=True)
+        return self._record(stage, stage.compute(inputs))
+
+    def _record(self, stage: Stage, values: Values) -> Values:
+        """Record what a stage writes, and return the parts."""
+        pairs = zip(stage.blocks, values, strict=True)
         parts = {b: self.program.blocks[b].parts(value) for b, value in pairs}
         for b, part in parts.items():
             self._write(b, part - self.plain.ablated[b])

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from acdc.dictionaries.attachment import Attachment
 from acdc.dictionaries.neurons import EVERYWHERE
-from acdc.engine.values import Block, Rows, Sparse, Values, by_sender, gather
+from acdc.engine.values import Block, Rows, Sparse, Values, by_sender, coefficients, gather
 from acdc.models.lowering.attention import KINDS, Kind
 from acdc.models.lowering.model import Key, LoweredModel, Trace
 from graphs.graph import attention_rows
@@ -564,13 +564,37 @@ class Transcoder(LatentMlp):
 
     def compute(self, inputs: Inputs) -> Values:
         """Each latent from what it reads itself."""
+        return self.compute_some(inputs.distinct, inputs.index, np.arange(self.n_receivers))
+
+    def compute_some(
+        self,
+        x: Tensor,
+        index: NDArray[np.int64],
+        which: NDArray[np.int64],
+        before: Values | None = None,
+    ) -> Values:
+        """Values of the blocks, where some of the receivers have been read.
+
+        Parameters
+        ----------
+        x
+            ``[row, scenario, batch, pos, d_model]``.
+        index, which
+            ``[some]``: row of each receiver, and which it is in the stage, ascending.
+        before
+            Values to fill in; None: zeros.
+        """
         n = len(self.attachment.latents)
-        x, index = inputs.distinct, inputs.index
-        found = x.new_zeros(*x.shape[1:-1], n)
-        for row in np.unique(index[:n]):
-            some = torch.as_tensor(np.flatnonzero(index[:n] == row))
-            found[..., some] = self._coefficients(x[row])[..., some]
-        return [by_sender(found), self._error(x[index[n]])]
+        shape = x.shape[1:-1]
+        values = before or [x.new_zeros(n, *shape, 1), x.new_zeros(1, *shape, x.shape[-1])]
+        found = coefficients(values[0])
+        latents, error = which < n, which == n
+        for row in np.unique(index[latents]):
+            some = which[latents & (index == row)]
+            found[..., torch.as_tensor(some)] = self._some_coefficients(x[row], some)
+        for row in index[error]:
+            values[1] = self._error(x[row])
+        return values
 
     def of_trace(self, trace: Trace) -> Values:
         """All from what the MLP reads."""
@@ -585,6 +609,14 @@ class Transcoder(LatentMlp):
 
     def _coefficients(self, stream: Tensor) -> Tensor:
         return self.attachment.coefficients(self.attachment.read_stream(stream))
+
+    def _some_coefficients(self, stream: Tensor, some: NDArray[np.int64]) -> Tensor:
+        """``[..., some]``: of some of the nodes."""
+        every = self.attachment
+        if every.dictionary.k is not None or len(some) == len(every.latents):
+            return self._coefficients(stream)[..., torch.as_tensor(some)]
+        few = every.keeping([every.latents[i] for i in some])
+        return few.coefficients(few.read_stream(stream))
 
     def _error(self, stream: Tensor) -> Tensor:
         return (self.run(stream) - self._coefficients(stream) @ self.attachment.directions)[None]

@@ -60,10 +60,10 @@ class Start:
     z: dict[int, Tensor] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        if self.experiment.candidates is None:
-            self._run_plain()
-        else:
+        if self.experiment.is_partial:
             self._run_patched()
+        else:
+            self._run_plain()
 
     @property
     def posts(self) -> dict[int, Norm]:

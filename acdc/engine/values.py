@@ -27,7 +27,17 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-__all__ = ["Block", "Rows", "Sparse", "Values", "by_sender", "coefficients", "gather", "product"]
+__all__ = [
+    "Block",
+    "Rows",
+    "Sparse",
+    "Values",
+    "add_product",
+    "by_sender",
+    "coefficients",
+    "gather",
+    "product",
+]
 
 Values = list[Tensor]
 """By block, ``[sender, scenario, batch, pos, width]``."""
@@ -204,7 +214,14 @@ def product(a: Rows, b: Rows) -> Float[Tensor, "row_a row_b"]:
         return total.index_add_(0, b.index.flatten(), products.flatten(0, 1)).T
     if isinstance(b, Tensor):
         return product(b, a).T
+    total = a.vectors.new_zeros(a.n, b.n)
+    add_product(total, 0, a, b)
+    return total
+
+
+def add_product(total: Tensor, column: int, a: Sparse, b: Sparse, weight: float = 1.0) -> None:
+    """Add the weighted :func:`product` of what is sparse to columns of ``total [row, column]``."""
     products = torch.bmm(a.vectors, b.vectors.transpose(1, 2))  # (token, slot of a, slot of b)
-    pair = a.index[:, :, None] * b.n + b.index[:, None, :]
-    total = products.new_zeros(a.n * b.n)
-    return total.index_add_(0, pair.flatten(), products.flatten()).view(a.n, b.n)
+    pair = a.index[:, :, None] * total.shape[1] + (b.index[:, None, :] + column)
+    where, what = pair.flatten().to(total.device), (weight * products).flatten().to(total)
+    total.view(-1).index_add_(0, where, what)

@@ -56,8 +56,8 @@ def ifr(
         read comes near the sum).
     """
     graph, model, program = experiment.graph, experiment.model, experiment.program
-    start = experiment.components.receiver_start
-    scores = np.zeros((graph.shape.n_spans, experiment.components.n_edges))
+    n_read = [high - low for low, high in map(program.senders_seen, program.stages)]
+    totals = [np.zeros((graph.shape.n_spans, n)) for n in n_read]  # of each stage
     n_prompts = np.zeros(graph.shape.n_spans)
     for batch in experiment.batches:
         trace = model.forward(experiment.runs(batch)[0])
@@ -67,14 +67,20 @@ def ifr(
         for span, tokens in token_chunks(batch.spans, batch.n_prompts, chunk, batch.clean.device):
             weight = 1 / batch.spans.count(span)  # a prompt's positions count as much as another's
             written = Written(program, values, tokens, trace, frozen=True)
-            for stage in program.stages:
+            for stage, total in zip(program.stages, totals, strict=True):
                 low, high = program.senders_seen(stage)
                 stream = trace.at(stage.stream).flatten(0, 1)[tokens]
-                shares = _shares(list(written.between(low, high)), stream, high - low)
-                first, n = stage.first_receiver, stage.n_receivers
-                scores[span, start[first] : start[first + n]] += np.tile(weight * shares, n)
+                total[span] += weight * _shares(
+                    list(written.between(low, high)), stream, high - low
+                )
         work.progress(batch.n_prompts)
-    return scores[graph.edge_span, experiment.edge_component] / n_prompts[graph.edge_span]
+    spans, receiver, sender = experiment.edge_place
+    scores = np.zeros(graph.n_edges)
+    for stage, total in zip(program.stages, totals, strict=True):
+        edges = slice(*np.searchsorted(receiver, (stage.ports.start, stage.ports.stop)))
+        low, _ = program.senders_seen(stage)
+        scores[edges] = total[spans[edges], sender[edges] - low]
+    return scores / n_prompts[spans]
 
 
 def _shares(

@@ -44,7 +44,7 @@ from acdc.tasks.dataset import load_dataset
 from acdc.tasks.files import check_task_file
 from acdc.tasks.positions import Positions, find_positions
 from acdc.tasks.split import held_out, select_pairs
-from graphs import Circuit
+from graphs import Circuit, Graph
 from graphs.sites import ALONE, NEURONS, Site
 
 __all__ = [
@@ -156,6 +156,11 @@ def discover(
     with timer.phase("load"), reporter.phase("load model and task", None):
         experiment = build_experiment(settings)
         attached = attached_nodes(experiment, settings, memory, sites)
+        if sites is not None and attached is not None and attached.experiment.outline.is_large:
+            raise OptionError(
+                f"a graph of {attached.experiment.outline.n_edges:,} edges is not written out "
+                "whole, and runs are compared on whole graphs: lower --max-latents"
+            )
         experiment = experiment if attached is None else attached.experiment
         experiment = with_means(experiment)
     if checkpoint is not None:
@@ -340,7 +345,7 @@ def attach_dictionaries(
     return attach(experiment, [found[s.name] for s in some], latents=[s.latents for s in some])
 
 
-def reattach(experiment: Experiment, settings: Settings, sites: Mapping[str, Site]) -> Experiment:
+def reattach(experiment: Experiment, settings: Settings, graph: Graph) -> Experiment:
     """Make nodes of the latents, or neurons, of a circuit that was found before.
 
     Parameters
@@ -349,23 +354,29 @@ def reattach(experiment: Experiment, settings: Settings, sites: Mapping[str, Sit
         What :func:`build_experiment` gives for the settings.
     settings
         With ``saes`` if the circuit has latents; neurons come with the model.
-    sites
-        Of the circuit, by name.
+    graph
+        Of the circuit.
 
     Raises
     ------
     OptionError
         If the settings name dictionaries of a circuit with neurons, or none of one with latents.
     """
+    sites = graph.shape.site_at
     kinds = {site.kind for site in sites.values()}
     if kinds & set(NEURONS):
         if settings.saes is not None:
             raise OptionError("the circuit has neurons, not latents: leave --saes out")
         chosen = {site.layer: site.latents for site in sites.values()}
-        return attach_neurons(experiment, neurons=chosen, alone=bool(kinds & set(ALONE))).experiment
-    if settings.saes is None:
+        alone = bool(kinds & set(ALONE))
+        found = attach_neurons(experiment, neurons=chosen, alone=alone).experiment
+    elif settings.saes is None:
         raise OptionError("the circuit has latents: say with --saes which dictionaries they are of")
-    return attach_dictionaries(experiment, settings, sites=sites).experiment
+    else:
+        found = attach_dictionaries(experiment, settings, sites=sites).experiment
+    if not found.outline.is_large:
+        return found
+    return replace(found, places=found.outline.places_of(graph))
 
 
 def latent_details(attached: Attached, evaluator: Evaluator, circuit: Circuit) -> dict[str, Any]:
@@ -650,12 +661,12 @@ def fit(
     )
     experiment = replace(build_experiment(asked, prompts, positions), constants=constants)
     if shape.sites:
-        experiment = reattach(experiment, asked, shape.site_at)
+        experiment = reattach(experiment, asked, circuit.graph)
+    if shape == experiment.graph.shape:
+        return circuit, experiment
     if shape == replace(experiment.graph.shape, n_kv_heads=None):
         return group_heads(circuit, experiment.graph.shape), experiment
-    if experiment.graph.shape != shape:
-        raise OptionError(
-            f"the circuit's graph is {shape}, the graph of model {asked.model!r} is "
-            f"{experiment.graph.shape}: name the model that the circuit was found in"
-        )
-    return circuit, experiment
+    raise OptionError(
+        f"the circuit's graph is {shape}, the graph of model {asked.model!r} is "
+        f"{experiment.graph.shape}: name the model that the circuit was found in"
+    )

@@ -116,7 +116,7 @@ def _with_dictionaries(
     """Attach the run's dictionaries and check that each is the one that it used."""
     if settings.saes is None and not settings.neurons:
         raise CircuitFileError(f"{folder}: the circuit has latents, run.json names no dictionaries")
-    experiment = reattach(plain, settings, circuit.graph.shape.site_at)
+    experiment = reattach(plain, settings, circuit.graph)
     latents = summary.get("latents")
     rows = latents.get("sites") if isinstance(latents, dict) else None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):

@@ -39,7 +39,14 @@ from graphs.files.whole import (
     read_text,
     write_whole,
 )
-from graphs.graph import Graph, component_graph, parse_node, shape_from_config, shape_to_config
+from graphs.graph import (
+    Graph,
+    component_graph,
+    outline,
+    parse_node,
+    shape_from_config,
+    shape_to_config,
+)
 from graphs.pictures.draw import to_dot
 from graphs.pictures.rendering import parse_dot
 from graphs.sites import sites_from_text, sites_to_text
@@ -149,7 +156,7 @@ def read_circuit_json(path: PathLike) -> Circuit:
             raise CircuitFileError(
                 f"{path}: {got}; expected the objects 'cfg', 'nodes' and 'edges' of a circuit file"
             )
-    graph = _graph(path, data["cfg"])
+    graph = _graph(path, data["cfg"], data["edges"], CircuitFileError)
     _check_nodes(path, graph, data["nodes"])
     info = checked_info(path, data.get("info", {}))
     if "d_model" in data["cfg"]:
@@ -283,11 +290,12 @@ def read_dot(path: PathLike) -> Circuit:
     except InputError as error:
         raise CircuitFileError(f"{path}: no DOT that can be read: {error}") from error
     config = {k: attributes[k] for k in _SHAPE_KEYS if k in attributes}
-    graph = _graph(path, {k: v if k in _WORDS else _plain(v) for k, v in config.items()})
     rows = [row for edge in edges for row in _dot_rows(path, *edge)]
     for word in attributes.get("undrawn", "").split():
         name, _, score = word.rpartition("=")
         rows.append((name, _float(score), True))
+    shape = {k: v if k in _WORDS else _plain(v) for k, v in config.items()}
+    graph = _graph(path, shape, [name for name, _, _ in rows], CircuitFileError)
     info = _info(path, urllib.parse.unquote(attributes.get("info", "{}")))
     return _circuit(path, graph, rows, info)
 
@@ -332,11 +340,21 @@ def _config(circuit: Circuit) -> dict[str, Any]:
     return {**shape_to_config(circuit.graph.shape), **extra}
 
 
-def _graph(path: object, config: dict[str, Any]) -> Graph:
+def _graph(
+    where: object,
+    config: dict[str, Any],
+    names: Iterable[str],
+    failure: type[GraphError] | type[CircuitFileError],
+) -> Graph:
+    """Return the graph of a ``cfg``; of one too large to be written out the named edges alone."""
     try:
-        return component_graph(shape_from_config(_with_sites(config)))
+        shape = shape_from_config(_with_sites(config))
+        if shape.spans:
+            return component_graph(shape)
+        whole = outline(shape)
+        return whole.graph(whole.places(names) if whole.is_large else None)
     except GraphError as error:
-        raise CircuitFileError(f"{path}: {error}") from error
+        raise failure(f"{where}: {error}") from error
 
 
 def _with_sites(config: dict[str, Any]) -> dict[str, Any]:
@@ -470,15 +488,12 @@ def _from_view(
     where: object, view: nx.MultiDiGraph, failure: type[GraphError] | type[CircuitFileError]
 ) -> Circuit:
     config = {key: view.graph[key] for key in _SHAPE_KEYS if key in view.graph}
-    try:
-        graph = component_graph(shape_from_config(_with_sites(config)))
-    except GraphError as error:
-        raise failure(f"{where}: {error}") from error
     rows = [
         (f"{u}->{data.get('receiver')}", data.get("score"), data.get("in_graph"))
         for u, _, data in view.edges(data=True)
         if not data.get("feeds")
     ]
+    graph = _graph(where, config, [name for name, _, _ in rows], failure)
     return _circuit(where, graph, rows, dict(view.graph.get("info", {})), failure)
 
 
