@@ -172,7 +172,7 @@ def test_25_000_latents_of_transcoders_work_in_4_gibibytes() -> None:
     with random_model(size, "cpu") as model, Peak(torch.device("cpu")) as peak:
         plain = Experiment(model, random_task(size), get_metric("logit_diff"))
         started = time.process_time()
-        ours = attach(plain, _transcoders(size, 3500, 2.0)).experiment
+        ours = attach(plain, _transcoders(size, 3400, 2.05)).experiment
         attached = time.process_time()
         found = METHODS["eap-ig"].find(ours, n_edges=2000).circuit
         scored = time.process_time()

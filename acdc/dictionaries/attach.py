@@ -228,7 +228,7 @@ def write_out(experiment: Experiment, memory: int, n_edges: int | None = None) -
     experiment
         Any.
     memory
-        Bytes for the passes of the attribution, and half as much for scores.
+        Bytes for the passes of the attribution, and a quarter as much for scores.
     n_edges
         How many; None: :data:`MOST_STREAMED`.
     """

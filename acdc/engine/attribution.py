@@ -178,8 +178,11 @@ def strongest(
     """
     places, size = np.zeros(0, dtype=np.int64), np.zeros(0)
     for first, found in _sums(experiment, points, n_points, memory, lambda n_prompts: None):
-        new = np.abs(found[0])
-        best = np.flatnonzero(top_edges(new, min(n_edges, len(new))))
+        new = np.abs(found[0], out=found[0])
+        if len(size) == n_edges:  # a tie goes to the lower place, which is there already
+            best = np.flatnonzero(new > size.min())
+        else:
+            best = np.flatnonzero(top_edges(new, min(n_edges, len(new))))
         places, size = np.append(places, first + best), np.append(size, new[best])
         best = np.flatnonzero(top_edges(size, min(n_edges, len(size))))
         places, size = places[best], size[best]
@@ -196,11 +199,11 @@ def _sums(
     """Yield sums over scored rows for the edges of some stages at a time.
 
     Each time the first place in :attr:`Experiment.outline`, and ``[span, place]`` of those that
-    follow.  Stages whose edges fit into half of the memory (one at least) are done together; the
-    passes are made anew for the next.
+    follow.  Stages whose edges fit into a quarter of the memory (one at least) are done together;
+    the passes are made anew for the next.
     """
     n_spans, start = experiment.n_spans, experiment.outline.start
-    groups = _stage_groups(experiment, memory // (2 * 8 * n_spans))
+    groups = _stage_groups(experiment, memory // (4 * 8 * n_spans))
     for i, group in enumerate(groups):
         stages = experiment.program.stages[group.start : group.stop]
         first, last = int(start[stages[0].ports.start]), int(start[stages[-1].ports.stop])
