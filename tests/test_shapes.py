@@ -28,10 +28,10 @@ def test_a_public_function_says_its_shapes(function) -> None:
 
 def test_a_wrong_shape_is_caught() -> None:
     block = values.Block(0, 2, torch.zeros(2, 3, 4))
-    assert block.vectors(torch.zeros(2, 5, 3)).shape == (2, 5, 4)
+    assert values.Block.vectors.always(block, torch.zeros(2, 5, 3)).shape == (2, 5, 4)
     with pytest.raises(TypeCheckError, match="d_model"):
-        block.pull(torch.zeros(4))
+        values.Block.pull.always(block, torch.zeros(4))
     with pytest.raises(TypeCheckError):
-        values.gather(torch.zeros(3))
+        values.gather.always(torch.zeros(3))
     with pytest.raises(TypeCheckError):
-        patched.metric_of_circuit(None, np.zeros(3))  # type: ignore[arg-type]
+        patched.metric_of_circuit.always(None, np.zeros(3))
