@@ -130,6 +130,8 @@ class Experiment:
         always ablated.
     training_steps
         Of constants that are trained.
+    select_on
+        Prompts that the size of a circuit is chosen on; None: on :attr:`task`, as its scores are.
     """
 
     model: LoweredModel
@@ -147,6 +149,7 @@ class Experiment:
     candidates: NDArray[np.bool_] | None = None
     places: NDArray[np.int64] | None = None
     training_steps: int = Settings.optimal_steps
+    select_on: Task | None = None
 
     def __repr__(self) -> str:
         how = f"{self.metric.name}, {self.direction}, {self.intervention}"
@@ -156,6 +159,11 @@ class Experiment:
         """Return the same experiment on other prompts."""
         exact = self.in_float32
         return replace(self, task=task, in_float32=None if exact is None else exact.on(task))
+
+    @cached_property
+    def selection(self) -> Experiment:
+        """The same experiment on the prompts that the size of a circuit is chosen on."""
+        return self if self.select_on is None else replace(self.on(self.select_on), select_on=None)
 
     @cached_property
     def program(self) -> Program:

@@ -36,7 +36,13 @@ from numpy.typing import NDArray
 
 from acdc.engine.experiment import Experiment
 from acdc.errors import OptionError
-from acdc.measure.evaluation import Evaluator, interval, resampled_faithfulness
+from acdc.measure.evaluation import (
+    DEFAULT_FAITHFULNESS,
+    Evaluator,
+    interval,
+    is_faithful,
+    resampled_faithfulness,
+)
 from acdc.settings import RANKINGS
 from graphs.known.roc import MIB_FRACTIONS
 from graphs.select import prune, select_top, top_edges
@@ -355,11 +361,14 @@ def _curve(
     )
 
 
-def smallest_faithful(evaluator: Evaluator, ranked: Scores, faithfulness: float = 0.9) -> Mask:
+def smallest_faithful(
+    evaluator: Evaluator, ranked: Scores, faithfulness: float = DEFAULT_FAITHFULNESS
+) -> Mask:
     """Return the smallest circuit along a ranking that is faithful.
 
     It grows by a quarter until it is, then the last step is halved until it is at most 2 %.
-    Faithfulness need not rise with size: what is found is the first size at which it was met.
+    Faithfulness need not rise with size: what is found is the first size at which it was met, on
+    either side of 1 (:func:`acdc.measure.evaluation.is_faithful`).
 
     Parameters
     ----------
@@ -368,7 +377,8 @@ def smallest_faithful(evaluator: Evaluator, ranked: Scores, faithfulness: float 
     ranked
         ``[edge]``, the edges to keep highest (:func:`ranked_scores`).
     faithfulness
-        What the circuit must reach; where it is undefined every circuit counts as faithful.
+        What the circuit must reach, and exceed 1 by no more than 1 by that; where it is undefined
+        every circuit counts as faithful.
 
     Returns
     -------
@@ -378,8 +388,9 @@ def smallest_faithful(evaluator: Evaluator, ranked: Scores, faithfulness: float 
     graph = evaluator.experiment.graph
 
     def faithful(n: int) -> bool:
-        value = evaluator.faithfulness(select_top(graph, ranked, n, absolute=False))
-        return value is None or value >= faithfulness
+        return is_faithful(
+            evaluator.faithfulness(select_top(graph, ranked, n, absolute=False)), faithfulness
+        )
 
     low, high = 0, 1
     while high < graph.n_edges and not faithful(high):

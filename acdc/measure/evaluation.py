@@ -13,7 +13,17 @@ from acdc.engine.experiment import Experiment
 from acdc.engine.patched import PatchedModel
 from acdc.errors import OptionError
 
-__all__ = ["Evaluation", "Evaluator", "interval", "resampled_faithfulness"]
+__all__ = [
+    "DEFAULT_FAITHFULNESS",
+    "Evaluation",
+    "Evaluator",
+    "interval",
+    "is_faithful",
+    "resampled_faithfulness",
+]
+
+DEFAULT_FAITHFULNESS = 0.9
+"""What a circuit reaches where nothing else is asked for."""
 
 _INTERVAL = (2.5, 97.5)
 
@@ -102,6 +112,20 @@ class Evaluator:
     def faithfulness(self, mask: NDArray[np.bool_]) -> float | None:
         """Faithfulness of the edges in ``mask [edge]``, None where it is undefined."""
         return self.evaluate(mask).faithfulness
+
+
+def is_faithful(faithfulness: float | None, level: float = DEFAULT_FAITHFULNESS) -> bool:
+    """Return whether a circuit is within ``1 - level`` of the whole model, on either side.
+
+    A circuit that overshoots is as wrong as one that falls short: with edges left out that oppose
+    the others the metric can rise above the whole model's.  True where faithfulness is undefined.
+
+    Examples
+    --------
+    >>> [is_faithful(value, 0.9) for value in (0.89, 0.9, 1.1, 1.11, None)]
+    [False, True, True, False, True]
+    """
+    return faithfulness is None or abs(faithfulness - 1) <= 1 - level + 1e-12
 
 
 def resampled_faithfulness(

@@ -37,7 +37,8 @@ from numpy.typing import NDArray
 from acdc.engine.experiment import Experiment
 from acdc.engine.work import Work
 from acdc.errors import OptionError
-from acdc.methods.select import DEFAULT_FAITHFULNESS, Selection, edge_scores, select
+from acdc.measure.evaluation import DEFAULT_FAITHFULNESS
+from acdc.methods.select import Selection, edge_scores, select
 from acdc.registry import Registry
 from acdc.settings import Checked, Settings, options_of
 from graphs import Circuit

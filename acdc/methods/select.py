@@ -25,13 +25,10 @@ from acdc.measure.evaluation import Evaluator
 from acdc.settings import RANKINGS
 from graphs import select_threshold, select_top
 
-__all__ = ["DEFAULT_FAITHFULNESS", "Selection", "edge_scores", "select"]
+__all__ = ["Selection", "edge_scores", "select"]
 
 Scores = NDArray[np.float64]
 Mask = NDArray[np.bool_]
-
-DEFAULT_FAITHFULNESS = 0.9
-"""What a circuit reaches where nothing else is asked for."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +77,10 @@ def select(experiment: Experiment, scores: Scores, selection: Selection) -> tupl
 
 
 def _smallest(experiment: Experiment, scores: Scores, ranking: str | None) -> tuple[Mask, str]:
-    evaluator = Evaluator(experiment)
+    """The smallest circuit that is faithful on the prompts kept for that."""
+    evaluator = Evaluator(experiment.selection)
     masks = {
-        name: smallest_faithful(
-            evaluator, ranked_scores(experiment, scores, name), DEFAULT_FAITHFULNESS
-        )
+        name: smallest_faithful(evaluator, ranked_scores(experiment, scores, name))
         for name in ([ranking] if ranking else RANKINGS)
     }
     best = min(masks, key=lambda name: int(masks[name].sum()))

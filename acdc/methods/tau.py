@@ -6,9 +6,8 @@ import math
 from collections.abc import Callable
 
 from acdc.engine.experiment import Experiment
-from acdc.measure.evaluation import Evaluator
+from acdc.measure.evaluation import DEFAULT_FAITHFULNESS, Evaluator, is_faithful
 from acdc.methods.base import Found
-from acdc.methods.select import DEFAULT_FAITHFULNESS
 
 __all__ = ["DEFAULT", "at_threshold", "n_searches"]
 
@@ -58,15 +57,26 @@ def n_searches(threshold: float | None, n_edges: int | None) -> int:
     return _BISECTIONS if n_edges is not None else len(_TAUS) + _REFINEMENTS
 
 
-def _of_faithfulness(experiment: Experiment, run: Callable[[float], Found]) -> Found:
-    """Lower tau until the circuit is faithful, then halve the last step a few times."""
+def _gap(experiment: Experiment) -> float:
+    """What faithfulness is a share of, in the metric's unit."""
     evaluator = Evaluator(experiment)
-    gap = abs(evaluator.full - evaluator.empty)
+    return abs(evaluator.full - evaluator.empty)
+
+
+def _of_faithfulness(experiment: Experiment, run: Callable[[float], Found]) -> Found:
+    """Lower tau until the circuit is faithful, then halve the last step a few times.
+
+    Where none is: the one that comes nearest.
+    """
+    gap = _gap(experiment)
+    evaluator = Evaluator(experiment.selection)
+    distances: list[tuple[float, int, Found]] = []
 
     def attempt(tau: float) -> tuple[Found, bool]:
         found = run(tau)
-        faithfulness = evaluator.faithfulness(found.circuit.in_circuit)
-        return found, faithfulness is None or faithfulness >= DEFAULT_FAITHFULNESS
+        value = evaluator.faithfulness(found.circuit.in_circuit)
+        distances.append((0.0 if value is None else abs(value - 1), len(distances), found))
+        return found, is_faithful(value)
 
     high = 2 * _TAUS[0] * gap
     for low in (fraction * gap for fraction in _TAUS):
@@ -74,7 +84,9 @@ def _of_faithfulness(experiment: Experiment, run: Callable[[float], Found]) -> F
         if faithful:
             break
         high = low
-    for _ in range(_REFINEMENTS if faithful else 0):
+    else:
+        return min(distances)[-1]
+    for _ in range(_REFINEMENTS):
         middle = math.sqrt(high * low)
         found, faithful = attempt(middle)
         if faithful:
@@ -86,8 +98,7 @@ def _of_faithfulness(experiment: Experiment, run: Callable[[float], Found]) -> F
 
 def _of_size(experiment: Experiment, n_edges: int, run: Callable[[float], Found]) -> Found:
     """Bisect tau (on a log scale) for the largest circuit of at most ``n_edges`` edges."""
-    evaluator = Evaluator(experiment)
-    gap = abs(evaluator.full - evaluator.empty)
+    gap = _gap(experiment)
     low, high = 1e-6 * gap, 2 * gap  # thresholds that keep too many, few enough
     best: Found | None = None
     for _ in range(_BISECTIONS):

@@ -1,0 +1,169 @@
+"""Whether there is anything to find: the model does the task, and corruption undoes it.
+
+A circuit explains why a model answers as it does.  Where it answers by chance, or no differently
+on the corrupt prompts, any faithfulness is that of noise, and can be as large as one likes: its
+denominator is a gap of nothing.  So before a search it is measured, prompt by prompt,
+
+* how often the model answers *right*: its highest logit, among the answers and wrong answers of
+  the row (among all tokens where there are no wrong ones), is one of an answer; on the corrupt
+  prompts: still the clean prompt's answer;
+* the *gap*: by how much the metric is better on the clean prompts than on the corrupt ones.
+
+A circuit is claimed (:attr:`Ability.doubts` is empty) if the gap lies above 0 beyond its 99 %
+bootstrap interval over prompts and, where rows have answers, the clean prompts are answered right
+more often than the corrupt ones beyond the interval of that difference, and at least
+:data:`LEAST_RIGHT` of them are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from acdc.engine.experiment import Batch, Experiment
+from acdc.engine.metrics import at_least_float32
+
+__all__ = ["LEAST_RIGHT", "Ability", "ability"]
+
+LEAST_RIGHT = 0.5
+"""Share of clean prompts that a model which does the task answers right."""
+
+_LEVEL = 0.99
+_N_RESAMPLES = 2000
+_ROWS = 64
+"""Rows whose logits of the whole vocabulary are held at once."""
+
+
+@dataclass(frozen=True, eq=False)
+class Ability:
+    """What a model does on the prompts of a task, prompt by prompt.
+
+    Parameters
+    ----------
+    right_clean, right_corrupt
+        ``[row]`` whether each scored row is answered right; None where the rows have no answers.
+    gaps
+        ``[prompt]``: metric on the clean prompt minus that on the corrupt one, in the direction in
+        which more is better.
+    identical
+        Whether no corrupt prompt differs from its clean one.
+    """
+
+    right_clean: NDArray[np.bool_] | None
+    right_corrupt: NDArray[np.bool_] | None
+    gaps: NDArray[np.float64]
+    identical: bool
+
+    @property
+    def gap(self) -> float:
+        """Mean gap of the metric, positive where corruption makes it worse."""
+        return float(self.gaps.mean())
+
+    @cached_property
+    def gap_interval(self) -> tuple[float, float] | None:
+        """99 % percentile bootstrap interval of the gap over prompts; None for one prompt."""
+        return _interval(self.gaps)
+
+    @property
+    def accuracy(self) -> tuple[float, float] | None:
+        """Share of rows answered right, clean and corrupt."""
+        if self.right_clean is None or self.right_corrupt is None:
+            return None
+        return float(self.right_clean.mean()), float(self.right_corrupt.mean())
+
+    @cached_property
+    def doubts(self) -> tuple[str, ...]:
+        """Why no faithfulness can be claimed, one sentence each; empty if it can."""
+        if self.identical:
+            return ("clean and corrupt prompts are the same in every row: nothing can be found",)
+        if self.gap_interval is None:
+            return ("one prompt only: whether the metric's gap is noise cannot be said",)
+        found = []
+        low, high = self.gap_interval
+        if low <= 0:
+            found.append(
+                f"the metric's gap between clean and corrupt prompts, {self.gap:.3g} "
+                f"[{low:.3g}, {high:.3g}], is not above 0 beyond noise"
+            )
+        if self.right_clean is not None and self.right_corrupt is not None:
+            clean, corrupt = self.right_clean.mean(), self.right_corrupt.mean()
+            more = _interval(self.right_clean.astype(float) - self.right_corrupt)
+            if clean < LEAST_RIGHT or more is None or more[0] <= 0:
+                found.append(
+                    f"the model does not do the task: it answers right on {clean:.0%} of the clean "
+                    f"and {corrupt:.0%} of the corrupt prompts"
+                )
+        return tuple(found)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values for ``run.json``."""
+        accuracy = self.accuracy
+        return {
+            "accuracy_clean": None if accuracy is None else accuracy[0],
+            "accuracy_corrupt": None if accuracy is None else accuracy[1],
+            "gap": self.gap,
+            "gap_interval": None if self.gap_interval is None else list(self.gap_interval),
+            "level": _LEVEL,
+            "doubts": list(self.doubts),
+        }
+
+
+@torch.no_grad()
+def ability(experiment: Experiment) -> Ability:
+    """Measure what the model does on an experiment's prompts: one forward of each run.
+
+    Parameters
+    ----------
+    experiment
+        Model, prompts and metric; intervention and direction play no role.
+    """
+    right: dict[str, list[Tensor]] = {"clean": [], "corrupt": []}
+    values: dict[str, list[Tensor]] = {"clean": [], "corrupt": []}
+    for batch in experiment.batches:
+        for which in right:
+            final = experiment.model.forward(getattr(batch, which)).final
+            assert final is not None
+            rows = final[:, batch.scored].flatten(0, 1)
+            values[which].append(experiment.measure_rows(rows, batch))
+            right[which].append(_right(experiment, rows, batch))
+    clean, corrupt = (experiment.per_prompt(values[which]) for which in ("clean", "corrupt"))
+    answered = all(pair.answers for pair in experiment.task.pairs)
+    return Ability(
+        torch.cat(right["clean"]).cpu().numpy() if answered else None,
+        torch.cat(right["corrupt"]).cpu().numpy() if answered else None,
+        -experiment.metric.sign * (clean - corrupt),
+        all(pair.clean == pair.corrupt for pair in experiment.task.pairs),
+    )
+
+
+def _right(experiment: Experiment, rows: Tensor, batch: Batch) -> Tensor:
+    """``[row]``: whether the highest of the logits that are compared is one of an answer."""
+    targets = batch.targets
+    of_answer, of_wrong = targets.answer_weight > 0, targets.wrong_weight > 0
+    logits = at_least_float32(experiment.model.unembed(rows, targets.tokens))
+    best = logits.masked_fill(~of_answer, -torch.inf).amax(-1)
+    others = logits.masked_fill(~of_wrong, -torch.inf).amax(-1)
+    alone = ~of_wrong.any(-1)
+    if alone.any():  # no wrong answers: all other tokens are
+        parts = [experiment.model.unembed(part).amax(-1) for part in rows[alone].split(_ROWS)]
+        others[alone] = at_least_float32(torch.cat(parts))
+        return torch.where(alone, best >= others, best > others)
+    return best > others
+
+
+def _interval(values: NDArray[np.float64]) -> tuple[float, float] | None:
+    """Percentile bootstrap interval of a mean, None of fewer than two values."""
+    n = len(values)
+    if n < 2:
+        return None
+    rng = np.random.default_rng(0)
+    means = rng.multinomial(n, np.full(n, 1 / n), size=_N_RESAMPLES) @ values / n
+    tail = (1 - _LEVEL) / 2
+    low, high = np.quantile(means, (tail, 1 - tail))
+    return float(low), float(high)
