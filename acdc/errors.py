@@ -12,6 +12,7 @@
     │   └── UnsupportedModelError   a model with a feature that the lowering does not know
     ├── DictionaryError         an SAE or transcoder that cannot be read or does not fit the model
     ├── DeviceError             a device or dtype that is not there
+    ├── AbilityError            a model that does not do the task
     ├── OptionError             an option whose value makes no sense
     ├── PluginError             what another package offers and cannot be used
     └── OutputError             an output folder that must not be overwritten
@@ -26,6 +27,7 @@ from collections.abc import Iterable
 from graphs.errors import CircuitFileError, GraphError, InputError, ReferenceFileError, did_you_mean
 
 __all__ = [
+    "AbilityError",
     "CircuitFileError",
     "DeviceError",
     "DictionaryError",
@@ -52,6 +54,10 @@ class UnknownNameError(InputError):
 
 class TaskError(InputError):
     """A task file or a prompt pair that cannot be used; the message names the row."""
+
+
+class AbilityError(InputError):
+    """A model that does not do the task, so that there is no circuit to be found."""
 
 
 class ModelError(InputError):

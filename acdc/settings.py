@@ -217,6 +217,9 @@ class Settings(Checked):
         How scores become a circuit, see :mod:`acdc.methods.select`.
     n_prompts, batch_size, seed, corruption, prepend_bos
         The prompts.
+    n_select, n_test
+        Prompts that the size is chosen on, and that faithfulness is told of, see
+        :mod:`acdc.runs.prompts`.
     holdout
         Share of a file's rows that discovery leaves to evaluation, see
         :mod:`acdc.tasks.split`; None for a built-in task, which draws others.
@@ -271,8 +274,16 @@ class Settings(Checked):
         None, "Rank scores by absolute or signed value.", group="selection", choices=RANKINGS
     )
     n_prompts: int | None = option(
-        None, "Prompt pairs (default: 64; of a file all not held out).", group="prompts",
-        at_least=1, at_most=10**6,
+        None, "Prompt pairs that the search sees (default: 128; of a file all that are left).",
+        group="prompts", at_least=1, at_most=10**6,
+    )  # fmt: skip
+    n_select: int | None = option(
+        None, "Others that the size is chosen on (default: 256; of a file a third; 0: the same).",
+        group="prompts", at_least=0, at_most=10**6,
+    )  # fmt: skip
+    n_test: int | None = option(
+        None, "Unseen ones that faithfulness is told of (default: 256; of a file those held out).",
+        group="prompts", at_least=0, at_most=10**6,
     )  # fmt: skip
     holdout: float | None = option(
         None, "Share of a file's rows left to evaluation (default: 0.25).", group="prompts",
@@ -353,6 +364,9 @@ class Settings(Checked):
         folder.
         """
         own = {one.name for one in fields(cls)} - {"trust_remote_code", "given"}
+        prompts = summary.get("prompts")
+        if isinstance(prompts, Mapping):  # how many there were, whatever was asked for
+            summary = {**summary, "n_select": prompts.get("select")}
         given = summary.get("given", {})
         if not isinstance(given, dict) or not all(
             name in _OBJECTS and _is_of(what, "str") for name, what in given.items()
@@ -409,8 +423,11 @@ def command_line(
     """
     words = ["acdc", command, settings.task]
     usual = {one.name: one.default for one in fields(settings)}
+    sized = settings.threshold is not None or settings.n_edges is not None
     for name, _, says in options_of(Settings):
         value = getattr(settings, name)
+        if name == "n_select" and sized:  # nothing to be chosen
+            continue
         if name != "task" and (value != usual[name] or name == "method"):
             words += _words(says.flag or name, value)
     for name, value in settings.options.items():

@@ -13,6 +13,7 @@ from acdc.cli.asked import takes
 from acdc.cli.inputs import to_bytes
 
 if TYPE_CHECKING:
+    from acdc.runs.folder import Run
     from acdc.settings import Settings
 
 __all__ = ["discover", "stability", "sweep"]
@@ -39,6 +40,9 @@ def discover(
         ),
     ] = None,
     overwrite: opt.Overwrite = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse a model that does not do the task.")
+    ] = False,
     **asked: Any,
 ) -> None:
     """Find the circuit of a task in a model, measure it and draw it.
@@ -61,33 +65,49 @@ def discover(
     )
     folder = out or _default_folder(Path(task).stem)
     if both:
-        _discover_both(settings, folder, memory=n_bytes, overwrite=overwrite)
+        _discover_both(settings, folder, memory=n_bytes, overwrite=overwrite, strict=strict)
         return
     check_output(folder, overwrite=overwrite)
     reporter = TerminalReporter()
-    run = find(reporter=reporter, memory=n_bytes, checkpoint=folder, **vars(settings))
+    run = find(
+        reporter=reporter, memory=n_bytes, checkpoint=folder, strict=strict, **vars(settings)
+    )
     with reporter.phase("draw and write", None):
         run.save(folder, overwrite=overwrite)
     show(run_table(run.summary(), f"circuit of {task}"), edges_table(run.circuit))
+    _warn(run)
     show(f"written to {folder}: run.json, circuit.json, circuit.dot, circuit.svg, circuit.png")
+
+
+def _warn(run: Run) -> None:
+    """Say what one should know before believing a circuit."""
+    from acdc.terminal.tables import show
+
+    for warning in run.claim.warnings if run.claim else ():
+        show(f"warning: {warning}")
 
 
 def _default_method(asked: dict[str, Any]) -> str:
     return "eap-ig" if asked.get("saes") or asked.get("neurons") else "acdc"
 
 
-def _discover_both(settings: Settings, folder: Path, *, memory: int, overwrite: bool) -> None:
+def _discover_both(
+    settings: Settings, folder: Path, *, memory: int, overwrite: bool, strict: bool
+) -> None:
     """Discover in both directions, and show what only one of them finds."""
     from acdc.evidence.directions import check_folder, discover_both
     from acdc.terminal.tables import TerminalReporter, directions_tables, run_table, show
 
     check_folder(folder, overwrite=overwrite)
     reporter = TerminalReporter()
-    found = discover_both(reporter=reporter, memory=memory, checkpoint=folder, **vars(settings))
+    found = discover_both(
+        reporter=reporter, memory=memory, checkpoint=folder, strict=strict, **vars(settings)
+    )
     with reporter.phase("draw and write", None):
         found.save(folder, overwrite=overwrite)
     for run in found.runs:
         show(run_table(run.summary(), f"circuit of {settings.task}, {run.settings.direction}"))
+        _warn(run)
     show(*directions_tables(found))
     show(f"written to {folder}: noising, denoising, directions.json, directions.svg and .png")
 

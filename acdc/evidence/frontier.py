@@ -17,23 +17,26 @@ from typing import Any
 import numpy as np
 
 from acdc.errors import OptionError
-from acdc.measure.evaluation import Evaluation, Evaluator
+from acdc.measure.ability import ability
+from acdc.measure.evaluation import Evaluator
 from acdc.methods import METHODS
 from acdc.methods.acdc import expected_changes, widened
 from acdc.methods.candidates import narrow
 from acdc.methods.sweep import sweep as sweep_thresholds
+from acdc.runs.claim import Claim, Claims
 from acdc.runs.discover import (
     Reporter,
     Silent,
     attached_nodes,
-    build_experiment,
     check_discovery,
     circuit_info,
+    load_experiment,
     with_constants,
     with_means,
 )
 from acdc.runs.folder import Timer, versions, write_folder
 from acdc.runs.given import settings_of
+from acdc.runs.prompts import split_prompts
 from acdc.settings import Settings, check_count
 from graphs import Circuit
 from graphs.files.formats import save_circuit
@@ -55,18 +58,18 @@ class Point:
         Tau, in the metric's unit.
     circuit
         What ACDC finds.
-    evaluation
-        Its metric and faithfulness, measured by a patched run of its own.
+    claim
+        Its metric and faithfulness, on prompts of the search and on others.
     """
 
     threshold: float
     circuit: Circuit
-    evaluation: Evaluation
+    claim: Claim
 
     def __repr__(self) -> str:
         return (
             f"<Point: threshold {self.threshold:.3g}, {self.circuit.n_edges:,} edges, "
-            f"faithfulness {said(self.evaluation.faithfulness)}>"
+            f"faithfulness {said(self.claim.faithfulness)}>"
         )
 
     def row(self) -> dict[str, Any]:
@@ -75,7 +78,9 @@ class Point:
             "threshold": self.threshold,
             "n_edges_kept": self.circuit.n_edges,
             "n_edges_total": self.circuit.graph.n_edges,
-            **asdict(self.evaluation),
+            **asdict(self.claim.evaluation),
+            "faithfulness": self.claim.faithfulness,
+            "faithfulness_seen": self.claim.faithfulness_seen,
         }
 
 
@@ -170,17 +175,19 @@ def sweep(
         Fields of :class:`acdc.settings.Settings`, and options of ``acdc``.
     """
     reporter = reporter or Silent()
-    asked = check_discovery(settings_of(task, method="acdc", **settings))
+    asked = check_discovery(settings_of(task, method="acdc", **settings)).replace(n_select=0)
     options = METHODS["acdc"].configured(asked)
     taus = None if thresholds is None else check_thresholds(thresholds)
     timer = Timer()
     with timer.phase("load"), reporter.phase("load model and task", None):
-        experiment = build_experiment(asked)
+        experiment, tokenizer = load_experiment(asked)
+        able = ability(experiment)
         attached = attached_nodes(experiment, asked, memory)
         experiment = with_means(experiment if attached is None else attached.experiment)
     experiment = with_constants(experiment, memory, reporter)
     with timer.phase("load"):
         evaluator = Evaluator(experiment)
+        claims = Claims(experiment, split_prompts(asked, experiment, tokenizer), able)
         if taus is None:
             gap = abs(evaluator.full - evaluator.empty)
             if not gap:
@@ -203,11 +210,17 @@ def sweep(
     with timer.phase("evaluate"), reporter.phase("evaluate", len(taus)):
         for tau, found in circuits.items():
             circuit = found if narrowed is None else widened(found, whole, candidates)
-            evaluation = evaluator.evaluate(circuit.in_circuit)
-            info = circuit_info(experiment, asked, evaluation)
-            points.append(Point(tau, replace(circuit, info={**circuit.info, **info}), evaluation))
+            claim = claims.of(circuit, evaluator.evaluate(circuit.in_circuit))
+            info = circuit_info(experiment, asked, claim.faithfulness)
+            points.append(Point(tau, replace(circuit, info={**circuit.info, **info}), claim))
             reporter.advance(1)
-    details = {"n_prompts": len(experiment.task), "guess": options.guess, "work": asdict(work)}
+    details = {
+        "n_prompts": len(experiment.task),
+        "prompts": claims.prompts,
+        "warnings": [*able.doubts, *claims.split.warnings],
+        "guess": options.guess,
+        "work": asdict(work),
+    }
     return Frontier(asked, tuple(points), timer.seconds, details)
 
 
@@ -216,18 +229,23 @@ def _plot(frontier: Frontier, kind: str) -> bytes:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    rows = [row for row in frontier.rows() if row["faithfulness"] is not None]
+    key, seen = "faithfulness", "faithfulness_seen"
+    if all(row[key] is None for row in frontier.rows()):
+        key = seen
+    rows = [row for row in frontier.rows() if row[key] is not None]
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "acdc"}):
         figure = Figure(figsize=(6, 4), layout="constrained")
         axes = figure.add_subplot()
         axes.axhline(1, color="0.7", linewidth=1)
         sizes = [max(row["n_edges_kept"], 0.5) for row in rows]
-        values = [row["faithfulness"] for row in rows]
-        axes.plot(sizes, values, "o-", color="#0072b2")
+        axes.plot(sizes, [row[seen] for row in rows], ":", color="0.5", label="prompts seen")
+        if key != seen:
+            axes.plot(sizes, [row[key] for row in rows], "o-", color="#0072b2", label="unseen")
+        axes.legend(loc="lower right", frameon=False, fontsize=8)
         for i, (size, row) in enumerate(zip(sizes, rows, strict=True)):
             axes.annotate(
                 f"{row['threshold']:.2g}",
-                (size, row["faithfulness"]),
+                (size, row[key]),
                 xytext=(0, 7 if i % 2 else -14),
                 textcoords="offset points",
                 ha="center",

@@ -22,12 +22,14 @@ from acdc.engine.checkpoint import Checkpoint
 from acdc.engine.constants import FILE_NAME, Constants, load_constants
 from acdc.engine.experiment import Experiment
 from acdc.engine.work import Work
-from acdc.errors import DictionaryError, OptionError, UnknownNameError
+from acdc.errors import AbilityError, DictionaryError, OptionError, UnknownNameError
+from acdc.measure.ability import ability
 from acdc.measure.error_nodes import default_thresholds, errors_in_and_out, sweep_nodes
 from acdc.measure.evaluation import Evaluation, Evaluator
 from acdc.methods import Method
 from acdc.methods.eap import between_inputs
 from acdc.models.lowering import LoweredModel
+from acdc.runs.claim import Claims
 from acdc.runs.folder import Run, Timer, versions
 from acdc.runs.given import (
     check_given,
@@ -37,13 +39,13 @@ from acdc.runs.given import (
     settings_of,
     spec_of,
 )
+from acdc.runs.prompts import chooses_size, load_prompts, split_prompts
 from acdc.runs.pt import group_heads
 from acdc.settings import DEFAULT_HOLDOUT, Settings, options_of
-from acdc.tasks import DEFAULT_METRIC, TASKS, Task, Tokenizer, is_task_file, load_task
+from acdc.tasks import DEFAULT_METRIC, TASKS, Task, Tokenizer, is_task_file
 from acdc.tasks.dataset import load_dataset
 from acdc.tasks.files import check_task_file
 from acdc.tasks.positions import Positions, find_positions
-from acdc.tasks.split import held_out, select_pairs
 from graphs import Circuit, Graph
 from graphs.sites import ALONE, NEURONS, Site
 
@@ -62,7 +64,6 @@ __all__ = [
     "fit",
     "latent_details",
     "load_experiment",
-    "load_prompts",
     "measure",
     "norms_details",
     "reattach",
@@ -110,6 +111,7 @@ def discover(
     memory: int = 1 << 30,
     checkpoint: str | Path | None = None,
     sites: Mapping[str, Site] | None = None,
+    strict: bool = False,
     **asked: Any,
 ) -> Run:
     """Find the circuit of a task in a model.
@@ -129,6 +131,9 @@ def discover(
     sites
         With latents or neurons: which are nodes, as ``run.circuit.graph.shape.site_at`` of an
         earlier run has them, so that the two have one graph; None: chosen on these prompts.
+    strict
+        Search only where there is something to find (:mod:`acdc.measure.ability`); otherwise the
+        circuit comes with warnings, and without a faithfulness.
     **asked
         Fields of :class:`acdc.settings.Settings` (``model``, ``method``, ``metric``,
         ``threshold``, ``n_edges``, ``n_prompts``, ``seed``, ...) and options of the method
@@ -140,7 +145,13 @@ def discover(
     Returns
     -------
     Run
-        With ``circuit``, ``faithfulness`` and ``save(folder)``.
+        With ``circuit``, ``faithfulness`` (on prompts that the search has not seen) and
+        ``save(folder)``.
+
+    Raises
+    ------
+    AbilityError
+        If ``strict`` and the model does not do the task.
 
     Examples
     --------
@@ -154,7 +165,10 @@ def discover(
     work = Work(memory, reporter.advance, reporter.note)
     timer = Timer()
     with timer.phase("load"), reporter.phase("load model and task", None):
-        experiment = build_experiment(settings)
+        experiment, tokenizer = load_experiment(settings)
+        able = ability(experiment)
+        if strict and able.doubts:
+            raise AbilityError("; ".join(able.doubts))
         attached = attached_nodes(experiment, settings, memory, sites)
         if sites is not None and attached is not None and attached.experiment.outline.is_large:
             raise OptionError(
@@ -169,6 +183,8 @@ def discover(
     if experiment.ablation.trained:
         with timer.phase("constants"):
             experiment = with_constants(experiment, memory, reporter, work.checkpoint)
+    split = split_prompts(settings, experiment, tokenizer)
+    experiment = replace(experiment, select_on=split.select)
     total = method.passes(experiment, method.configured(settings))
     with (
         timer.phase("discover"),
@@ -179,6 +195,7 @@ def discover(
     with timer.phase("evaluate"), reporter.phase("evaluate", None):
         evaluator = Evaluator(experiment)
         evaluation = evaluator.evaluate(found.circuit.in_circuit)
+        claim = Claims(experiment, split, able).of(found.circuit, evaluation)
         latents = {} if attached is None else latent_details(attached, evaluator, found.circuit)
         norms = norms_details(experiment, found.circuit, evaluation)
     details = {
@@ -192,8 +209,11 @@ def discover(
     constants = experiment.carried
     if constants is not None:
         details["constants"] = constants.report
-    circuit = replace(found.circuit, info=circuit_info(experiment, settings, evaluation))
-    return Run(settings, circuit, evaluation, timer.seconds, details, constants)
+    info = circuit_info(experiment, settings, claim.faithfulness)
+    circuit = replace(found.circuit, info=info)
+    return Run(
+        settings, circuit, evaluation, timer.seconds, details, constants, claim=claim
+    )  # fmt: skip
 
 
 @dataclass
@@ -410,7 +430,7 @@ def norms_details(
 
 
 def circuit_info(
-    experiment: Experiment, settings: Settings, evaluation: Evaluation
+    experiment: Experiment, settings: Settings, faithfulness: float | None
 ) -> dict[str, Any]:
     """Return what a circuit file and its picture say of how the circuit was found."""
     return {
@@ -421,7 +441,7 @@ def circuit_info(
         "metric": settings.metric,
         "intervention": settings.intervention,
         "direction": settings.direction,
-        "faithfulness": evaluation.faithfulness,
+        "faithfulness": faithfulness,
         "d_model": experiment.model.d_model,
     }
 
@@ -445,6 +465,11 @@ def check_discovery(settings: Settings) -> Settings:
         raise OptionError("both a threshold and a number of edges were given: give one of them")
     method = method_of(settings)
     options = method.configured(settings)
+    if settings.n_select and not chooses_size(settings, method):
+        raise OptionError(
+            f"n_select {settings.n_select} does nothing where the threshold or the size is given: "
+            "leave it out"
+        )
     _check_use(settings, method, options)
     own = {name: getattr(options, name) for name in method.option_names}
     return check_settings(settings.replace(options=own))
@@ -493,36 +518,6 @@ def check_settings(settings: Settings) -> Settings:
         model=settings.model or (spec.model if spec else None),
         metric=settings.metric or (spec.metric if spec else DEFAULT_METRIC),
     )
-
-
-def load_prompts(settings: Settings, model: LoweredModel, tokenizer: Tokenizer | None) -> Task:
-    """Return the prompt pairs that checked settings ask for; of a file without those held out."""
-    from_file = spec_of(settings) is None
-    task = load_task(
-        settings.given.get("task", settings.task),
-        tokenizer,
-        n_prompts=None if from_file else settings.n_prompts,
-        seed=settings.seed,
-        prepend_bos=settings.prepend_bos,
-        corruption=settings.corruption,
-        d_vocab=model.d_vocab,
-        d_vocab_out=model.d_vocab_out,
-        n_ctx=model.n_ctx,
-    )
-    return _discovery_rows(task, settings) if from_file else task
-
-
-def _discovery_rows(task: Task, settings: Settings) -> Task:
-    """Rows of a file that are not held out, the first ``n_prompts`` of them."""
-    assert settings.holdout is not None  # filled in by check_settings
-    left_out = held_out(len(task), settings.holdout, settings.seed)
-    pairs = tuple(pair for pair, out in zip(task.pairs, left_out, strict=True) if not out)
-    if settings.n_prompts is not None and settings.n_prompts > len(pairs):
-        raise OptionError(
-            f"n_prompts is {settings.n_prompts} but {settings.task} has {len(task)} rows, "
-            f"{left_out.sum()} of them held out: ask for at most {len(pairs)}, or lower --holdout"
-        )
-    return select_pairs(task, pairs[: settings.n_prompts], n_held_out=int(left_out.sum()))
 
 
 def build_experiment(

@@ -25,6 +25,7 @@ from acdc.engine.constants import FILE_NAME, Constants, load_constants
 from acdc.errors import CircuitFileError, OutputError
 from acdc.files.objects import JsonObject
 from acdc.measure.evaluation import Evaluation
+from acdc.runs.claim import Claim
 from acdc.settings import Settings
 from graphs import Circuit
 from graphs.files.beside import new_files, settle
@@ -82,7 +83,7 @@ class Run:
     circuit
         Every edge with its score.
     evaluation
-        Metric of the full model, the empty and the found circuit.
+        Metric of the full model, the empty and the found circuit on the prompts of the search.
     timings
         Seconds of ``load``, ``discover``, ``evaluate`` and ``render``.
     details
@@ -92,6 +93,8 @@ class Run:
         so that an evaluation uses the very ones.
     versions
         Of Python and of the packages that decide a result.
+    claim
+        How faithful the circuit is on prompts that nothing was chosen on; None: not measured.
     """
 
     settings: Settings
@@ -101,6 +104,7 @@ class Run:
     details: dict[str, Any] = field(default_factory=dict)
     constants: Constants | None = None
     versions: dict[str, str] = field(default_factory=lambda: versions())
+    claim: Claim | None = None
 
     def __repr__(self) -> str:
         s, circuit = self.settings, self.circuit
@@ -111,8 +115,11 @@ class Run:
 
     @property
     def faithfulness(self) -> float | None:
-        """Share of the metric's gap that the circuit recovers."""
-        return self.evaluation.faithfulness
+        """Share of the metric's gap that the circuit recovers on unseen prompts.
+
+        None where nothing can be claimed, see :class:`acdc.runs.claim.Claim`.
+        """
+        return None if self.claim is None else self.claim.faithfulness
 
     def summary(self) -> dict[str, Any]:
         """Content of ``run.json``."""
@@ -122,6 +129,7 @@ class Run:
             "n_edges_kept": self.circuit.n_edges,
             **asdict(self.evaluation),
             **self.details,
+            **(_unclaimed(self.evaluation) if self.claim is None else self.claim.as_dict()),
             "timings": self.timings,
             "versions": self.versions,
         }
@@ -157,6 +165,10 @@ class Run:
                 render(dot, folder / f"circuit.{kind}")
         self.timings.update(timer.seconds)
         write_json(folder / "run.json", self.summary())
+
+
+def _unclaimed(seen: Evaluation) -> dict[str, Any]:
+    return {"faithfulness": None, "faithfulness_seen": seen.faithfulness}
 
 
 def save_summary(

@@ -29,8 +29,11 @@ def check_summary(folder: str | Path, summary: dict[str, Any], circuit: Circuit)
     """
     item = JsonObject(summary, Path(folder) / "run.json", "a run.json", "acdc discover")
     item.number("n_prompts")
-    for key in ("faithfulness", "metric_full", "metric_circuit", "metric_empty"):
+    for key in ("faithfulness", "faithfulness_seen", "metric_full", "metric_circuit"):
         item.optional(key)
+    item.optional("metric_empty")
+    if "metric_seen" in summary:
+        item.at("metric_seen").number("full")
     for key in ("metric", "model", "method", "intervention", "direction"):
         item.text(key)
     timings, numbers = item.at("timings"), item.at("versions")
@@ -97,7 +100,7 @@ def reopen(run: Opened, settings: Settings) -> tuple[Experiment, Tokenizer | Non
             f"{experiment.graph.shape}; find the circuit anew"
         )
     value = plain.plain("clean" if settings.direction == "noising" else "corrupt")
-    wanted = summary.get("metric_full")
+    wanted = summary.get("metric_seen", {}).get("full", summary.get("metric_full"))
     if not isinstance(wanted, float) or not math.isclose(value, wanted, rel_tol=0.02, abs_tol=1e-3):
         raise OptionError(
             f"{folder}: {settings.metric} of model {settings.model!r} was {wanted}, it is "

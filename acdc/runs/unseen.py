@@ -12,16 +12,13 @@ from itertools import count
 
 from acdc.errors import TaskError
 from acdc.models.lowering import LoweredModel
-from acdc.runs.discover import load_prompts
 from acdc.runs.given import same_task, spec_of
+from acdc.runs.prompts import draw, load_prompts, load_selection
 from acdc.settings import Settings
-from acdc.tasks import Pair, Task, Tokenizer
+from acdc.tasks import DEFAULT_N_PROMPTS, Task, Tokenizer
 from acdc.tasks.split import select_pairs
 
 __all__ = ["PromptChoice"]
-
-_MOST_SEEDS = 10
-"""Seeds tried before a task counts as exhausted."""
 
 
 @dataclass(frozen=True)
@@ -60,53 +57,51 @@ class PromptChoice:
             return self._held_out(settings, run, model, tokenizer)
         return replace(task, info={**task.info, "prompts": says, "seen": seen})
 
+    def _known(
+        self, settings: Settings, run: Settings, model: LoweredModel, tokenizer: Tokenizer | None
+    ) -> list[Task]:
+        """What the run saw: prompts of its search, and those that it chose a size on."""
+        own = replace(
+            settings,
+            seed=run.seed,
+            n_prompts=run.n_prompts,
+            n_select=run.n_select,
+            holdout=run.holdout,
+            corruption=run.corruption,
+        )
+        fit = load_prompts(own, model, tokenizer)
+        select = load_selection(own, model, tokenizer, fit) if own.n_select else None
+        return [fit] if select is None else [fit, select]
+
     def _drawn(
         self, settings: Settings, run: Settings, model: LoweredModel, tokenizer: Tokenizer | None
     ) -> Task:
         """Prompts of other seeds, without repeats and without the run's own."""
-        own = replace(
-            settings, seed=run.seed, n_prompts=run.n_prompts, corruption=run.corruption
-        )  # fmt: skip
-        known = {pair.clean for pair in load_prompts(own, model, tokenizer).pairs}
-        found: list[Pair] = []
-        wanted, n_dropped = settings.n_prompts, 0
-        used: list[int] = []
+        tasks = self._known(settings, run, model, tokenizer)
+        known = [pair.clean for task in tasks for pair in task.pairs]
         start = settings.seed + (settings.seed == run.seed)
         seeds = (seed for seed in count(start) if seed != run.seed)
-        while len(used) < _MOST_SEEDS and (not used or len(found) < (wanted or 0)):
-            used.append(next(seeds))
-            drawn = load_prompts(replace(settings, seed=used[-1]), model, tokenizer)
-            wanted = wanted or len(drawn)
-            for pair in drawn.pairs:
-                if pair.clean in known:
-                    n_dropped += 1
-                elif len(found) < wanted:
-                    known.add(pair.clean)
-                    found.append(pair)
-        if not found:
+        wanted = settings.n_prompts or DEFAULT_N_PROMPTS
+        found = draw(settings, model, tokenizer, wanted, known, seeds)
+        if found is None:
             raise TaskError(
-                f"task {settings.task!r}: {_MOST_SEEDS} seeds gave no prompt that discovery has "
-                "not seen; evaluate with --seen on those it has"
+                f"task {settings.task!r}: other seeds gave no prompt that discovery has not seen; "
+                "evaluate with --seen on those it has"
             )
-        return select_pairs(
-            drawn,
-            tuple(found),
-            seed=used[0],
-            n_dropped=n_dropped,
-            prompts=f"unseen by discovery (seed {used[0]}, not {run.seed})",
-            seen=False,
-        )
+        says = f"unseen by discovery (seed {found.info['seed']}, not {run.seed})"
+        return replace(found, info={**found.info, "prompts": says, "seen": False})
 
     def _held_out(
         self, settings: Settings, run: Settings, model: LoweredModel, tokenizer: Tokenizer | None
     ) -> Task:
         """The file's rows that the run did not use; those that it did where none are left."""
-        of_run = replace(settings, seed=run.seed, holdout=run.holdout, n_prompts=run.n_prompts)
-        used = load_prompts(of_run, model, tokenizer)
-        known = {pair.clean for pair in used.pairs}
-        every = load_prompts(replace(settings, holdout=0.0, n_prompts=None), model, tokenizer)
+        used = self._known(settings, run, model, tokenizer)
+        known = {pair.clean for task in used for pair in task.pairs}
+        every = load_prompts(
+            replace(settings, holdout=0.0, n_prompts=None, n_select=0), model, tokenizer
+        )
         left = tuple(pair for pair in every.pairs if pair.clean not in known)
-        pairs, seen = (left, False) if left else (used.pairs, True)
+        pairs, seen = (left, False) if left else (used[0].pairs, True)
         says = "those of discovery, which used the whole file"
         if not seen:
             says = f"rows of the file that discovery has not seen, {len(left)} of {len(every)}"

@@ -33,7 +33,7 @@ __all__ = [
     "single_token_continuation",
 ]
 
-DEFAULT_N_PROMPTS = 64
+DEFAULT_N_PROMPTS = 128
 """Prompts of a built-in task unless the user says how many."""
 
 
@@ -78,7 +78,7 @@ def load_task(
     tokenizer
         The model's tokenizer; None if it has none (then only token ids work).
     n_prompts
-        How many pairs: 64 for a built-in task, all that there are otherwise, unless given.
+        How many pairs: 128 for a built-in task, all that there are otherwise, unless given.
     seed
         Seed of a built-in task's prompts; the global random state is not touched.
     prepend_bos

@@ -142,17 +142,22 @@ def run_table(summary: dict[str, Any], title: str) -> Table:
         "metric: full, circuit, empty": ", ".join(
             number(summary[f"metric_{which}"]) for which in ("full", "circuit", "empty")
         ),
-        "faithfulness": _with_interval(summary),
+        "faithfulness": _faithfulness(summary),
     }
     norms = summary.get("faithfulness_by_norms")
     if norms is not None:
         rows["faithfulness: norms frozen, live"] = ", ".join(
             number(norms[which]) for which in ("frozen", "live")
         )
+    if "faithfulness_seen" in summary:
+        rows["faithfulness, prompts seen"] = number(summary["faithfulness_seen"])
     if summary.get("saes") is not None:
         rows["dictionaries"] = summary["saes"]
-    if "prompts" in summary:
-        rows["prompts"] = summary["prompts"]
+    prompts = summary.get("prompts")
+    if isinstance(prompts, dict):
+        rows["prompts"] = ", ".join(f"{n:,} to {what}" for what, n in prompts.items() if n)
+    elif prompts is not None:
+        rows["prompts"] = prompts
     rows |= _latent_rows(summary.get("latents"))
     if summary.get("audit") is not None:
         rows["untested"] = _untested(summary["audit"])
@@ -190,6 +195,15 @@ def _untested(audit: dict[str, Any]) -> str:
         f"{audit['n_skipped']:,} edges; of {audit['n_sampled']:,} sampled {reach:,} reach the "
         f"threshold alone, at most {at_most:,} of all do ({audit['confidence']:.0%} confidence)"
     )
+
+
+def _faithfulness(summary: dict[str, Any]) -> str:
+    """What is claimed of a run's circuit, or that nothing is; of an evaluation as it is."""
+    ends = summary.get("faithfulness_interval")
+    if ends is None:
+        return _with_interval(summary)
+    said = f"{number(summary['faithfulness'])} (95 % interval {' to '.join(map(number, ends))})"
+    return f"{said}, {summary['prompts']['test']:,} unseen prompts"
 
 
 def _with_interval(row: dict[str, Any]) -> str:
@@ -390,7 +404,7 @@ def edges_table(circuit: Circuit, n: int = _TOP_EDGES) -> Table | str:
 def frontier_table(rows: list[dict[str, Any]], title: str) -> Table:
     """Table of a sweep, one row per threshold."""
     table = Table(title=escape(title), title_justify="left")
-    for column in ("threshold", "edges kept", "share", "metric", "faithfulness"):
+    for column in ("threshold", "edges kept", "share", "metric", "faithfulness", "seen"):
         table.add_column(column, justify="right")
     for row in rows:
         table.add_row(
@@ -399,6 +413,7 @@ def frontier_table(rows: list[dict[str, Any]], title: str) -> Table:
             f"{100 * row['n_edges_kept'] / row['n_edges_total']:.1f} %",
             number(row["metric_circuit"]),
             number(row["faithfulness"]),
+            number(row["faithfulness_seen"]),
         )
     return table
 
