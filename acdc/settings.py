@@ -364,9 +364,6 @@ class Settings(Checked):
         folder.
         """
         own = {one.name for one in fields(cls)} - {"trust_remote_code", "given"}
-        prompts = summary.get("prompts")
-        if isinstance(prompts, Mapping):  # how many there were, whatever was asked for
-            summary = {**summary, "n_select": prompts.get("select")}
         given = summary.get("given", {})
         if not isinstance(given, dict) or not all(
             name in _OBJECTS and _is_of(what, "str") for name, what in given.items()

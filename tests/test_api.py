@@ -121,7 +121,7 @@ def test_discover_save_load_evaluate(ln2: str, pairs: str, tmp_path: Path) -> No
     again = acdc.load_run(tmp_path / "run")
     found = acdc.evaluate(again, tests=False, seen=True)
     assert found.n_prompts == again.details["n_prompts"] == 5
-    assert found.measured[0].evaluation.faithfulness == pytest.approx(run.faithfulness)
+    assert found.measured[0].evaluation.faithfulness == pytest.approx(run.evaluation.faithfulness)
 
 
 def test_reporter_counts_every_step(ln2: str, pairs: str) -> None:

@@ -17,10 +17,11 @@ from acdc.errors import OptionError, TaskError
 from acdc.evidence.assessment import importance
 from acdc.evidence.stability import Stability, stability
 from acdc.measure.evaluation import Evaluator, interval, resampled_faithfulness
-from acdc.runs.discover import build_experiment, check_settings, load_prompts
+from acdc.runs.discover import build_experiment, check_settings
 from acdc.runs.folder import read_run
 from acdc.runs.unseen import PromptChoice
 from acdc.settings import Settings
+from acdc.tasks import load_task
 from graphs import Circuit, GraphShape, component_graph, load_circuit, save_circuit
 from graphs.sample import PathSampler
 
@@ -49,19 +50,19 @@ def test_a_built_in_task_gives_unseen_prompts() -> None:
 
 def test_prompts_of_discovery_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seeds that give the same prompts again are passed over, and too few seeds say so."""
-    from acdc.runs import unseen
+    from acdc.runs import prompts as module
 
-    def drawn(settings: Settings, *loaded: Any) -> Any:
-        task = load_prompts(replace(settings, seed=0), *loaded)
-        return task if settings.seed < 3 else replace(task, pairs=others)
+    def drawn(name: str, *loaded: Any, seed: int, **asked: Any) -> Any:
+        task = load_task(name, *loaded, **asked, seed=0)
+        return task if seed < 3 else replace(task, pairs=others)
 
     others = build_experiment(replace(IOI, seed=9)).task.pairs
-    monkeypatch.setattr(unseen, "load_prompts", drawn)
+    monkeypatch.setattr(module, "load_task", drawn)
     task = prompts(IOI, IOI)
     assert set(task.pairs) <= set(others)
     assert task.info["n_dropped"] >= 24
-    monkeypatch.setattr(unseen, "_MOST_SEEDS", 2)
-    with pytest.raises(TaskError, match=r"2 seeds gave no prompt .* --seen"):
+    monkeypatch.setattr(module, "_MOST_SEEDS", 2)
+    with pytest.raises(TaskError, match=r"other seeds gave no prompt .* --seen"):
         prompts(IOI, IOI)
 
 
@@ -146,7 +147,7 @@ def test_evaluate_says_it_all(shared: Path, place: Path, call: Call) -> None:  #
     assert answer.status == 0, answer.err
     said, run = read(place / "said.json"), read(place / "run" / "run.json")
     assert said["seen"] is True
-    assert said["faithfulness"] == pytest.approx(run["faithfulness"], rel=1e-6)
+    assert said["metric_circuit"] == pytest.approx(run["metric_seen"]["circuit"], rel=1e-6)
     assert said["faithfulness_low"] <= said["faithfulness"] <= said["faithfulness_high"]
     kinds = [(row["direction"], row["intervention"]) for row in said["ablations"]]
     assert kinds[0] == ("noising", "resample")

@@ -175,7 +175,12 @@ def test_run_json(shared: Path, method: str) -> None:
     assert run["n_edges_kept"] == sum(edge["in_graph"] for edge in edges) > 0
     full, empty, found = (run[f"metric_{name}"] for name in ("full", "empty", "circuit"))
     assert all(isinstance(value, float) for value in (full, empty, found))
-    assert run["faithfulness"] == pytest.approx((found - empty) / (full - empty), abs=1e-12)
+    assert run["metric_seen"] == {"full": full, "empty": empty, "circuit": found}  # no others
+    assert run["prompts"] == {"fit": N_ROWS, "select": 0, "test": 0}
+    assert [run["faithfulness"], run["faithfulness_interval"]] == [None, None]
+    if not run["ability"]["doubts"]:
+        wanted = (found - empty) / (full - empty)
+        assert run["faithfulness_seen"] == pytest.approx(wanted, abs=1e-12)
     assert set(run["timings"]) == {"load", "discover", "evaluate", "render"}
     assert all(isinstance(t, float) and t >= 0 for t in run["timings"].values())
     assert run["versions"].keys() >= {"python", "torch", "transformer_lens", "acdc-circuits"}
@@ -233,7 +238,7 @@ def test_the_table(place: Path, call: Call) -> None:
     run = read(place / "new" / "run.json")
     assert answer.status == 0
     assert f"{run['n_edges_kept']} of {run['n_edges_total']}" in answer.out
-    for text in ("ln2", "task.jsonl", f"{run['faithfulness']:.4g}", "discover", "->", "new"):
+    for text in ("ln2", "task.jsonl", f"{run['metric_circuit']:.4g}", "discover", "->", "new"):
         assert text in answer.out
     assert "load model and task" in answer.err
 
@@ -331,7 +336,8 @@ def test_hugging_face_folder(gpt2: Path, tmp_path: Path, method: str) -> None:
     assert status_of(*run, "--out", tmp_path / "run") == 0
     summary = read(tmp_path / "run" / "run.json")
     assert summary["n_edges_total"] == (12 + 5) + (72 + 10) + 11  # two layers, logits
-    assert summary["faithfulness"] is not None
+    assert summary["faithfulness"] is None  # random weights
+    assert "the model does not do the task" in " ".join(summary["warnings"])
 
 
 @pytest.mark.slow
@@ -358,7 +364,11 @@ def test_bundled_models(tmp_path: Path, task: str, method: str) -> None:
     assert status_of("discover", task, "--method", method, "--out", tmp_path / "run") == 0
     run = read(tmp_path / "run" / "run.json")
     assert run["n_edges_kept"] <= 0.15 * run["n_edges_total"]
-    assert run["faithfulness"] >= 0.9
+    assert 0.85 <= run["faithfulness"] <= 1.15  # on prompts that nothing was chosen on
+    low, high = run["faithfulness_interval"]
+    assert low < run["faithfulness"] < high
+    assert run["prompts"]["test"] == 256
+    assert run["warnings"] == []
 
 
 # --- evaluate -----------------------------------------------------------------------------
@@ -372,12 +382,13 @@ def test_evaluate_reproduces_the_run(shared: Path, call: Call, method: str) -> N
     assert answer.err == ""
     values = (f"{run[f'metric_{name}']:.4g}" for name in ("full", "circuit", "empty"))
     assert ", ".join(values) in answer.out
-    assert f"faithfulness                 │ {run['faithfulness']:.4g}" in answer.out
     settings, circuit, _ = read_run(shared / method)
     evaluation, n_prompts = pipeline.measure(circuit, settings)
     assert n_prompts == N_ROWS
-    for name, value in vars(evaluation).items():
-        assert value == pytest.approx(run[name], rel=1e-6)
+    for name in ("full", "empty", "circuit"):
+        value = getattr(evaluation, f"metric_{name}")
+        assert value == pytest.approx(run["metric_seen"][name], rel=1e-6)
+    assert f"faithfulness                 │ {evaluation.faithfulness:.4g}" in answer.out
 
 
 @pytest.mark.parametrize("suffix", ["json", "graphml", "dot"])
@@ -386,7 +397,7 @@ def test_evaluate_a_circuit_file(place: Path, call: Call, suffix: str) -> None:
     options = ["--task", "task.jsonl", "--model", "ln2", "--metric", "kl"]
     answer = call("evaluate", f"alone.{suffix}", *options, "--brief")
     assert answer.status == 0
-    assert f"{read(place / 'run' / 'run.json')['faithfulness']:.4g}" in answer.out
+    assert f"{read(place / 'run' / 'run.json')['metric_seen']['circuit']:.4g}" in answer.out
 
 
 def test_evaluate_on_something_else(place: Path, call: Call) -> None:
@@ -405,7 +416,7 @@ def test_evaluate_on_another_task_forgets_what_belongs_to_the_first(
     assert read(tmp_path / "run" / "run.json")["corruption"] == "random_doc"
     answer = call("evaluate", tmp_path / "run", "--task", "ioi", "--brief")
     assert answer.status == 0
-    assert "ioi, 64 prompt pairs" in answer.out
+    assert "ioi, 128 prompt pairs" in answer.out
 
 
 # --- export, compare, list, help ----------------------------------------------------------
@@ -855,7 +866,7 @@ def test_out_of_memory(place: Path, call: Call, monkeypatch: pytest.MonkeyPatch)
     def fail(*args: Any, **kwargs: Any) -> None:
         raise errors.pop()
 
-    monkeypatch.setattr(pipeline, "build_experiment", fail)
+    monkeypatch.setattr(pipeline, "load_experiment", fail)
     for _ in range(2):
         assert "--batch-size" in refused(call, place, *DISCOVER.split())
     errors += bugs
@@ -868,7 +879,7 @@ def test_stopped_by_hand(place: Path, call: Call, monkeypatch: pytest.MonkeyPatc
     def stop(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "build_experiment", stop)
+    monkeypatch.setattr(pipeline, "load_experiment", stop)
     before = snapshot(place)
     assert call(*DISCOVER.split()) == Answer(130, "", "acdc: stopped\n")
     assert snapshot(place) == before

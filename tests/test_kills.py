@@ -38,12 +38,13 @@ def counts_too(output: Path) -> dict[str, Any]:
     return {**files("circuit.json")(output), "work": summary["work"]}
 
 
+OF_THE_MOMENT = ("timings", "seconds", "date", "load_average")
+
+
 def without_times(value: Any) -> Any:
     """Drop what differs between two runs of the same."""
     if isinstance(value, dict):
-        return {
-            k: without_times(v) for k, v in value.items() if k not in ("timings", "seconds", "date")
-        }
+        return {k: without_times(v) for k, v in value.items() if k not in OF_THE_MOMENT}
     return [without_times(item) for item in value] if isinstance(value, list) else value
 
 

@@ -176,8 +176,8 @@ def test_a_run_is_evaluated_on_prompts_that_it_has_not_seen(
     assert {"minimality", "necessity"} <= set(str(found["tests"]).split("'"))
     capsys.readouterr()
     assert call("evaluate", str(folder), "--brief") == 0  # on those that it has
-    faithfulness = json.loads((folder / "run.json").read_text())["faithfulness"]
-    assert f"{faithfulness:.4g}" in capsys.readouterr().out
+    seen = json.loads((folder / "run.json").read_text())["metric_seen"]
+    assert f"{seen['circuit']:.4g}" in capsys.readouterr().out
 
 
 def test_a_circuit_file_brings_its_spans_along(

@@ -18,6 +18,7 @@ from acdc.engine.constants import Constants
 from acdc.errors import CircuitFileError, InputError, OptionError, OutputError
 from acdc.measure.evaluation import Evaluation
 from acdc.runs import folder as runs
+from acdc.runs.claim import Claim
 from acdc.runs.discover import check_settings
 from acdc.runs.folder import Run, Timer, check_output, read_run, run_constants
 from acdc.settings import Settings
@@ -38,8 +39,10 @@ def run() -> Run:
     scores = rng.normal(size=graph.n_edges)
     circuit = Circuit(graph, scores, np.abs(scores) > 0.5, {"method": "eap", "metric": "kl"})
     settings = Settings("pairs.jsonl", "ln2", method="eap", metric="kl", n_edges=9, seed=3)
-    evaluation = Evaluation(0.5, 2.5, 1.0, 0.75)
-    return Run(settings, circuit, evaluation, {"load": 1.5}, {"n_prompts": 7})
+    seen, unseen = Evaluation(0.5, 2.5, 1.0, 0.75), Evaluation(0.4, 2.4, 1.2, 0.6)
+    prompts, able = {"fit": 7, "select": 0, "test": 40}, {"doubts": []}
+    claim = Claim(unseen, seen, (0.5, 0.7), prompts, able, ("one",))
+    return Run(settings, circuit, claim, {"load": 1.5}, {"n_prompts": 7})
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -116,11 +119,28 @@ def test_summary(run: Run, tmp_path: Path) -> None:
     assert summary["n_edges_total"] == run.circuit.graph.n_edges
     assert summary["n_edges_kept"] == run.circuit.in_circuit.sum()
     assert summary["timings"].keys() == {"load", "render"}
-    assert summary["faithfulness"] == run.faithfulness == 0.75
+    assert summary["faithfulness"] == run.faithfulness == 0.6
+    assert summary["faithfulness_interval"] == [0.5, 0.7]
+    assert summary["faithfulness_seen"] == run.evaluation.faithfulness == 0.75
+    assert summary["metric_full"] == 0.4
+    assert summary["metric_seen"] == {"full": 0.5, "empty": 2.5, "circuit": 1.0}
+    assert summary["prompts"] == {"fit": 7, "select": 0, "test": 40}
+    assert summary["warnings"] == ["one"]
+
+
+def test_nothing_is_claimed(run: Run) -> None:
+    """Where the model does not do the task, or no prompt is unseen."""
+    doubtful = replace(run.claim, ability={"doubts": ["it does not"]})
+    summary = replace(run, claim=doubtful).summary()
+    assert [summary[f"faithfulness{of}"] for of in ("", "_interval", "_seen")] == [None] * 3
+    alone = replace(run, claim=Claim.of_seen(run.evaluation, 7))
+    summary = alone.summary()
+    assert [summary[f"faithfulness{of}"] for of in ("", "_interval", "_seen")] == [None, None, 0.75]
+    assert alone.faithfulness is None
 
 
 def test_numbers_that_json_lacks(run: Run, tmp_path: Path) -> None:
-    odd = replace(run, evaluation=Evaluation(math.nan, math.inf, 1.0, None))
+    odd = replace(run, claim=Claim.of_seen(Evaluation(math.nan, math.inf, 1.0, None), 7))
     text = (odd.save(tmp_path / "run") / "run.json").read_text()
     summary = json.loads(text, parse_constant=lambda name: pytest.fail(name))
     assert summary["metric_full"] is None

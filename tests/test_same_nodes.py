@@ -46,6 +46,6 @@ def test_a_sweep_finds_what_acdc_finds() -> None:
         alone = acdc.discover("ioi", method="acdc", threshold=tau, **asked)
         assert alone.circuit.graph.shape == point.circuit.graph.shape
         np.testing.assert_array_equal(alone.circuit.in_circuit, point.circuit.in_circuit)
-        assert alone.faithfulness == pytest.approx(point.evaluation.faithfulness)
+        assert alone.faithfulness == pytest.approx(point.claim.faithfulness)
     sizes = [point.circuit.n_edges for point in frontier.points]
     assert sizes[0] > sizes[1] > 0

@@ -35,6 +35,7 @@ from acdc.evidence.self_repair import (
 from acdc.measure.evaluation import Evaluation
 from acdc.methods.acdc import acdc
 from acdc.models import load_model
+from acdc.runs.claim import Claim
 from acdc.runs.discover import fit
 from acdc.runs.folder import Run
 from acdc.settings import Settings
@@ -76,7 +77,15 @@ def test_constants_of_the_run_are_what_ablated_edges_carry() -> None:
     )
     found, ones = (
         self_repair(
-            Run(settings, planted(), Evaluation(1.0, 0.0, 1.0, 1.0), {}, {}, constants), role
+            Run(
+                settings,
+                planted(),
+                Claim.of_seen(Evaluation(1.0, 0.0, 1.0, 1.0), 2),
+                {},
+                {},
+                constants,
+            ),
+            role,
         )
         .roles[0]
         .taken.mean

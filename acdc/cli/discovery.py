@@ -83,7 +83,7 @@ def _warn(run: Run) -> None:
     """Say what one should know before believing a circuit."""
     from acdc.terminal.tables import show
 
-    for warning in run.claim.warnings if run.claim else ():
+    for warning in run.claim.warnings:
         show(f"warning: {warning}")
 
 

@@ -59,6 +59,17 @@ class JsonObject:
         """Return a list of objects."""
         return [JsonObject(row, self.where, self.what, self.how) for row in self.get(key, list)]
 
+    def texts(self, key: str) -> list[str]:
+        """Return a list of texts."""
+        found: list[Any] = self.get(key, list)
+        if not all(isinstance(text, str) for text in found):
+            raise self.wrong(key, found)
+        return found
+
+    def wrong(self, key: str, value: Any) -> CircuitFileError:
+        """Return the error of a value that is not as expected."""
+        return self._wrong(repr(key), value)
+
     def _wrong(self, key: str, value: Any) -> CircuitFileError:
         got = "missing" if value is _MISSING else f"of type {type(value).__name__}"
         if isinstance(value, int | float) and not -_MOST < value < _MOST:

@@ -123,17 +123,18 @@ def ability(experiment: Experiment) -> Ability:
     experiment
         Model, prompts and metric; intervention and direction play no role.
     """
+    answered = all(pair.answers for pair in experiment.task.pairs)
     right: dict[str, list[Tensor]] = {"clean": [], "corrupt": []}
     values: dict[str, list[Tensor]] = {"clean": [], "corrupt": []}
     for batch in experiment.batches:
-        for which in right:
+        for which in values:
             final = experiment.model.forward(getattr(batch, which)).final
             assert final is not None
             rows = final[:, batch.scored].flatten(0, 1)
             values[which].append(experiment.measure_rows(rows, batch))
-            right[which].append(_right(experiment, rows, batch))
+            if answered:
+                right[which].append(_right(experiment, rows, batch))
     clean, corrupt = (experiment.per_prompt(values[which]) for which in ("clean", "corrupt"))
-    answered = all(pair.answers for pair in experiment.task.pairs)
     return Ability(
         torch.cat(right["clean"]).cpu().numpy() if answered else None,
         torch.cat(right["corrupt"]).cpu().numpy() if answered else None,
@@ -148,7 +149,7 @@ def _right(experiment: Experiment, rows: Tensor, batch: Batch) -> Tensor:
     of_answer, of_wrong = targets.answer_weight > 0, targets.wrong_weight > 0
     logits = at_least_float32(experiment.model.unembed(rows, targets.tokens))
     best = logits.masked_fill(~of_answer, -torch.inf).amax(-1)
-    others = logits.masked_fill(~of_wrong, -torch.inf).amax(-1)
+    others = logits.masked_fill(~of_wrong, -torch.inf).amax(-1)  # -inf where there are none
     alone = ~of_wrong.any(-1)
     if alone.any():  # no wrong answers: all other tokens are
         parts = [experiment.model.unembed(part).amax(-1) for part in rows[alone].split(_ROWS)]

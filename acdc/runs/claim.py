@@ -6,11 +6,13 @@ search saw every prompt.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
 from acdc.engine.experiment import Experiment
+from acdc.files.objects import JsonObject
 from acdc.measure.ability import Ability
 from acdc.measure.evaluation import (
     Evaluation,
@@ -23,6 +25,8 @@ from acdc.runs.prompts import Split
 from graphs import Circuit
 
 __all__ = ["Claim", "Claims"]
+
+_MEASURED = ("full", "empty", "circuit")
 
 _FEW = 30
 """Test prompts with fewer of which an interval is wide and itself unsure."""
@@ -41,53 +45,77 @@ class Claim:
         On the test prompts; on those of the search where there are none.
     seen
         On the prompts of the search.
-    low, high
-        95 % bootstrap interval of the faithfulness on the test prompts.
+    interval
+        95 % bootstrap interval of the faithfulness on the test prompts; None where there is none.
     prompts
-        How many fit, select and test.
+        How many ``fit``, ``select`` and ``test``.
     ability
-        What the model does on the prompts of the search.
+        What the model does on the prompts of the search
+        (:meth:`acdc.measure.ability.Ability.as_dict`).
     warnings
         What one should know before believing it, a sentence each.
     """
 
     evaluation: Evaluation
     seen: Evaluation
-    low: float | None
-    high: float | None
+    interval: tuple[float, float] | None
     prompts: dict[str, int]
-    ability: Ability
+    ability: dict[str, Any]
     warnings: tuple[str, ...]
 
     @property
     def faithfulness(self) -> float | None:
         """What is claimed: None if nothing can be."""
-        if self.ability.doubts or not self.prompts["test"]:
+        if self.ability["doubts"] or not self.prompts["test"]:
             return None
         return self.evaluation.faithfulness
 
     @property
     def faithfulness_seen(self) -> float | None:
         """On the prompts of the search; None where the model does not do the task."""
-        return None if self.ability.doubts else self.seen.faithfulness
+        return None if self.ability["doubts"] else self.seen.faithfulness
 
     def as_dict(self) -> dict[str, Any]:
         """Return what ``run.json`` says of it."""
-        claimed = self.faithfulness is not None and self.low is not None
+        claimed = self.faithfulness is not None and self.interval is not None
         return {
             **asdict(self.evaluation),
             "faithfulness": self.faithfulness,
-            "faithfulness_interval": [self.low, self.high] if claimed else None,
+            "faithfulness_interval": list(self.interval or ()) if claimed else None,
             "faithfulness_seen": self.faithfulness_seen,
-            "metric_seen": {
-                "full": self.seen.metric_full,
-                "empty": self.seen.metric_empty,
-                "circuit": self.seen.metric_circuit,
-            },
+            "metric_seen": {which: getattr(self.seen, f"metric_{which}") for which in _MEASURED},
             "prompts": self.prompts,
-            "ability": self.ability.as_dict(),
+            "ability": self.ability,
             "warnings": list(self.warnings),
         }
+
+    @classmethod
+    def of_seen(cls, seen: Evaluation, n_prompts: int) -> Claim:
+        """Return what can be said of a circuit that was measured on its own prompts alone."""
+        return cls(seen, seen, None, {"fit": n_prompts, "select": 0, "test": 0}, {"doubts": []}, ())
+
+    @classmethod
+    def read(cls, item: JsonObject) -> Claim:
+        """Return what a ``run.json`` says; CircuitFileError if it is malformed."""
+        seen, prompts, ability = (item.at(key) for key in ("metric_seen", "prompts", "ability"))
+        ends = item.get("faithfulness_interval", list, None)
+        if ends is not None and (len(ends) != 2 or not all(isinstance(x, float) for x in ends)):
+            raise item.wrong("faithfulness_interval", ends)
+        return cls(
+            _evaluation(item, "metric_", item.optional("faithfulness")),
+            _evaluation(seen, "", item.optional("faithfulness_seen")),
+            None if ends is None else (ends[0], ends[1]),
+            {which: int(prompts.number(which)) for which in ("fit", "select", "test")},
+            {**ability.content, "doubts": ability.texts("doubts")},
+            tuple(item.texts("warnings")),
+        )
+
+
+def _evaluation(item: JsonObject, prefix: str, faithfulness: float | None) -> Evaluation:
+    """What a ``run.json`` says of a circuit on some prompts; NaN is null in JSON."""
+    found = [item.optional(f"{prefix}{which}") for which in _MEASURED]
+    full, empty, circuit = (math.nan if value is None else value for value in found)
+    return Evaluation(full, empty, circuit, faithfulness)
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,21 +154,22 @@ class Claims:
 
     def of(self, circuit: Circuit, seen: Evaluation) -> Claim:
         """Measure a circuit on the test prompts; ``seen`` is it on those of the search."""
-        evaluation, low, high = seen, None, None
+        evaluation, ends = seen, None
         warnings = (*self.ability.doubts, *self.split.warnings)
         if self.evaluator is not None:
             evaluation = self.evaluator.evaluate(circuit.in_circuit)
-            low, high = self._interval(self.evaluator, circuit, evaluation)
+            ends = self._interval(self.evaluator, circuit, evaluation)
             if not self.ability.doubts:
                 warnings += _of_test(evaluation, seen, self.prompts["test"])
-        return Claim(evaluation, seen, low, high, self.prompts, self.ability, warnings)
+        ability = self.ability.as_dict()
+        return Claim(evaluation, seen, ends, self.prompts, ability, warnings)
 
     @staticmethod
     def _interval(
         evaluator: Evaluator, circuit: Circuit, evaluation: Evaluation
-    ) -> tuple[float | None, float | None]:
+    ) -> tuple[float, float] | None:
         if evaluation.faithfulness is None or len(evaluator.experiment.task) < 2:
-            return None, None
+            return None
         values = evaluator.values(circuit.in_circuit)[None]
         resampled = resampled_faithfulness(values, evaluator.full_values, evaluator.empty_values)
         low, high = (float(end[0]) for end in interval(resampled))

@@ -211,9 +211,7 @@ def discover(
         details["constants"] = constants.report
     info = circuit_info(experiment, settings, claim.faithfulness)
     circuit = replace(found.circuit, info=info)
-    return Run(
-        settings, circuit, evaluation, timer.seconds, details, constants, claim=claim
-    )  # fmt: skip
+    return Run(settings, circuit, claim, timer.seconds, details, constants)
 
 
 @dataclass

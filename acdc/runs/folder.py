@@ -8,13 +8,12 @@ hold more), ``circuit.json`` (every edge with score and in_graph), ``circuit.dot
 
 from __future__ import annotations
 
-import math
 import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -82,8 +81,8 @@ class Run:
         What was asked, with the model filled in.
     circuit
         Every edge with its score.
-    evaluation
-        Metric of the full model, the empty and the found circuit on the prompts of the search.
+    claim
+        How faithful the circuit is, on prompts of the search and on others.
     timings
         Seconds of ``load``, ``discover``, ``evaluate`` and ``render``.
     details
@@ -93,18 +92,15 @@ class Run:
         so that an evaluation uses the very ones.
     versions
         Of Python and of the packages that decide a result.
-    claim
-        How faithful the circuit is on prompts that nothing was chosen on; None: not measured.
     """
 
     settings: Settings
     circuit: Circuit
-    evaluation: Evaluation
+    claim: Claim
     timings: dict[str, float]
     details: dict[str, Any] = field(default_factory=dict)
     constants: Constants | None = None
     versions: dict[str, str] = field(default_factory=lambda: versions())
-    claim: Claim | None = None
 
     def __repr__(self) -> str:
         s, circuit = self.settings, self.circuit
@@ -119,7 +115,12 @@ class Run:
 
         None where nothing can be claimed, see :class:`acdc.runs.claim.Claim`.
         """
-        return None if self.claim is None else self.claim.faithfulness
+        return self.claim.faithfulness
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """Metric of the full model, the empty and the found circuit on the search's prompts."""
+        return self.claim.seen
 
     def summary(self) -> dict[str, Any]:
         """Content of ``run.json``."""
@@ -127,9 +128,8 @@ class Run:
             **self.settings.plain(),
             "n_edges_total": self.circuit.graph.n_edges,
             "n_edges_kept": self.circuit.n_edges,
-            **asdict(self.evaluation),
             **self.details,
-            **(_unclaimed(self.evaluation) if self.claim is None else self.claim.as_dict()),
+            **self.claim.as_dict(),
             "timings": self.timings,
             "versions": self.versions,
         }
@@ -165,10 +165,6 @@ class Run:
                 render(dot, folder / f"circuit.{kind}")
         self.timings.update(timer.seconds)
         write_json(folder / "run.json", self.summary())
-
-
-def _unclaimed(seen: Evaluation) -> dict[str, Any]:
-    return {"faithfulness": None, "faithfulness_seen": seen.faithfulness}
 
 
 def save_summary(
@@ -310,16 +306,13 @@ def load_run(folder: str | Path) -> Run:
     """
     settings, circuit, summary = read_run(folder)
     item = JsonObject(summary, Path(folder) / "run.json", "a run.json", "acdc discover")
+    found = Claim.read(item)
     known = {*settings.plain(), "given", "trust_remote_code", "n_edges_total", "n_edges_kept"}
-    known |= {"timings", "versions", *(field.name for field in fields(Evaluation))}
-    full, empty, own = (
-        math.nan if (value := item.optional(f"metric_{which}")) is None else value  # as in JSON
-        for which in ("full", "empty", "circuit")
-    )
+    known |= {"timings", "versions", *found.as_dict()}
     return Run(
         settings,
         circuit,
-        Evaluation(full, empty, own, item.optional("faithfulness")),
+        found,
         {name: item.at("timings").number(name) for name in item.at("timings").content},
         {"n_prompts": settings.n_prompts}
         | {name: value for name, value in summary.items() if name not in known},

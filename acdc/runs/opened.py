@@ -35,7 +35,8 @@ class Opened:
     circuit
         Itself.
     discovery
-        Settings of the run that found it, its ``n_prompts`` as it was; None where it came alone.
+        Settings of the run that found it, ``n_prompts`` and ``n_select`` as they were; None where
+        it came alone.
     summary
         Content of the run's ``run.json``; empty where it came alone.
     source
@@ -106,7 +107,7 @@ def open_run(run: RunLike) -> Opened:
     """
     if isinstance(run, Run):
         summary = json.loads(json_text(run.summary()))
-        discovery = replace(Settings.read(summary), given=run.settings.given)
+        discovery = replace(_discovery(Settings.read(summary), summary), given=run.settings.given)
         return Opened("this run", run.circuit, discovery, summary, run)
     if isinstance(run, Circuit):
         return Opened("this is a circuit alone", run)
@@ -119,4 +120,12 @@ def open_run(run: RunLike) -> Opened:
     if circuit_file(path) == path:
         return Opened(f"{path} is a circuit file", load_circuit(path), path=path)
     discovery, circuit, summary = read_run(path)
-    return Opened(str(path), circuit, discovery, summary, path, path)
+    return Opened(str(path), circuit, _discovery(discovery, summary), summary, path, path)
+
+
+def _discovery(settings: Settings, summary: dict[str, Any]) -> Settings:
+    """Settings of a run with the number of prompts that it chose a size on, if it says so."""
+    prompts = summary.get("prompts")
+    return (
+        settings.replace(n_select=prompts.get("select")) if isinstance(prompts, dict) else settings
+    )

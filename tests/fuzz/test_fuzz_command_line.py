@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from acdc.cli import _add_plugins, app, main
 from acdc.errors import ModelError
 from acdc.measure.evaluation import Evaluation
+from acdc.runs.claim import Claim
 from acdc.runs.folder import Run
 from acdc.settings import Settings
 from graphs import Circuit, GraphShape, component_graph
@@ -59,7 +60,9 @@ def a_run() -> Run:
     kept = rng.random(graph.n_edges) < 0.5
     circuit = Circuit(graph, rng.normal(size=graph.n_edges), kept, info)
     settings = Settings("ioi", model="ioi-small", method="eap", metric="kl")
-    return Run(settings, circuit, Evaluation(1.0, 0.0, 0.5, 0.5), {}, {"n_prompts": 4})
+    return Run(
+        settings, circuit, Claim.of_seen(Evaluation(1.0, 0.0, 0.5, 0.5), 4), {}, {"n_prompts": 4}
+    )
 
 
 @pytest.fixture
