@@ -125,7 +125,7 @@ def test_sizes_are_chosen_on_the_prompts_for_that() -> None:
     experiment, tokenizer = load_experiment(IOI)
     split = split_prompts(IOI, experiment, tokenizer)
     chosen = replace(experiment, select_on=split.select)
-    for method in ("eap-ig", "acdc"):
+    for method in ("eap-ig", "eap"):
         settings = check_discovery(
             Settings.of("ioi", method=method, n_prompts=12, n_select=20, n_test=30)
         )
