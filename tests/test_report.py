@@ -935,7 +935,9 @@ def test_a_run_whose_model_has_changed_is_refused(folder: Path, tmp_path: Path) 
     other = Path(shutil.copytree(folder, tmp_path / "other"))
     (other / "stability.json").unlink()
     summary = json.loads((other / "run.json").read_text())
-    (other / "run.json").write_text(json.dumps({**summary, "metric_full": 3.0}))
+    (other / "run.json").write_text(
+        json.dumps({**summary, "metric_seen": {**summary["metric_seen"], "full": 3.0}})
+    )
     with pytest.raises(OptionError, match="model or task have changed, find the circuit anew"):
         gather(other, tests=False)
     (other / "run.json").write_text(json.dumps({**summary, "model": "planted-ioi"}))

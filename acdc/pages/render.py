@@ -81,26 +81,34 @@ def _lead(report: Report) -> str:
     s, evidence = report.summary, report.evidence
     kept, total = s["n_edges_kept"], s["n_edges_total"]
     text = f"{_n(kept, 'edge')} of {total:,} ({100 * kept / total:.1f} %)"
-    if s["faithfulness"] is None:
-        text += f"; {s['metric']} is the same with every edge and with none."
+    seen, share = s["faithfulness_seen"], s["faithfulness"]
+    if seen is None:
+        text += ". No faithfulness is claimed: see below"
     else:
-        share = _percent(s["faithfulness"])
+        text += " keep " if s["direction"] == "noising" else " carry "
+        text += _percent(seen if share is None else share)
         if s["direction"] == "noising":
-            text += f" keep {share} of the model’s {s['metric']} on the "
+            text += f" of the model’s {s['metric']}"
         else:
-            text += f" carry {share} of what corruption does to {s['metric']} on the "
-        text += f"{_n(s['n_prompts'], 'prompt pair')} that they were found on"
+            text += f" of what corruption does to {s['metric']}"
+        if share is not None:
+            low, high = s["faithfulness_interval"] or (None, None)
+            ends = _interval(Ablated(s["intervention"], s["direction"], share, low, high))
+            text += f"{ends} on {_n(s['prompts']['test'], 'prompt pair')} that nothing was chosen "
+            text += f"on, and {_percent(seen)}"
+        text += f" on the {_n(s['n_prompts'], 'prompt pair')} that they were found on"
         own = evidence.ablations[0] if evidence and evidence.ablations else None
-        if own and own.faithfulness is not None and evidence and not evidence.seen:
+        if share is None and own and own.faithfulness is not None and not evidence.seen:
             text += f", and {_percent(own.faithfulness)}{_interval(own)} on "
             text += f"{evidence.n_prompts:,} others"
-        text += "."
+    text += "."
     if evidence is not None and evidence.tests is not None:
         verdicts = evidence.tests.verdicts
         failed = [v.test for v in verdicts if v.passed is False]
         text += f" It passes {sum(v.passed is True for v in verdicts)} of {len(verdicts)} tests"
         text += f" and fails {' and '.join(failed)}." if failed else "."
-    return f'<p class="lead">{escape(text)}</p>'
+    warned = "".join(f'<p class="warning">{escape(_sentence(w))}</p>' for w in s["warnings"])
+    return f'<p class="lead">{escape(text)}</p>{warned}'
 
 
 def _asked(report: Report) -> str:
@@ -334,7 +342,7 @@ def _faithfulness(report: Report) -> str:
 
 def _own(summary: dict[str, Any]) -> Ablated:
     return Ablated(
-        summary["intervention"], summary["direction"], summary["faithfulness"], None, None
+        summary["intervention"], summary["direction"], summary["faithfulness_seen"], None, None
     )
 
 
@@ -346,7 +354,10 @@ def _numbers(s: dict[str, Any]) -> str:
         "empty": "no edge" if noising else "every edge restored",
     }
     values = [f"{name} {_number(s[f'metric_{key}'])}" for key, name in names.items()]
-    text = f"{s['metric']}: {', '.join(values)}; faithfulness {_number(s['faithfulness'])}"
+    share = s["faithfulness"]
+    where = "on unseen prompts: " if share is not None else ""
+    text = f"{where}{s['metric']}: {', '.join(values)}; faithfulness {_number(share)}"
+    text += f" ({_number(s['faithfulness_seen'])} on those seen)"
     errors = (s.get("latents") or {}).get("error_nodes")
     if errors:
         text += f", with all error nodes in {_number(errors['with_errors'])}"

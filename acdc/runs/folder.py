@@ -42,6 +42,7 @@ __all__ = [
     "load_run",
     "read_run",
     "run_constants",
+    "run_json",
     "same_constants",
     "save_summary",
     "versions",
@@ -291,6 +292,11 @@ def read_run(folder: str | Path) -> tuple[Settings, Circuit, dict[str, Any]]:
     return Settings.read(summary), load_circuit(path / "circuit.json"), summary
 
 
+def run_json(folder: str | Path, summary: dict[str, Any]) -> JsonObject:
+    """Return the content of a run's ``run.json`` as what says where it is malformed."""
+    return JsonObject(summary, Path(folder) / "run.json", "a run.json", "acdc discover")
+
+
 def load_run(folder: str | Path) -> Run:
     """Read a run's folder.
 
@@ -305,7 +311,7 @@ def load_run(folder: str | Path) -> Run:
     >>> acdc.load_run("runs/my-ioi").faithfulness  # doctest: +SKIP
     """
     settings, circuit, summary = read_run(folder)
-    item = JsonObject(summary, Path(folder) / "run.json", "a run.json", "acdc discover")
+    item = run_json(folder, summary)
     found = Claim.read(item)
     known = {*settings.plain(), "given", "trust_remote_code", "n_edges_total", "n_edges_kept"}
     known |= {"timings", "versions", *found.as_dict()}

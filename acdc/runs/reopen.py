@@ -9,8 +9,9 @@ from typing import Any
 
 from acdc.engine.experiment import Experiment
 from acdc.errors import CircuitFileError, DictionaryError, OptionError
-from acdc.files.objects import JsonObject
+from acdc.runs.claim import Claim
 from acdc.runs.discover import check_settings, load_experiment, reattach
+from acdc.runs.folder import run_json
 from acdc.runs.opened import Opened
 from acdc.settings import Settings
 from acdc.tasks import Tokenizer
@@ -27,13 +28,9 @@ def check_summary(folder: str | Path, summary: dict[str, Any], circuit: Circuit)
     folder, summary, circuit
         Of a run, as they were read; messages name the folder.
     """
-    item = JsonObject(summary, Path(folder) / "run.json", "a run.json", "acdc discover")
+    item = run_json(folder, summary)
     item.number("n_prompts")
-    for key in ("faithfulness", "faithfulness_seen", "metric_full", "metric_circuit"):
-        item.optional(key)
-    item.optional("metric_empty")
-    if "metric_seen" in summary:
-        item.at("metric_seen").number("full")
+    Claim.read(item)
     for key in ("metric", "model", "method", "intervention", "direction"):
         item.text(key)
     timings, numbers = item.at("timings"), item.at("versions")
@@ -100,8 +97,8 @@ def reopen(run: Opened, settings: Settings) -> tuple[Experiment, Tokenizer | Non
             f"{experiment.graph.shape}; find the circuit anew"
         )
     value = plain.plain("clean" if settings.direction == "noising" else "corrupt")
-    wanted = summary.get("metric_seen", {}).get("full", summary.get("metric_full"))
-    if not isinstance(wanted, float) or not math.isclose(value, wanted, rel_tol=0.02, abs_tol=1e-3):
+    wanted = Claim.read(run_json(folder, summary)).seen.metric_full
+    if not math.isclose(value, wanted, rel_tol=0.02, abs_tol=1e-3):
         raise OptionError(
             f"{folder}: {settings.metric} of model {settings.model!r} was {wanted}, it is "
             f"{value:.6g} now; model or task have changed, find the circuit anew"

@@ -74,7 +74,7 @@ def place(
     def refuse(*_: Any, **__: Any) -> Any:
         raise ModelError("no model is loaded here")
 
-    monkeypatch.setattr("acdc.runs.discover.load_model", refuse)
+    monkeypatch.setattr("acdc.runs.given.load_model", refuse)
     monkeypatch.setattr("benchmarks.speed.measure", refuse)
     monkeypatch.setattr("benchmarks.accuracy.measure", refuse)
     monkeypatch.setattr("benchmarks.calibration.measure", refuse)

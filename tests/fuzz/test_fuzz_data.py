@@ -33,8 +33,10 @@ from safetensors.torch import save
 from acdc.ablations import ABLATIONS
 from acdc.engine.checkpoint import Checkpoint, Decided
 from acdc.engine.constants import Constants, load_constants
+from acdc.measure.evaluation import Evaluation
 from acdc.models import BUNDLED
 from acdc.pages.evidence import read_evidence, read_repeated
+from acdc.runs.claim import Claim
 from acdc.runs.folder import Settings, read_run
 from acdc.runs.reopen import check_summary
 from acdc.tasks import Task, load_task
@@ -227,9 +229,11 @@ def run_json() -> bytes:
     circuit = circuit_of(SHAPES[0])
     known: dict[str, Any] = {
         "n_edges_total": circuit.graph.n_edges, "n_edges_kept": circuit.n_edges,
-        "metric_full": 1.0, "metric_empty": 0.0,
+        "n_prompts": 8, "timings": {"load": 1.0},
     }  # fmt: skip
-    known |= {"metric_circuit": 0.5, "faithfulness": 0.5, "n_prompts": 8, "timings": {"load": 1.0}}
+    seen, able = Evaluation(1.0, 0.0, 0.5, 0.5), {"doubts": ["one"], "gap": 1.0}
+    prompts = {"fit": 8, "select": 0, "test": 40}
+    known |= Claim(seen, seen, (0.4, 0.6), prompts, able, ("one",)).as_dict()
     known |= {"versions": {"python": "3"}, "task_info": {"lengths": {"8": 8}}}
     asked = Settings("ioi", model="m", method="eap-ig", metric="kl", options={"steps": 3})
     return json.dumps({**asdict(asked), **known}).encode()
