@@ -403,6 +403,18 @@ def test_the_frontier_goes_from_nothing_to_the_model(report: Report) -> None:
             assert f"{point.n_edges:,} edges: {point.faithfulness:.3f}" in svg
 
 
+def test_the_page_leads_with_what_is_claimed(report: Report) -> None:
+    summary = report.summary
+    text = Page(to_html(report)).text
+    said = f"{100 * summary['faithfulness']:.0f} % of the model’s logit_diff (95 % interval"
+    assert said in text
+    assert f"on {summary['prompts']['test']} prompt pairs that nothing was chosen on, and" in text
+    doubtful = {"faithfulness": None, "faithfulness_seen": None, "warnings": ["it cannot"]}
+    text = Page(to_html(replace(report, summary={**summary, **doubtful}))).text
+    assert "No faithfulness is claimed" in text
+    assert "It cannot." in text
+
+
 def test_a_wide_picture_has_the_panel_below_it(report: Report) -> None:
     first, *rest = report.view.pictures
 
@@ -422,7 +434,7 @@ def test_the_page_of_a_denoising_run_by_spans_says_so(report: Report) -> None:
         summary={**report.summary, **changed},
     )
     text = Page(to_html(other)).text
-    assert "of what corruption does to logit_diff on the" in text
+    assert "of what corruption does to logit_diff" in text
     assert "of the model’s logit_diff" not in text
     assert re.search(r"corrupt run \S+, all but the circuit restored \S+, every edge rest", text)
     assert "split by span" in text

@@ -97,10 +97,11 @@ def _lead(report: Report) -> str:
             text += f"{ends} on {_n(s['prompts']['test'], 'prompt pair')} that nothing was chosen "
             text += f"on, and {_percent(seen)}"
         text += f" on the {_n(s['n_prompts'], 'prompt pair')} that they were found on"
-        own = evidence.ablations[0] if evidence and evidence.ablations else None
-        if share is None and own and own.faithfulness is not None and not evidence.seen:
-            text += f", and {_percent(own.faithfulness)}{_interval(own)} on "
-            text += f"{evidence.n_prompts:,} others"
+        if share is None and evidence is not None and evidence.ablations and not evidence.seen:
+            own = evidence.ablations[0]
+            if own.faithfulness is not None:
+                text += f", and {_percent(own.faithfulness)}{_interval(own)} on "
+                text += f"{evidence.n_prompts:,} others"
     text += "."
     if evidence is not None and evidence.tests is not None:
         verdicts = evidence.tests.verdicts
