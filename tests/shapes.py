@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import random
 import sys
 from collections.abc import Callable, Iterator
 from functools import wraps
@@ -62,8 +63,13 @@ def _checked(function: Callable) -> Callable:
     @wraps(function)
     def call(*arguments: Any, **named: Any) -> Any:
         n = next(calls)
-        chosen = always if n < _FIRST or n % _EVERY == 0 else function
-        return chosen(*arguments, **named)
+        if n >= _FIRST and n % _EVERY:
+            return function(*arguments, **named)
+        state = random.getstate()  # beartype draws the item of a list that it looks at
+        try:
+            return always(*arguments, **named)
+        finally:
+            random.setstate(state)
 
     call.always = always  # type: ignore[attr-defined]
     return call
