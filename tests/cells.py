@@ -160,8 +160,10 @@ def _evaluate(own: Path) -> None:
     command("evaluate", own / "run", *few)
     found, run = json.loads((own / "seen.json").read_text()), load_run(own / "run")
     assert found["n_edges_kept"] == run.circuit.n_edges
-    assert run.faithfulness is not None
-    assert math.isclose(found["faithfulness"], run.faithfulness, rel_tol=1e-4, abs_tol=1e-5)
+    assert run.evaluation.faithfulness is not None
+    assert math.isclose(
+        found["faithfulness"], run.evaluation.faithfulness, rel_tol=1e-4, abs_tol=1e-5
+    )
     command("evaluate", own / "run", *few[1:-1], own / "run" / "evaluation.json")
 
 

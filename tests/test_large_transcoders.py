@@ -143,9 +143,7 @@ def test_a_run_on_a_large_graph_is_evaluated_again(
     assert run.details["latents"]["n_edges"] == 4_436
     run.save(tmp_path / "run")
     again = acdc.evaluate(tmp_path / "run", seen=True, tests=False)
-    assert again.summary()["faithfulness"] == pytest.approx(
-        run.evaluation.faithfulness, abs=1e-6
-    )
+    assert again.summary()["faithfulness"] == pytest.approx(run.evaluation.faithfulness, abs=1e-6)
     with pytest.raises(OptionError, match="lower --max-latents"):
         acdc.discover_both("ioi", method="eap-ig", n_edges=80, **asked)
 
