@@ -152,6 +152,46 @@ def calibration(
     console.print(f"written to {folder}: {', '.join(files)}", highlight=False)
 
 
+@app.command()
+def unseen(
+    tasks: Annotated[
+        str | None, typer.Option("--tasks", help="Only these, as ioi,pronoun.")
+    ] = None,
+    method: Annotated[str, typer.Option("--method", help="See acdc list methods.")] = "acdc",
+    seeds: Annotated[int, typer.Option("--seeds", help="Runs of each task.", min=1)] = 5,
+    prompts: Annotated[
+        int, typer.Option("--n-fresh", help="Prompts that circuits are measured on.", min=2)
+    ] = 1000,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder to write (default: runs/unseen).")
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:N or mps.")] = "cpu",
+) -> None:
+    """Measure default circuits on prompts that their runs never had.
+
+    Example: acdc bench unseen --tasks ioi --seeds 2 --out unseen
+    """
+    from rich.console import Console
+
+    from acdc.errors import OutputError
+    from acdc.methods import METHODS
+    from benchmarks.unseen import Plan, bundled_tasks, measure, run_table, write
+
+    folder = out or Path("runs") / "unseen"
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"output {str(folder)!r} is a file, give a folder")
+    plan = Plan(tuple(_names(tasks) or bundled_tasks()), METHODS[method].name, seeds, prompts)
+    log, rows = Console(stderr=True), []
+    for row in measure(plan, device):
+        rows.append(row)
+        log.print(f"{row.task}, seed {row.seed}: {row.seconds:.1f} s", highlight=False)
+    files = write(folder, rows, plan, device)
+    console = Console()
+    console.width = max(console.width, TABLE_WIDTH)
+    console.print(run_table(rows))
+    console.print(f"written to {folder}: {', '.join(files)}", highlight=False)
+
+
 def _names(text: str | None) -> list[str] | None:
     return None if text is None else [part.strip() for part in text.split(",")]
 

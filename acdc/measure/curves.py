@@ -362,7 +362,11 @@ def _curve(
 
 
 def smallest_faithful(
-    evaluator: Evaluator, ranked: Scores, faithfulness: float = DEFAULT_FAITHFULNESS
+    evaluator: Evaluator,
+    ranked: Scores,
+    faithfulness: float = DEFAULT_FAITHFULNESS,
+    *,
+    surely: bool = False,
 ) -> Mask:
     """Return the smallest circuit along a ranking that is faithful.
 
@@ -379,6 +383,8 @@ def smallest_faithful(
     faithfulness
         What the circuit must reach, and exceed 1 by no more than 1 by that; where it is undefined
         every circuit counts as faithful.
+    surely
+        With a standard error to spare, so that it is about as faithful on other prompts.
 
     Returns
     -------
@@ -388,9 +394,10 @@ def smallest_faithful(
     graph = evaluator.experiment.graph
 
     def faithful(n: int) -> bool:
-        return is_faithful(
-            evaluator.faithfulness(select_top(graph, ranked, n, absolute=False)), faithfulness
-        )
+        mask = select_top(graph, ranked, n, absolute=False)
+        if surely:
+            return evaluator.is_surely_faithful(mask, faithfulness)
+        return is_faithful(evaluator.faithfulness(mask), faithfulness)
 
     low, high = 0, 1
     while high < graph.n_edges and not faithful(high):

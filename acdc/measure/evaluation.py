@@ -20,6 +20,7 @@ __all__ = [
     "interval",
     "is_faithful",
     "resampled_faithfulness",
+    "standard_error",
 ]
 
 DEFAULT_FAITHFULNESS = 0.9
@@ -109,23 +110,68 @@ class Evaluator:
         faithfulness = (value - self.empty) / gap if self.has_gap else None
         return Evaluation(self.full, self.empty, value, faithfulness)
 
+    def is_surely_faithful(self, mask: NDArray[np.bool_], level: float) -> bool:
+        """Whether a circuit is faithful with a standard error to spare, see :func:`is_faithful`."""
+        value = self.faithfulness(mask)
+        if not is_faithful(value, level):
+            return False
+        error = standard_error(self.values(mask), self.full_values, self.empty_values)
+        return is_faithful(value, level, error)
+
     def faithfulness(self, mask: NDArray[np.bool_]) -> float | None:
         """Faithfulness of the edges in ``mask [edge]``, None where it is undefined."""
         return self.evaluate(mask).faithfulness
 
 
-def is_faithful(faithfulness: float | None, level: float = DEFAULT_FAITHFULNESS) -> bool:
+def is_faithful(
+    faithfulness: float | None, level: float = DEFAULT_FAITHFULNESS, error: float = 0.0
+) -> bool:
     """Return whether a circuit is within ``1 - level`` of the whole model, on either side.
 
     A circuit that overshoots is as wrong as one that falls short: with edges left out that oppose
     the others the metric can rise above the whole model's.  True where faithfulness is undefined.
 
+    Parameters
+    ----------
+    faithfulness, level
+        What it is, and what is asked for.
+    error
+        Standard error of it (:func:`standard_error`), which it has to reach ``level`` by: so what
+        is chosen as just faithful on some prompts is so on others, too, more often than not.
+
     Examples
     --------
     >>> [is_faithful(value, 0.9) for value in (0.89, 0.9, 1.1, 1.11, None)]
     [False, True, True, False, True]
+    >>> [is_faithful(value, 0.9, error=0.05) for value in (0.93, 0.96)]
+    [False, True]
     """
-    return faithfulness is None or abs(faithfulness - 1) <= 1 - level + 1e-12
+    if faithfulness is None:
+        return True
+    room = 1 - level + 1e-12
+    return max(1 - faithfulness + min(error, 1 - level), faithfulness - 1) <= room
+
+
+def standard_error(
+    values: NDArray[np.float64], full: NDArray[np.float64], empty: NDArray[np.float64]
+) -> float:
+    """Standard error of a faithfulness over prompts, as of a ratio of means (delta method).
+
+    Parameters
+    ----------
+    values, full, empty
+        ``[prompt]``: metric of the circuit, with every edge and with none.
+
+    Returns
+    -------
+    float
+        0 for one prompt, where it is not known.
+    """
+    n, gap = len(values), full - empty
+    if n < 2 or not gap.mean():
+        return 0.0
+    off = values - empty - (values - empty).mean() / gap.mean() * gap
+    return float(off.std(ddof=1) / (abs(gap.mean()) * math.sqrt(n)))
 
 
 def resampled_faithfulness(

@@ -80,7 +80,7 @@ def _smallest(experiment: Experiment, scores: Scores, ranking: str | None) -> tu
     """The smallest circuit that is faithful on the prompts kept for that."""
     evaluator = Evaluator(experiment.selection)
     masks = {
-        name: smallest_faithful(evaluator, ranked_scores(experiment, scores, name))
+        name: smallest_faithful(evaluator, ranked_scores(experiment, scores, name), surely=True)
         for name in ([ranking] if ranking else RANKINGS)
     }
     best = min(masks, key=lambda name: int(masks[name].sum()))

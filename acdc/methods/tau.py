@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 
 from acdc.engine.experiment import Experiment
-from acdc.measure.evaluation import DEFAULT_FAITHFULNESS, Evaluator, is_faithful
+from acdc.measure.evaluation import DEFAULT_FAITHFULNESS, Evaluator
 from acdc.methods.base import Found
 
 __all__ = ["DEFAULT", "at_threshold", "n_searches"]
@@ -74,9 +74,10 @@ def _of_faithfulness(experiment: Experiment, run: Callable[[float], Found]) -> F
 
     def attempt(tau: float) -> tuple[Found, bool]:
         found = run(tau)
-        value = evaluator.faithfulness(found.circuit.in_circuit)
+        mask = found.circuit.in_circuit
+        value = evaluator.faithfulness(mask)
         distances.append((0.0 if value is None else abs(value - 1), len(distances), found))
-        return found, is_faithful(value)
+        return found, evaluator.is_surely_faithful(mask, DEFAULT_FAITHFULNESS)
 
     high = 2 * _TAUS[0] * gap
     for low in (fraction * gap for fraction in _TAUS):

@@ -78,6 +78,7 @@ def place(
     monkeypatch.setattr("benchmarks.speed.measure", refuse)
     monkeypatch.setattr("benchmarks.accuracy.measure", refuse)
     monkeypatch.setattr("benchmarks.calibration.measure", refuse)
+    monkeypatch.setattr("benchmarks.unseen.measure", refuse)
     monkeypatch.setattr("graphs.pictures.draw.draw_dot", lambda text, format: b"drawn")
     monkeypatch.chdir(tmp_path)
     a_run().save("original")
