@@ -254,7 +254,7 @@ def test_a_run_says_what_frozen_norms_change(tmp_path: Any) -> None:
     summary = json.loads((folder / "run.json").read_text())
     assert summary["norms"] == "frozen"
     found = summary["faithfulness_by_norms"]
-    assert found["frozen"] == summary["faithfulness"] != found["live"]
+    assert found["frozen"] == summary["faithfulness_seen"] != found["live"]
     live = acdc.discover("ioi", method="eap", n_edges=40, n_prompts=8)
     assert "faithfulness_by_norms" not in live.details
     assert "norms frozen" not in json.dumps(live.summary())

@@ -424,7 +424,7 @@ def test_evaluate_export_and_compare_take_such_a_run(
     capsys.readouterr()
     assert command("evaluate", str(finished), "--brief") == 0
     summary = json.loads((finished / "run.json").read_text())
-    assert f"{summary['metric_circuit']:.4g}" in capsys.readouterr().out
+    assert f"{summary['metric_seen']['circuit']:.4g}" in capsys.readouterr().out
     circuit = load_circuit(finished / "circuit.json")
     for suffix in ("json", "graphml", "dot"):
         out = tmp_path / f"circuit.{suffix}"

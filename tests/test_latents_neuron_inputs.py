@@ -148,7 +148,7 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     summary = json.loads((folder / "run.json").read_text())
     capsys.readouterr()
     assert call("evaluate", str(folder), "--brief") == 0
-    assert f"{summary['faithfulness']:.4g}" in capsys.readouterr().out
+    assert f"{summary['metric_seen']['circuit']:.4g}" in capsys.readouterr().out
     assert call("discover", *asked, "--neuron-inputs", "--out", str(tmp_path / "no")) == 2
     error = capsys.readouterr().err
     assert "neuron_inputs True does nothing without neurons: leave it out" in error

@@ -225,7 +225,7 @@ def test_a_saved_circuit_is_measured_again(tmp_path: Path) -> None:
     assert {s.kind for s in circuit.graph.shape.sites} == {"neurons"}
     assert sum(len(s.latents) for s in circuit.graph.shape.sites) == 9
     found, _ = measure(circuit, replace(run.settings, neurons=False, max_latents=None))
-    assert found.faithfulness == pytest.approx(run.faithfulness)
+    assert found.faithfulness == pytest.approx(run.evaluation.faithfulness)
     with pytest.raises(OptionError, match="has neurons, not latents: leave --saes out"):
         measure(circuit, replace(run.settings, neurons=False, max_latents=None, saes="bundled"))
 

@@ -111,8 +111,8 @@ def test_its_ablation_is_one_of_ours(site: Path, tmp_path: Path) -> None:
     done = run(site, "evaluate", out, "--seen", "--out", tmp_path / "seen.json", "--no-tests")
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "seen.json").read_text())["ablations"]
-    found = {(row["intervention"], row["direction"]): row["faithfulness"] for row in rows}
-    assert found["half", "noising"] == pytest.approx(summary["faithfulness"])
+    found = {(row["intervention"], row["direction"]): row["metric_circuit"] for row in rows}
+    assert found["half", "noising"] == pytest.approx(summary["metric_seen"]["circuit"])
     assert {"half", "zero", "mean"} <= {intervention for intervention, _ in found}
     refused = run(site, *asked, "--intervention", "third", "--out", tmp_path / "no")
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)

@@ -113,8 +113,8 @@ def test_seed_decides_and_global_random_state_is_left_alone(
     assert random.getstate() == before
 
 
-def test_default_number_of_prompts_is_64(tokenizer: Loader) -> None:
-    assert len(load_task("ioi", tokenizer("ioi-small"))) == 64
+def test_default_number_of_prompts_is_128(tokenizer: Loader) -> None:
+    assert len(load_task("ioi", tokenizer("ioi-small"))) == 128
 
 
 @pytest.mark.parametrize("name", ["gpt2", "ioi-small"])

@@ -352,7 +352,7 @@ def _graph(
         if shape.spans:
             return component_graph(shape)
         whole = outline(shape)
-        return whole.graph(whole.places(names) if whole.is_large else None)
+        return whole.graph(whole.places(names) if whole.is_large and shape.sites else None)
     except GraphError as error:
         raise failure(f"{where}: {error}") from error
 
