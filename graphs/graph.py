@@ -532,6 +532,7 @@ def outline(shape: GraphShape) -> Outline:
             builder.write(split.nodes if split else (f"m{layer}",))
     _cut(builder, shape.site_at.get(f"r{shape.n_layers}"))
     builder.read("logits", [0], len(builder.senders))
+    _feed_later_errors(builder, shape)
     return builder.build(shape)
 
 
@@ -611,6 +612,22 @@ def _read_mlp(builder: _Builder, shape: GraphShape, layer: int, base: int) -> No
             builder.read(name, [i], base)
     else:
         builder.read(f"m{layer}", range(len(site.nodes)) if site else [0], base)
+
+
+def _feed_later_errors(builder: _Builder, shape: GraphShape) -> None:
+    """Let the error nodes of a cross-layer transcoder feed those of later layers.
+
+    Such a node is what the MLP writes less what latents of this and of all earlier layers write
+    there: the latter are computed from what the earlier error nodes read.
+    """
+    crossing = [site for site in shape.sites if site.kind == "cross_layer"]
+    errors = [site.nodes[-1] for site in sorted(crossing, key=lambda site: site.layer)]
+    sender = {name: i for i, name in enumerate(builder.senders)} if errors else {}
+    for i, name in enumerate(errors):
+        later = [sender[other] for other in errors[i + 1 :]]
+        receiver = builder.receivers.index(name)
+        fed = np.append(builder.fed[receiver], later)
+        builder.fed[receiver] = fed.astype(np.int32)
 
 
 def _attention_receivers(shape: GraphShape, layer: int) -> list[tuple[str, list[int]]]:

@@ -13,6 +13,9 @@ attn_out      a3.f12   the layer's heads are no senders any more; their q, k and
 attn_z                 feed every latent of the layer and its error node
 neuron_inputs m3.n12   as transcoder, for the neurons of the MLP itself
 transcoder    m3.f12   ``m3`` is split, and every latent (and ``m3.err``) is a receiver of its own
+cross_layer   m3.f12   as transcoder, for all layers at once: a latent writes to the MLP outputs of
+                       its layer and of all later ones, and an edge from it carries what it has
+                       written before the reader; ``m3.err`` feeds the later error nodes, too
 resid_pre     r3.f12   a cut in front of layer 3: receiver ``r3`` reads all that was written
 resid_mid     r3mid.f1 since the last cut (in the middle of layer 3: between attention and MLP)
                        and later receivers read the parts of ``r3`` alone
@@ -45,13 +48,13 @@ __all__ = [
 
 NEURONS = ("neurons", "neuron_inputs")
 """Kinds whose nodes are neurons."""
-ALONE = ("transcoder", "neuron_inputs")
+ALONE = ("transcoder", "cross_layer", "neuron_inputs")
 """Kinds of which every node is a receiver of its own."""
 SITE_KINDS = (
-    *("mlp_out", "neurons", "neuron_inputs", "transcoder"),
+    *("mlp_out", "neurons", "neuron_inputs", "transcoder", "cross_layer"),
     *("attn_out", "attn_z", "resid_pre", "resid_mid"),
 )
-_LETTER = dict.fromkeys(("mlp_out", *NEURONS, "transcoder"), "m")
+_LETTER = dict.fromkeys(("mlp_out", *NEURONS, "transcoder", "cross_layer"), "m")
 _LETTER |= {"attn_out": "a", "attn_z": "a"}
 _SITE = re.compile(r"(\w+):([0-9]{1,9}):([0-9,]*)")
 _LATENT = re.compile(r"([amr])([0-9]{1,9})(mid)?(?:\.(?:([fn])([0-9]{1,9})|(err)))?")
@@ -146,7 +149,25 @@ def check_sites(
                 "attach one dictionary to each place"
             )
         found[site.name] = site
+    _check_cross_layer(sites, n_layers)
     return found
+
+
+def _check_cross_layer(sites: Sequence[Site], n_layers: int) -> None:
+    """Check that a cross-layer transcoder is at every MLP, and that no cut hides what it wrote."""
+    layers = {site.layer for site in sites if site.kind == "cross_layer"}
+    if not layers:
+        return
+    if len(layers) < n_layers:
+        raise GraphError(
+            f"cross-layer transcoder at {len(layers)} of {n_layers} MLPs: expected one at each"
+        )
+    cuts = [site.name for site in sites if site.is_cut]
+    if cuts:
+        raise GraphError(
+            f"a cross-layer transcoder and a cut at {cuts[0]}: what latents write behind the cut "
+            "is not defined, leave one of them out"
+        )
 
 
 def sites_from_config(value: Any) -> tuple[Site, ...]:

@@ -281,6 +281,8 @@ class LatentOracle:
     With ``positions`` (``token`` or ``span``) edges are split.
     """
 
+    run = LatentPass
+
     def __init__(
         self,
         model: LoweredModel,
@@ -300,13 +302,13 @@ class LatentOracle:
             for pair in task.pairs:
                 clean, corrupt = torch.tensor([pair.clean]), torch.tensor([pair.corrupt])
                 base, other = (clean, corrupt) if direction == "noising" else (corrupt, clean)
-                run = LatentPass(model, other, dictionaries)
+                run = self.run(model, other, dictionaries)
                 ablated = run.out
                 if intervention == "zero":
                     ablated = {u: torch.zeros_like(x) for u, x in ablated.items()}
                 elif intervention != "resample":
                     ablated = self.means(direction, other.shape[1], intervention)
-                plain = self.logits(LatentPass(model, clean, dictionaries))
+                plain = self.logits(self.run(model, clean, dictionaries))
                 self.prompts.append((pair, base, ablated, plain.double().numpy()))
         self.edges = split_names(run.edges, task, positions) if positions else run.edges
 
@@ -316,7 +318,7 @@ class LatentOracle:
         prompts = [getattr(pair, which) for pair in self.task.pairs]
         by_position = intervention == "mean-positional"
         runs = [
-            LatentPass(self.model, torch.tensor([p]), self.dictionaries).out
+            self.run(self.model, torch.tensor([p]), self.dictionaries).out
             for p in prompts
             if not by_position or len(p) == n_pos
         ]
@@ -347,7 +349,7 @@ class LatentOracle:
         with torch.no_grad():
             for pair, base, ablated, clean in self.prompts:
                 here = self.at_positions(share, pair)
-                run = LatentPass(self.model, base, self.dictionaries, here, ablated)
+                run = self.run(self.model, base, self.dictionaries, here, ablated)
                 logits = self.logits(run).double().numpy()
                 total += METRICS[self.name](logits, clean, pair)
         return total / len(self.prompts)
@@ -358,7 +360,7 @@ class LatentOracle:
         total: Any = 0.0
         for pair, base, ablated, _ in self.prompts:
             here = self.at_positions(share, pair)
-            run = LatentPass(self.model, base, self.dictionaries, here, ablated)
+            run = self.run(self.model, base, self.dictionaries, here, ablated)
             logits = self.logits(run)
             total = total + logits[list(pair.answers)].mean()
             total = total - logits[list(pair.wrong_answers)].mean()

@@ -12,7 +12,12 @@ from numpy.typing import NDArray
 
 from acdc.dictionaries import Dictionary
 from acdc.dictionaries.activations import activation
-from acdc.dictionaries.attachment import Attachment, NeuronAttachment, check_dictionaries
+from acdc.dictionaries.attachment import (
+    Attachment,
+    CrossLayerAttachment,
+    NeuronAttachment,
+    check_dictionaries,
+)
 from acdc.dictionaries.neurons import Neurons, neurons_of
 from acdc.engine.attribution import node_scores, strongest
 from acdc.engine.experiment import Experiment
@@ -254,6 +259,8 @@ def _attachment(
     chosen = tuple(map(int, latents))
     if isinstance(dictionary, Neurons):
         return NeuronAttachment(model, dictionary, chosen)
+    if dictionary.W_later is not None:
+        return CrossLayerAttachment(model, dictionary, chosen)
     return Attachment(model, dictionary, chosen)
 
 

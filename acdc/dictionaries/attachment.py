@@ -24,7 +24,13 @@ from acdc.models.lowering.model import LoweredModel
 from acdc.models.lowering.norm import Norm
 from graphs.sites import Site
 
-__all__ = ["Attachment", "NeuronAttachment", "check_dictionaries", "site_kind"]
+__all__ = [
+    "Attachment",
+    "CrossLayerAttachment",
+    "NeuronAttachment",
+    "check_dictionaries",
+    "site_kind",
+]
 
 
 def site_kind(dictionary: Dictionary | Neurons) -> tuple[str, int]:
@@ -32,6 +38,8 @@ def site_kind(dictionary: Dictionary | Neurons) -> tuple[str, int]:
     writes = dictionary.writes
     if isinstance(dictionary, Neurons):
         return "neuron_inputs" if dictionary.alone else "neurons", writes.layer
+    if dictionary.W_later is not None:
+        return "cross_layer", writes.layer
     if dictionary.is_transcoder:
         return "transcoder", writes.layer
     if writes.site == "resid_post":
@@ -57,6 +65,26 @@ def check_dictionaries(model: LoweredModel, dictionaries: Sequence[Dictionary]) 
             raise DictionaryError(
                 f"two dictionaries at one place: {other.source!r} on {other.reads.name!r} and "
                 f"{dictionary.source!r} on {dictionary.reads.name!r}; give one of them"
+            )
+    _check_cross_layer(model, dictionaries)
+
+
+def _check_cross_layer(model: LoweredModel, dictionaries: Sequence[Dictionary]) -> None:
+    """Check that a cross-layer transcoder has the model's layers, and that there is no cut."""
+    crossing = [d for d in dictionaries if d.W_later is not None]
+    if not crossing:
+        return
+    n_layers, source = model.shape.n_layers, crossing[0].source
+    if len(crossing) != n_layers or any(d.last_layer != n_layers - 1 for d in crossing):
+        raise DictionaryError(
+            f"cross-layer transcoder {source!r} has {crossing[0].last_layer + 1} layers, "
+            f"{model.name!r} has {n_layers}; give one of this model"
+        )
+    for dictionary in dictionaries:
+        if dictionary.writes.site.startswith("resid"):
+            raise DictionaryError(
+                f"dictionary {dictionary.source!r} of the whole stream beside cross-layer "
+                f"transcoder {source!r}: what latents write behind it is not defined; leave one out"
             )
 
 
@@ -111,7 +139,7 @@ class Attachment:
         parts: dict[str, Any] = {
             name: (x[:, ids] if name == "W_enc" else x[ids])
             for name, x in self.dictionary.tensors.items()
-            if name not in ("b_dec", "W_skip")
+            if name not in ("b_dec", "W_skip", "W_later")
         }
         return replace(self.dictionary, **parts)
 
@@ -215,6 +243,34 @@ class Attachment:
             out = self.dictionary.pre(x)
             slots = [torch.autograd.grad(out, x, row, retain_graph=True)[0] for row in g]
         return torch.stack(slots).to(g.dtype) if slots else g
+
+
+@dataclass(frozen=True, eq=False)
+class CrossLayerAttachment(Attachment):
+    """Latents of one layer of a cross-layer transcoder as nodes.  Parameters as above."""
+
+    @property
+    def layers(self) -> range:
+        """MLPs whose outputs they write into."""
+        return range(self.site.layer, self.dictionary.last_layer + 1)
+
+    @cached_property
+    def into(self) -> Tensor:
+        """``[layer, latent, d_model]``: what they write into each of :attr:`layers`."""
+        later = self.dictionary.W_later
+        assert later is not None
+        both = torch.cat([self.dictionary.W_dec[None, self._ids], later[:, self._ids]])
+        return both.to(self.model.dtype)
+
+    @cached_property
+    def growing(self) -> Tensor:
+        """``[layer, latent, d_model]``: what they have written once each of these is through."""
+        return self.into.cumsum(0)
+
+    @property
+    def directions_in_stream(self) -> Tensor:  # type: ignore[override]  # nothing to keep
+        """``[latent, d_model]``: what a latent adds to the stream in all."""
+        return self.growing[-1]
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from acdc.dictionaries.cross_layer import is_cross_layer, read_cross_layer
 from acdc.dictionaries.hooks import READ_SITES, WRITE_SITES, Hook, parse_hook
 from acdc.dictionaries.sae import ARCHITECTURES, NORMALIZATIONS, Dictionary
 from acdc.errors import DictionaryError, did_you_mean
@@ -85,6 +87,8 @@ def read_dictionary(path_or_hub: str | Path) -> Dictionary:
 def read_dictionaries(paths: Iterable[str | Path]) -> list[Dictionary]:
     """Read several dictionaries, none of which replaces what another one does.
 
+    A folder of a cross-layer transcoder (:mod:`acdc.dictionaries.cross_layer`) holds one per layer.
+
     Raises
     ------
     DictionaryError
@@ -92,8 +96,7 @@ def read_dictionaries(paths: Iterable[str | Path]) -> list[Dictionary]:
         model (an SAE on ``hook_mlp_out`` and a transcoder of that MLP).
     """
     by_part: dict[tuple[str, int], Dictionary] = {}
-    for path in paths:
-        new = read_dictionary(path)
+    for new in chain.from_iterable(map(_read_all, paths)):
         old = by_part.setdefault(new.writes.part, new)
         if old is not new:
             where = (
@@ -105,6 +108,14 @@ def read_dictionaries(paths: Iterable[str | Path]) -> list[Dictionary]:
                 f"dictionaries {old.source!r} and {new.source!r} {where}: give one of them"
             )
     return list(by_part.values())
+
+
+def _read_all(path: str | Path) -> list[Dictionary]:
+    """Read a dictionary, or all layers of a cross-layer transcoder."""
+    folder = local_folder(str(path), "dictionary", CONFIG, DictionaryError)
+    if folder is not None and not (folder / CONFIG).exists() and is_cross_layer(folder):
+        return [replace(one, source=str(path)) for one in read_cross_layer(folder)]
+    return [read_dictionary(path)]
 
 
 def list_dictionaries(folder: str | Path) -> dict[str, Path]:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from acdc.dictionaries.hooks import Hook
 
-__all__ = ["ARCHITECTURES", "NORMALIZATIONS", "TENSORS", "Dictionary"]
+__all__ = ["ARCHITECTURES", "CROSS_LAYER", "NORMALIZATIONS", "TENSORS", "Dictionary"]
 
 _RELU = ("W_enc", "b_enc", "W_dec", "b_dec")
 ARCHITECTURES: dict[str, tuple[str, ...]] = {
@@ -42,11 +42,21 @@ ARCHITECTURES: dict[str, tuple[str, ...]] = {
 }
 """Architecture, by SAELens' name -> its tensors."""
 
+CROSS_LAYER: dict[str, tuple[str, ...]] = {
+    name.replace("transcoder", "cross_layer_transcoder"): (*tensors, "W_later")
+    for name, tensors in ARCHITECTURES.items()
+    if name.endswith("transcoder")
+}
+"""The same of one layer of a cross-layer transcoder, which SAELens' files cannot hold."""
+
 NORMALIZATIONS = ("none", "expected_average_only_in", "constant_norm_rescale", "layer_norm")
 """``normalize_activations``.  ``expected_average_only_in`` scales activations in training only;
 SAELens folds its factor into the weights before it saves them, and so does nothing here."""
 
-TENSORS = ("W_enc", "W_dec", "b_dec", "b_enc", "b_gate", "b_mag", "r_mag", "threshold", "W_skip")
+TENSORS = (
+    *("W_enc", "W_dec", "b_dec", "b_enc", "b_gate", "b_mag", "r_mag", "threshold", "W_skip"),
+    "W_later",
+)
 """Every tensor that some architecture has."""
 
 _EPS = 1e-5  # of SAELens' layer_norm
@@ -60,7 +70,7 @@ class Dictionary:
     Parameters
     ----------
     architecture
-        A key of :data:`ARCHITECTURES`.
+        A key of :data:`ARCHITECTURES` or of :data:`CROSS_LAYER`.
     reads, writes
         Activation that is encoded, and activation that is reconstructed.
     W_enc, W_dec, b_dec
@@ -69,6 +79,9 @@ class Dictionary:
         ``[n_latents]`` where the architecture has them, else None.
     W_skip
         ``[d_out, d_in]`` in skip transcoders, else None.
+    W_later
+        ``[n_later, n_latents, d_out]`` of a layer of a cross-layer transcoder: what its latents
+        write into the MLP outputs of each later layer; else None.
     k
         Latents that ``topk`` lets through per token, else None.
     apply_b_dec_to_input
@@ -95,6 +108,7 @@ class Dictionary:
     r_mag: Tensor | None = None
     threshold: Tensor | None = None
     W_skip: Tensor | None = None
+    W_later: Tensor | None = None
     k: int | None = None
     apply_b_dec_to_input: bool = True
     normalize_activations: str = "none"
@@ -148,7 +162,13 @@ class Dictionary:
     @property
     def tensors(self) -> dict[str, Tensor]:
         """Its weights by SAELens' names."""
-        return {name: getattr(self, name) for name in ARCHITECTURES[self.architecture]}
+        known = ARCHITECTURES if self.W_later is None else CROSS_LAYER
+        return {name: getattr(self, name) for name in known[self.architecture]}
+
+    @property
+    def last_layer(self) -> int:
+        """The last layer that it writes into."""
+        return self.writes.layer + (0 if self.W_later is None else len(self.W_later))
 
     @property
     def encoder_directions(self) -> Tensor:

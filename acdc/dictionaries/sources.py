@@ -22,7 +22,8 @@ def load_dictionaries(names: str, model: str) -> list[Dictionary]:
     Parameters
     ----------
     names
-        Separated by commas: a folder with ``cfg.json``; a folder of such folders; a name
+        Separated by commas: a folder with ``cfg.json``; a folder of such folders; a folder of a
+        cross-layer transcoder (:mod:`acdc.dictionaries.cross_layer`); a name
         ``owner/repository/folder`` on the Hugging Face hub; or one of :data:`BUNDLED_SETS`.
     model
         The model's name, for bundled dictionaries.

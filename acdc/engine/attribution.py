@@ -28,7 +28,16 @@ from torch import Tensor
 from acdc.engine.experiment import Batch, Experiment
 from acdc.engine.program import Program
 from acdc.engine.stages import Gradients, Stage
-from acdc.engine.values import Rows, Sparse, Values, add_product, coefficients, product
+from acdc.engine.values import (
+    Block,
+    Rows,
+    Sparse,
+    Values,
+    add_product,
+    coefficients,
+    gather,
+    product,
+)
 from acdc.models.lowering.model import Key, LoweredModel, Trace
 from graphs.select import top_edges
 
@@ -280,7 +289,7 @@ def _accumulate(
         Factor.
     """
     low, high = senders
-    seen = list(rows.between(low, high))
+    seen = list(rows.between(low, high, stage.n_mlps))
     if not seen:
         return
     for port, pulled in stage.pull(found, rows.tokens):
@@ -327,8 +336,12 @@ class Written:
         self.tokens = tokens
         dense, ids = [], []
         self._sparse: list[tuple[int, Sparse]] = []
+        self._growing: list[tuple[Block, Tensor, Tensor]] = []
         for b in range(len(values)) if blocks is None else blocks:
             block = program.blocks[b]
+            if block.growing is not None:
+                self._growing.append((block, *gather(coefficients(values[b])[tokens])))
+                continue
             rows = program.through_post(block, block.rows(values[b], tokens), tokens, at, frozen)
             if isinstance(rows, Sparse):
                 self._sparse.append((block.start, rows))
@@ -338,8 +351,11 @@ class Written:
         self._dense = torch.cat(dense) if dense else None
         self._ids = np.concatenate(ids) if ids else np.zeros(0, dtype=np.int64)
 
-    def between(self, low: int, high: int) -> Iterator[tuple[slice | Tensor, Rows]]:
-        """Yield places, counted from ``low``, and rows of the senders ``low .. high - 1``."""
+    def between(self, low: int, high: int, n_mlps: int) -> Iterator[tuple[slice | Tensor, Rows]]:
+        """Yield places, counted from ``low``, and rows of the senders ``low .. high - 1``.
+
+        Rows are as read where ``n_mlps`` MLPs have written.
+        """
         first, last = np.searchsorted(self._ids, (low, high))
         if self._dense is not None and first < last:
             ids = self._ids[first:last] - low
@@ -349,6 +365,11 @@ class Written:
         for start, rows in self._sparse:
             if low <= start < high:
                 yield slice(start - low, start - low + rows.n), rows
+        for block, index, slots in self._growing:
+            if low <= block.start < high:
+                directions = block.read_after(n_mlps).directions
+                rows = Sparse(len(block), index, directions[index] * slots[..., None])
+                yield slice(block.start - low, block.stop - low), rows
 
 
 def integrate_nodes(

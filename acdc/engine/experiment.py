@@ -194,6 +194,11 @@ class Experiment:
         """Whether there are edges that are always ablated."""
         return self.candidates is not None or self.places is not None
 
+    @property
+    def crosses_layers(self) -> bool:
+        """Whether latents of a cross-layer transcoder are nodes."""
+        return any(a.site.kind == "cross_layer" for a in self.attachments)
+
     @cached_property
     def whole_graph(self) -> Graph:
         """The graph with every edge, split by spans where positions are told apart."""

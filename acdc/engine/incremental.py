@@ -23,6 +23,7 @@ from acdc.engine.inputs import Changes, Input, Output, Places, Sums, insert
 from acdc.engine.moved import Read
 from acdc.engine.start import Start
 from acdc.engine.units import News, Projections, Unit, units_of
+from acdc.errors import OptionError
 from graphs.plan import Plan, Planner
 
 _SPEED = {"cpu": (3e-4, 1e11, 1e10), "gpu": (3e-4, 2e13, 2e12)}
@@ -274,6 +275,11 @@ class IncrementalRun:
     """
 
     def __init__(self, experiment: Experiment, memory: int = 1 << 30) -> None:
+        if experiment.crosses_layers:
+            raise OptionError(
+                "only what changes is computed anew here, which is not built for cross-layer "
+                "transcoders; choose acdc, eap, eap-ig or another method by attribution"
+            )
         self.experiment, self.graph, self.memory = experiment, experiment.graph, memory
         places = Places(experiment.program)
         units = units_of(experiment.program, experiment.components.unit)

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from acdc.engine.experiment import Batch, Experiment
 from acdc.engine.program import Program
-from acdc.engine.stages import Inputs, Stage, Transcoder
+from acdc.engine.stages import Inputs, Reconstructed, Stage, Transcoder
 from acdc.engine.values import Block, Values, coefficients
 from graphs import Graph
 from graphs.errors import GraphError
@@ -401,8 +401,10 @@ class PlainRuns:
             blocks, layers = self.program.blocks, self.program.model.layers
             sums: dict[int | None, Tensor] = {}
             for b in stage.seen:
-                post = blocks[b].post
-                sums[post] = sums[post] + self._sums[b] if post in sums else self._sums[b]
+                post, own = blocks[b].post, self._sums[b]
+                if blocks[b].growing is not None:
+                    own = blocks[b].read_after(stage.n_mlps).total(self.ablated[b])
+                sums[post] = sums[post] + own if post in sums else own
             direct = [layers[i].attention.b_O for i in stage.constants]
             inside = {i: layers[i].attention.b_O for i in sums if i is not None}
             for post, b_O in [*((None, b_O) for b_O in direct), *inside.items()]:
@@ -427,13 +429,14 @@ class _PatchedRun:
             for post, n in plain.layout.size.items()
         }
         self.latents: dict[int, Tensor] = {}
+        self._reconstructed = Reconstructed()
         self._write(0, plain.embeds)
 
     def rows(self, cuts: Mask | None = None) -> Tensor:
         """Metric of every scored row of the batch, ``[1 or cut, row]``."""
         *stages, logits = self.program.stages
         for stage in stages:
-            if self.weights.matters(self.program.senders_written(stage)):
+            if any(map(self.weights.matters, self.program.senders_computed(stage))):
                 self._run(stage, *self.weights.rows(stage))
         batch, experiment = self.plain.batch, self.plain.experiment
         weights, index = self.weights.rows(logits, cuts)
@@ -478,6 +481,7 @@ class _PatchedRun:
 
     def _record(self, stage: Stage, values: Values) -> Values:
         """Record what a stage writes, and return the parts."""
+        values = self._reconstructed.leave(stage, values)
         pairs = zip(stage.blocks, values, strict=True)
         parts = {b: self.program.blocks[b].parts(value) for b, value in pairs}
         for b, part in parts.items():
@@ -511,9 +515,9 @@ class _PatchedRun:
             x += _at(self.plain.totals(stage)[group.post], positions)
             for b in group.narrow:
                 if b in self.latents:
-                    block = self.program.blocks[b]
+                    block = self.program.blocks[b].read_after(stage.n_mlps)
                     own = weights[..., block.start - low : block.stop - low]
-                    x = self._add_latents(x, stage, b, own, positions)
+                    x = self._add_latents(x, stage, b, block, own, positions)
             sums[group.post] = x
         return sums
 
@@ -543,10 +547,16 @@ class _PatchedRun:
         return torch.einsum(f"{axes}rs,skbpd->rkbpd", weights, change)
 
     def _add_latents(
-        self, x: Tensor, stage: Stage, b: int, weights: Tensor, positions: Tensor | None
+        self,
+        x: Tensor,
+        stage: Stage,
+        b: int,
+        block: Block,
+        weights: Tensor,
+        positions: Tensor | None,
     ) -> Tensor:
         """Add weighted sums of the latents of a block to ``x [row, 1, batch, pos, d_model]``."""
-        block, parts = self.program.blocks[b], _at(self.latents[b], positions)
+        parts = _at(self.latents[b], positions)
         read = self.weights.edges.senders(stage, block)
         if len(read) < len(block):
             block, parts, weights = block.some(read), parts[read], weights[..., read]

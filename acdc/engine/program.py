@@ -17,6 +17,7 @@ from torch import Tensor
 
 from acdc.dictionaries.attachment import Attachment, NeuronAttachment
 from acdc.engine.stages import (
+    CrossLayer,
     Cut,
     Heads,
     LatentHeads,
@@ -24,6 +25,7 @@ from acdc.engine.stages import (
     Logits,
     Mlp,
     NeuronMlp,
+    Reconstructed,
     Stage,
     Transcoder,
 )
@@ -59,7 +61,7 @@ class Program:
         self.blocks = [Block(0, self.n_sources)]
         self.stages: list[Stage] = []
         self._first_seen, self._constants = 0, ()
-        self._n_receivers = 0
+        self._n_receivers = self._n_mlps = 0
         self._lay_out()
 
     def hold(self, trace: Trace, scored: Tensor) -> Program:
@@ -97,6 +99,7 @@ class Program:
                 if not shape.parallel:
                     self._read(mlp)
                 self._write(mlp)
+            self._n_mlps = layer + 1
         self._cut(f"r{shape.n_layers}", shape.n_layers)
         self._read(Logits(self.model, shape.n_layers, 1))
 
@@ -104,6 +107,8 @@ class Program:
         attached = self._at.get(f"m{layer}")
         if attached is None:
             return Mlp(self.model, layer, 1)
+        if attached.site.kind == "cross_layer":
+            return CrossLayer(self.model, layer, len(attached.latents) + 1, attachment=attached)
         if attached.site.kind in ALONE:
             return Transcoder(self.model, layer, len(attached.latents) + 1, attachment=attached)
         if isinstance(attached, NeuronAttachment):
@@ -122,7 +127,7 @@ class Program:
     def _read(self, stage: Stage) -> None:
         stage.first_receiver = self._n_receivers
         stage.seen = range(self._first_seen, len(self.blocks))
-        stage.constants = self._constants
+        stage.constants, stage.n_mlps = self._constants, self._n_mlps
         self._n_receivers += stage.n_receivers
         self.stages.append(stage)
 
@@ -131,6 +136,9 @@ class Program:
         for n, basis, post in stage.layout():
             start = self.blocks[-1].stop
             self.blocks.append(Block(start, start + n, basis, post))
+        if isinstance(stage, CrossLayer):
+            growing = stage.attachment.growing[:, :, None]
+            self.blocks[first] = replace(self.blocks[first], growing=growing, layer=stage.layer)
         stage.blocks = tuple(range(first, len(self.blocks)))
 
     def _own(self, stage: Stage) -> list[Block]:
@@ -143,6 +151,15 @@ class Program:
     def senders_written(self, stage: Stage) -> slice:
         """Senders of the blocks that a stage writes."""
         return slice(self.blocks[stage.blocks[0]].start, self.blocks[stage.blocks[-1]].stop)
+
+    def senders_computed(self, stage: Stage) -> list[slice]:
+        """Senders that a stage's receivers feed: what it writes, and later error nodes."""
+        found = [self.senders_written(stage)]
+        if isinstance(stage, CrossLayer):
+            later = (s for s in self.stages if isinstance(s, CrossLayer) and s.layer > stage.layer)
+            errors = [self.blocks[s.blocks[1]] for s in later]
+            found += [slice(block.start, block.stop) for block in errors]
+        return found
 
     def stage_of(self, receiver: int) -> int:
         """Position of the stage of a receiver."""
@@ -199,7 +216,9 @@ class Program:
     def values(self, trace: Trace) -> Values:
         """Values of all blocks in an ordinary forward pass."""
         found: Values = [torch.stack(trace.embeds)[:, None]] * len(self.blocks)
+        reconstructed = Reconstructed()
         for stage in self.stages:
-            for b, value in zip(stage.blocks, stage.of_trace(trace), strict=True):
+            values = reconstructed.leave(stage, stage.of_trace(trace))
+            for b, value in zip(stage.blocks, values, strict=True):
                 found[b] = value
         return found

@@ -10,6 +10,8 @@ stage                receivers                    writes
 :class:`NeuronMlp`   the MLP                      its neurons, and their error node
 :class:`Transcoder`  every latent (or neuron) and latents (neurons), and their error node
                      the error node for itself
+:class:`CrossLayer`  likewise                     latents that later MLPs' outputs have parts of, too,
+                                                  and their error node
 :class:`Cut`         the stream                   latents of the whole stream, and their error node
 :class:`Logits`      the end of the stream        nothing
 ===================  ===========================  =================================================
@@ -27,14 +29,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from acdc.dictionaries.attachment import Attachment
+from acdc.dictionaries.attachment import Attachment, CrossLayerAttachment
 from acdc.dictionaries.neurons import EVERYWHERE
 from acdc.engine.values import Block, Rows, Sparse, Values, by_sender, coefficients, gather
+from acdc.errors import OptionError
 from acdc.models.lowering.attention import KINDS, Kind
 from acdc.models.lowering.model import Key, LoweredModel, Trace
 from graphs.graph import attention_rows
 
 __all__ = [
+    "CrossLayer",
     "Cut",
     "Gradients",
     "Heads",
@@ -46,6 +50,7 @@ __all__ = [
     "Logits",
     "Mlp",
     "NeuronMlp",
+    "Reconstructed",
     "Stage",
     "Transcoder",
     "Wanted",
@@ -130,6 +135,8 @@ class Stage(ABC):
         Layers whose b_O is in the stream as a constant.
     blocks
         Positions of the blocks that it writes.
+    n_mlps
+        How many MLPs have written to the stream that it reads.
     """
 
     model: LoweredModel
@@ -139,6 +146,7 @@ class Stage(ABC):
     seen: range = range(0)
     constants: tuple[int, ...] = ()
     blocks: tuple[int, ...] = ()
+    n_mlps: int = 0
 
     @property
     def ports(self) -> slice:
@@ -556,11 +564,15 @@ class Transcoder(LatentMlp):
         attachment = self.attachment
         stream = found.trace.at(self.stream).flatten(0, 1)[tokens]
         active = attachment.active(stream, tokens)
-        effect = found.tokens(self.written_at, tokens) @ attachment.directions.T
+        effect = self._effect(found, tokens)
         index, slots = gather(torch.where(active, effect, 0.0))
         g = attachment.gradients(stream, index.T, tokens).transpose(0, 1) * slots[..., None]
         yield 0, Sparse(len(attachment.latents), index, g)
         yield len(attachment.latents), (found.tokens(self.stream, tokens) - g.sum(1))[None]
+
+    def _effect(self, found: Gradients, tokens: slice | Tensor) -> Tensor:
+        """``d metric / d coefficient [token, latent]``."""
+        return found.tokens(self.written_at, tokens) @ self.attachment.directions.T
 
     def compute(self, inputs: Inputs) -> Values:
         """Each latent from what it reads itself."""
@@ -620,6 +632,91 @@ class Transcoder(LatentMlp):
 
     def _error(self, stream: Tensor) -> Tensor:
         return (self.run(stream) - self._coefficients(stream) @ self.attachment.directions)[None]
+
+
+@dataclass(eq=False)
+class CrossLayer(Transcoder):
+    """An MLP of a model with a cross-layer transcoder.
+
+    :meth:`compute` and :meth:`of_trace` give a third value beside those of the two blocks, what
+    the coefficients are at the error node's input ``[scenario, batch, pos, latent]``, and an error
+    that lacks nothing but what earlier layers' latents write here: :class:`Reconstructed` takes the
+    one and settles the other.
+    """
+
+    attachment: CrossLayerAttachment = field(kw_only=True)
+
+    @property
+    def sees_gradients(self) -> tuple[Key, ...]:
+        """Where :meth:`pull` needs gradients: also at the MLPs that are written into."""
+        return self.stream, *(("mlp_out", layer) for layer in self.attachment.layers)
+
+    def _effect(self, found: Gradients, tokens: slice | Tensor) -> Tensor:
+        pairs = zip(self.attachment.layers, self.attachment.into, strict=True)
+        each = [found.tokens(("mlp_out", layer), tokens) @ rows.T for layer, rows in pairs]
+        return torch.stack(each).sum(0)
+
+    def effects(self, found: Gradients, blocks: list[Block]) -> list[Tensor]:
+        """``d metric / d value``, see :meth:`Stage.effects`."""
+        latents = by_sender(self._effect(found, EVERYWHERE))
+        return [latents, blocks[1].pull(found.tokens(self.written_at))]
+
+    def compute_some(
+        self,
+        x: Tensor,
+        index: NDArray[np.int64],
+        which: NDArray[np.int64],
+        before: Values | None = None,
+    ) -> Values:
+        """Values, see :meth:`Transcoder.compute_some`, and coefficients once the error is read."""
+        values, seen = (None, []) if before is None else (before[:2], before[2:])
+        values = super().compute_some(x, index, which, values)
+        for row in index[which == len(self.attachment.latents)]:
+            seen = [self._coefficients(x[row])]
+        return [*values, *seen]
+
+    def of_trace(self, trace: Trace) -> Values:
+        """All from what the MLP reads."""
+        found = self._coefficients(trace.mlp_in[self.layer][None])
+        rest = trace.mlp_out[self.layer][None] - found @ self.attachment.directions
+        return [by_sender(found), rest[None], found]
+
+    def replaced(self, total: Tensor) -> dict[Key, Tensor]:
+        """Refused: its senders do not write at one place."""
+        raise OptionError(
+            "eap-ig-activations: not defined for a cross-layer transcoder, whose latents write at "
+            "several layers; choose eap-ig"
+        )
+
+    def rerun(self, trace: Trace, change: Tensor) -> tuple[Tensor, int]:
+        """Refused: its senders do not write at one place."""
+        raise OptionError(
+            "optimal ablation: not built for cross-layer transcoders; choose mean or resample"
+        )
+
+
+class Reconstructed:
+    """What a cross-layer transcoder says of later MLPs' outputs, in one pass.
+
+    Coefficients are those at the inputs of the error nodes: an error node is what its MLP writes,
+    less what the latents of all layers up to its own say of that.
+    """
+
+    def __init__(self) -> None:
+        self._of: dict[int, Tensor] = {}
+
+    def leave(self, stage: Stage, values: Values) -> Values:
+        """Values of a stage's blocks, the error node less what earlier layers say of it."""
+        if not isinstance(stage, CrossLayer):
+            return values
+        latents, error, seen = values
+        if stage.layer in self._of:
+            error = error - self._of[stage.layer]
+        places = zip(stage.attachment.layers[1:], stage.attachment.into[1:], strict=True)
+        for layer, rows in places:
+            said = seen @ rows
+            self._of[layer] = self._of[layer] + said if layer in self._of else said
+        return [latents, error]
 
 
 @dataclass(eq=False)

@@ -59,12 +59,19 @@ class Block:
     post
         Layer through whose attention's post-norm the stream reads them, together with the
         others of that layer; None where it reads them as they are.
+    growing
+        ``[n, sender, width, d_model]`` of senders that write again at later MLPs: the basis once
+        their own MLP and ``n`` more have written, of which ``basis`` is the last; None for others.
+    layer
+        Of that MLP.
     """
 
     start: int
     stop: int
     basis: Tensor | None = None
     post: int | None = None
+    growing: Tensor | None = None
+    layer: int = 0
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -79,6 +86,12 @@ class Block:
         """``[sender, d_model]`` of a narrow block."""
         assert self.basis is not None
         return self.basis[:, 0]
+
+    def read_after(self, n_mlps: int) -> Block:
+        """The block as it is read where so many MLPs have written."""
+        if self.growing is None:
+            return self
+        return replace(self, basis=self.growing[n_mlps - 1 - self.layer], growing=None)
 
     def some(self, which: Tensor) -> Block:
         """A block of some of its senders, for what asks for no index."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from acdc.engine.checkpoint import Checkpoint, Decided
 from acdc.engine.experiment import Experiment
 from acdc.engine.incremental import IncrementalRun, Work
+from acdc.engine.patched import PatchedModel, alive_before_logits
 from acdc.engine.speculation import Speculation
 from acdc.engine.work import Work as Means
 from acdc.methods import tau
@@ -71,6 +72,8 @@ def acdc(
     Work
         How much was computed.
     """
+    if experiment.crosses_layers:
+        return _by_whole_passes(experiment, threshold, candidates, memory, progress, checkpoint)
     graph, order = experiment.graph, receiver_order(experiment.graph)
     decided = checkpoint.load(graph, threshold) if checkpoint else Decided.nothing(graph)
     run = IncrementalRun(experiment, memory)
@@ -102,6 +105,46 @@ def acdc(
         if checkpoint and checkpoint.due:
             checkpoint.save(threshold, decided, speculation.keep())
     return Circuit(graph, scores, in_circuit, {"method": "acdc", "threshold": threshold}), run.work
+
+
+def _by_whole_passes(
+    experiment: Experiment,
+    threshold: float,
+    candidates: NDArray[np.bool_] | None,
+    memory: int,
+    progress: Callable[[int], None],
+    checkpoint: Checkpoint | None,
+) -> tuple[Circuit, Work]:
+    """Search as :func:`acdc`, every decision a whole patched pass, in float32 where asked for."""
+    graph, exact = experiment.graph, experiment.in_float32
+    if exact is not None:
+        experiment = replace(exact, candidates=experiment.candidates, places=experiment.places)
+    order, sign = receiver_order(graph), experiment.minimised_sign
+    decided = checkpoint.load(graph, threshold) if checkpoint else Decided.nothing(graph)
+    mask, scores, work = decided.in_circuit, decided.scores, Work(**decided.work)
+    progress(sum(len(edge_order(graph, v)) for v in order[: decided.n_finished]))
+    patched = PatchedModel(experiment, memory)
+    now = sign * patched.metric(mask)
+    for receiver in order[decided.n_finished :]:
+        edges = edge_order(graph, receiver)
+        alive = bool(alive_before_logits(graph, mask)[graph.fed_by(receiver)].any())
+        tried = edges if candidates is None else edges[candidates[edges]]
+        mask[np.setdiff1d(edges, tried)] = False
+        if len(tried) < len(edges) and alive:
+            now, work.n_evaluations = sign * patched.metric(mask), work.n_evaluations + 1
+        for edge in tried:
+            mask[edge] = False
+            work.n_decisions, work.n_dead = work.n_decisions + alive, work.n_dead + (not alive)
+            if alive:
+                without, work.n_evaluations = sign * patched.metric(mask), work.n_evaluations + 1
+                scores[edge] = without - now
+            mask[edge] = not scores[edge] < threshold
+            now = now if mask[edge] or not alive else without
+        progress(len(edges))
+        decided.n_finished, decided.work = decided.n_finished + 1, asdict(work)
+        if checkpoint and checkpoint.due:
+            checkpoint.save(threshold, decided)
+    return Circuit(graph, scores, mask, {"method": "acdc", "threshold": threshold}), work
 
 
 @dataclass(frozen=True)

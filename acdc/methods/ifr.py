@@ -71,7 +71,7 @@ def ifr(
                 low, high = program.senders_seen(stage)
                 stream = trace.at(stage.stream).flatten(0, 1)[tokens]
                 total[span] += weight * _shares(
-                    list(written.between(low, high)), stream, high - low
+                    list(written.between(low, high, stage.n_mlps)), stream, high - low
                 )
         work.progress(batch.n_prompts)
     spans, receiver, sender = experiment.edge_place

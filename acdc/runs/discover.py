@@ -14,7 +14,7 @@ from torch import Tensor
 
 from acdc.ablations import ABLATIONS
 from acdc.dictionaries.attach import Attached, attach, attach_neurons
-from acdc.dictionaries.attachment import NeuronAttachment, site_kind
+from acdc.dictionaries.attachment import CrossLayerAttachment, NeuronAttachment, site_kind
 from acdc.dictionaries.quality import quality_on_task
 from acdc.dictionaries.sources import load_dictionaries
 from acdc.engine.attribution import node_scores
@@ -407,7 +407,7 @@ def latent_details(attached: Attached, evaluator: Evaluator, circuit: Circuit) -
             "quality": [
                 asdict(quality_on_task(a.dictionary, experiment))
                 for a in experiment.attachments
-                if not isinstance(a, NeuronAttachment)
+                if not isinstance(a, (NeuronAttachment, CrossLayerAttachment))  # a part alone
             ],
             "error_nodes": asdict(errors_in_and_out(evaluator, circuit.in_circuit)),
             "node_thresholds": [

@@ -32,6 +32,7 @@ __all__ = ["BasesComparison", "InComponents", "Shared", "basis_name", "compare_b
 
 _HEAD = re.compile(r"a(\d+)\.h\d+")
 _KIND_NAMES = {"transcoder": "transcoders", "neurons": "neurons", "neuron_inputs": "neurons"}
+_KIND_NAMES["cross_layer"] = "cross-layer transcoders"
 
 
 @dataclass(frozen=True)
