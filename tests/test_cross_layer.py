@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from latent_oracle import LatentOracle, LatentPass, random_dictionary
-from oracle import sequential_acdc, small_model, small_task
+from oracle import exact_scores, sequential_acdc, small_model, small_task
 from safetensors.torch import save_file
 from test_latents import command, tolerance
 from torch import Tensor
@@ -29,6 +29,7 @@ from acdc.methods.acdc import acdc
 from acdc.methods.candidates import narrow
 from acdc.methods.eap import eap, eap_ig, eap_ig_activations
 from acdc.methods.exact import exact
+from acdc.methods.sweep import sweep
 from acdc.models.lowering import LoweredModel
 from graphs import component_graph, load_circuit
 from graphs.errors import GraphError
@@ -101,7 +102,9 @@ class CrossLayerPass(LatentPass):
     def latents(self, i: int, stream: Tensor) -> Tensor:
         site, tensors, _ = self.dictionaries[f"m{i}"]
         norm = self.model.layers[i].ln2
-        x = {"mlp_in": lambda s: s, "ln2_out": norm, "ln2_normalized": norm.normalized}[site](stream)
+        x = {"mlp_in": lambda s: s, "ln2_out": norm, "ln2_normalized": norm.normalized}[site](
+            stream
+        )
         before = x @ tensors[f"W_enc_{i}"].T + tensors[f"b_enc_{i}"]
         threshold = tensors.get(f"threshold_{i}", torch.zeros_like(before))
         return torch.where(before > threshold, before.relu(), 0.0)
@@ -193,9 +196,7 @@ def test_an_error_node_that_is_in_needs_what_earlier_ones_read(tmp_path: Path) -
 
 @pytest.mark.parametrize("site", HOOKS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_eap_is_the_derivative_of_ablating_an_edge(
-    family: str, site: str, tmp_path: Path
-) -> None:
+def test_eap_is_the_derivative_of_ablating_an_edge(family: str, site: str, tmp_path: Path) -> None:
     experiment, slow = build(tmp_path, family, site)
     wanted = slow.derivatives()
     largest = max(map(abs, wanted.values()))
@@ -235,6 +236,13 @@ def test_acdc_is_sequential_removal(threshold: float, tmp_path: Path) -> None:
     assert work.n_decisions + work.n_dead == experiment.graph.n_edges
 
 
+def test_exact_is_each_edge_alone(tmp_path: Path) -> None:
+    experiment, slow = build(tmp_path, n_layers=2)
+    wanted = exact_scores(slow)
+    names = experiment.graph.edge_names()
+    np.testing.assert_allclose(exact(experiment), [wanted[name] for name in names], atol=1e-7)
+
+
 def test_acdc_among_candidates(tmp_path: Path) -> None:
     """Those that attribution does not choose are ablated from the start."""
     experiment, slow = build(tmp_path)
@@ -260,9 +268,10 @@ def test_acdc_among_candidates(tmp_path: Path) -> None:
 def test_methods_by_attribution_run_and_others_say_why_not(tmp_path: Path) -> None:
     experiment, _ = build(tmp_path)
     assert np.isfinite(eap_ig(experiment)).all()
-    for method in (eap_ig_activations, exact):
-        with pytest.raises(OptionError, match="cross-layer transcoder"):
-            method(experiment)
+    with pytest.raises(OptionError, match="not defined for a cross-layer transcoder"):
+        eap_ig_activations(experiment)
+    with pytest.raises(OptionError, match="sweep: .* not built for cross-layer transcoders"):
+        sweep(experiment, [0.01])
     trained, _ = build(tmp_path / "again")
     with pytest.raises(OptionError, match="not built for cross-layer transcoders"):
         eap(replace(trained, intervention="optimal", training_steps=1))
@@ -284,12 +293,12 @@ def test_what_cannot_stand_beside_it_is_refused(tmp_path: Path) -> None:
     model = small_model("LN", 0, n_layers=2)
     plain = Experiment(model, small_task(0, 3), get_metric("logit_diff"))
     found = read_dictionaries([save(tensors_of(model), tmp_path / "clt")])
+    larger = replace(plain, model=small_model("LN", 0, n_layers=3))
     cut = random_dictionary(model, "standard", "resid_post", 0)
     with pytest.raises(DictionaryError, match="of the whole stream beside cross-layer"):
         attach(plain, [*found, cut])
-    with pytest.raises(DictionaryError, match="has 2 layers, .* has 3"):
-        other = small_model("LN", 0, n_layers=3)
-        attach(Experiment(other, small_task(0, 3), get_metric("logit_diff")), found)
+    with pytest.raises(DictionaryError, match=r"has 2 layers, .* has 3"):
+        attach(larger, found)
     with pytest.raises(DictionaryError, match="two dictionaries at one place"):
         attach(plain, [*found, random_dictionary(model, "standard", "mlp_out", 1)])
 
@@ -349,10 +358,10 @@ def test_files_that_are_missing_or_cut_short(tmp_path: Path) -> None:
     path = folder / "W_dec_1.safetensors"
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DictionaryError, match="W_dec_1.safetensors is no readable safetensors"):
+    with pytest.raises(DictionaryError, match=r"W_dec_1\.safetensors is no readable safetensors"):
         read_dictionaries([folder])
     path.unlink()
-    with pytest.raises(DictionaryError, match="W_dec_1.safetensors is missing; its files say 2"):
+    with pytest.raises(DictionaryError, match=r"W_dec_1\.safetensors is missing; its files say 2"):
         read_dictionaries([folder])
 
 
@@ -361,7 +370,7 @@ def test_the_command_line_from_discover_to_a_drawing(
 ) -> None:
     from acdc.models import load_model
 
-    model = load_model("ioi")
+    model, _ = load_model("ioi-small")
     folder = save(tensors_of(model, scale=0.1), tmp_path / "clt")
     run = tmp_path / "run"
     status = command(
@@ -381,7 +390,7 @@ def test_the_command_line_from_discover_to_a_drawing(
     assert "m0.err" in (run / "circuit.svg").read_text()
     capsys.readouterr()
     assert command("evaluate", str(run), "--brief") == 0, capsys.readouterr().err
-    assert f"{summary['metric_circuit']:.4g}" in capsys.readouterr().out
+    assert f"{summary['metric_seen']['circuit']:.4g}" in capsys.readouterr().out
     for suffix in ("json", "graphml", "dot"):
         out = tmp_path / f"circuit.{suffix}"
         assert command("export", str(run), "--out", str(out)) == 0

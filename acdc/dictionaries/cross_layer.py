@@ -166,9 +166,7 @@ def _read(
                 f"{path}: tensor {name!r} is there, expected only {', '.join(known)}"
             )
         if not value.isfinite().all():
-            raise DictionaryError(
-                f"{path}: tensor {name!r} holds values that are no finite number"
-            )
+            raise DictionaryError(f"{path}: tensor {name!r} holds values that are no finite number")
     dtype = tensors[f"{needed[0]}_{layer}"].dtype
     return {known[name]: value.to(dtype) for name, value in tensors.items()}
 

@@ -277,8 +277,8 @@ class IncrementalRun:
     def __init__(self, experiment: Experiment, memory: int = 1 << 30) -> None:
         if experiment.crosses_layers:
             raise OptionError(
-                "only what changes is computed anew here, which is not built for cross-layer "
-                "transcoders; choose acdc, eap, eap-ig or another method by attribution"
+                "sweep: searches of several circuits at once are not built for cross-layer "
+                "transcoders; search with acdc at one threshold, or choose eap-ig"
             )
         self.experiment, self.graph, self.memory = experiment, experiment.graph, memory
         places = Places(experiment.program)

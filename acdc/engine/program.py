@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from acdc.dictionaries.attachment import Attachment, NeuronAttachment
+from acdc.dictionaries.attachment import Attachment, CrossLayerAttachment, NeuronAttachment
 from acdc.engine.stages import (
     CrossLayer,
     Cut,
@@ -107,7 +107,7 @@ class Program:
         attached = self._at.get(f"m{layer}")
         if attached is None:
             return Mlp(self.model, layer, 1)
-        if attached.site.kind == "cross_layer":
+        if isinstance(attached, CrossLayerAttachment):
             return CrossLayer(self.model, layer, len(attached.latents) + 1, attachment=attached)
         if attached.site.kind in ALONE:
             return Transcoder(self.model, layer, len(attached.latents) + 1, attachment=attached)

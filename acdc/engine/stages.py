@@ -10,8 +10,8 @@ stage                receivers                    writes
 :class:`NeuronMlp`   the MLP                      its neurons, and their error node
 :class:`Transcoder`  every latent (or neuron) and latents (neurons), and their error node
                      the error node for itself
-:class:`CrossLayer`  likewise                     latents that later MLPs' outputs have parts of, too,
-                                                  and their error node
+:class:`CrossLayer`  likewise                     latents that write at later MLPs, too, and their
+                                                  error node
 :class:`Cut`         the stream                   latents of the whole stream, and their error node
 :class:`Logits`      the end of the stream        nothing
 ===================  ===========================  =================================================

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from acdc.engine.experiment import Experiment
 from acdc.engine.incremental import IncrementalRun
+from acdc.engine.patched import PatchedModel
 from acdc.engine.work import Work
 from acdc.methods.base import method
 from acdc.methods.candidates import Candidates, narrow
@@ -43,6 +44,8 @@ def exact(
         ``[edge]``: metric with the edge ablated minus metric of the base run (the metric's
         own sign).  Blind to edges that stand in for each other (an OR of two).
     """
+    if experiment.crosses_layers:
+        return _by_whole_passes(experiment, only, memory, progress)
     graph = experiment.graph
     run = IncrementalRun(experiment, memory)
     base = run.metric()
@@ -59,6 +62,30 @@ def exact(
             rest = rest[len(now) :]
             progress(len(now))
         run.finish(receiver, edges)
+    return scores
+
+
+def _by_whole_passes(
+    experiment: Experiment,
+    only: NDArray[np.bool_] | None,
+    memory: int,
+    progress: Callable[[int], None],
+) -> NDArray[np.float64]:
+    """Scores as :func:`exact`, a whole patched pass for each edge."""
+    n_edges = experiment.graph.n_edges
+    patched, mask, scores = (
+        PatchedModel(experiment, memory),
+        np.ones(n_edges, bool),
+        np.zeros(n_edges),
+    )
+    base = patched.metric(mask)
+    wanted = np.arange(n_edges) if only is None else np.flatnonzero(only)
+    progress(n_edges - len(wanted))
+    for edge in wanted:
+        mask[edge] = False
+        scores[edge] = patched.metric(mask) - base
+        mask[edge] = True
+        progress(1)
     return scores
 
 
