@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 import torch
 from latent_oracle import LatentOracle, LatentPass, random_dictionary
-from oracle import exact_scores, sequential_acdc, small_model, small_task
+from oracle import exact_scores, labelled, sequential_acdc, small_model, small_task
 from safetensors.torch import save_file
 from test_latents import command, tolerance
 from torch import Tensor
 
 from acdc.dictionaries import read_dictionaries
 from acdc.dictionaries.attach import attach
+from acdc.dictionaries.quality import quality_on_task
 from acdc.engine.attribution import Point, node_scores
+from acdc.engine.checkpoint import Checkpoint
 from acdc.engine.experiment import Experiment
 from acdc.engine.metrics import get_metric
 from acdc.engine.patched import PatchedModel
@@ -31,6 +33,7 @@ from acdc.methods.eap import eap, eap_ig, eap_ig_activations
 from acdc.methods.exact import exact
 from acdc.methods.sweep import sweep
 from acdc.models.lowering import LoweredModel
+from acdc.tasks.positions import find_positions
 from graphs import component_graph, load_circuit
 from graphs.errors import GraphError
 from graphs.graph import GraphShape
@@ -194,6 +197,17 @@ def test_an_error_node_that_is_in_needs_what_earlier_ones_read(tmp_path: Path) -
     assert "m2.err" in {graph.nodes[i] for i in graph.fed_by(graph.receiver_index["m0.err"])}
 
 
+def test_inputs_read_in_parts_give_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a layer with many different inputs a few are read at a time, the error node's last."""
+    experiment, _ = build(tmp_path)
+    mask = np.random.default_rng(5).random(experiment.graph.n_edges) < 0.7
+    wanted = PatchedModel(experiment).metric(mask)
+    monkeypatch.setattr("acdc.engine.patched._ROWS_BYTES", 1)
+    assert PatchedModel(experiment).metric(mask) == pytest.approx(wanted, abs=1e-9)
+
+
 @pytest.mark.parametrize("site", HOOKS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_eap_is_the_derivative_of_ablating_an_edge(family: str, site: str, tmp_path: Path) -> None:
@@ -270,11 +284,69 @@ def test_methods_by_attribution_run_and_others_say_why_not(tmp_path: Path) -> No
     assert np.isfinite(eap_ig(experiment)).all()
     with pytest.raises(OptionError, match="not defined for a cross-layer transcoder"):
         eap_ig_activations(experiment)
-    with pytest.raises(OptionError, match="sweep: .* not built for cross-layer transcoders"):
+    with pytest.raises(OptionError, match=r"sweep: .* not built for cross-layer transcoders"):
         sweep(experiment, [0.01])
     trained, _ = build(tmp_path / "again")
     with pytest.raises(OptionError, match="not built for cross-layer transcoders"):
         eap(replace(trained, intervention="optimal", training_steps=1))
+
+
+@pytest.mark.parametrize("norms", ["live", "frozen"])
+def test_weights_of_edges_have_gradients(norms: str, tmp_path: Path) -> None:
+    """Weights of 0 and 1 are masks; where all are in, the gradient is what eap says."""
+    built, _ = build(tmp_path)
+    experiment = replace(built, norms=norms)
+    graph, patched = experiment.graph, PatchedModel(experiment)
+    mask = np.random.default_rng(3).random(graph.n_edges) < 0.7
+    weights = torch.from_numpy(mask).to(torch.float64)
+    rows = [patched.rows(i, weights) for i in range(len(experiment.batches))]
+    np.testing.assert_allclose(experiment.per_prompt(rows), patched.values(mask), atol=1e-9)
+    ones = torch.ones(graph.n_edges, dtype=torch.float64, requires_grad=True)
+    total = sum(patched.rows(i, ones).sum() for i in range(len(experiment.batches)))
+    (g,) = torch.autograd.grad(total, ones)  # of keeping an edge
+    scores = eap(experiment)
+    largest = np.abs(scores).max()
+    np.testing.assert_allclose(-g.numpy() / experiment.n_rows, scores, atol=1e-6 * largest)
+
+
+@pytest.mark.parametrize("positions", ["token", "span"])
+def test_nodes_split_by_positions(positions: str, tmp_path: Path) -> None:
+    model = small_model("LN", 0, n_layers=2, dtype=torch.float64)
+    tensors, task = tensors_of(model), labelled(small_task(0, 3, (4,)), 0)
+    places = {f"m{i}": ("mlp_in", tensors, IDS) for i in range(2)}
+    slow = CrossLayerOracle(model, task, "logit_diff", places, positions=positions)
+    plain = Experiment(
+        model, task, get_metric("logit_diff"), positions=find_positions(task, positions)
+    )
+    found = read_dictionaries([save(tensors, tmp_path)])
+    experiment = attach(plain, found, latents=[IDS] * 2).experiment
+    graph = experiment.graph
+    mask = np.random.default_rng(4).random(graph.n_edges) < 0.8
+    wanted = slow.without(graph.edge_names(np.flatnonzero(~mask)))
+    assert PatchedModel(experiment).metric(mask) == pytest.approx(wanted, abs=1e-7)
+    derivatives = slow.derivatives()
+    scores = [derivatives[name] for name in graph.edge_names()]
+    np.testing.assert_allclose(eap(experiment), scores, atol=1e-6 * np.abs(scores).max())
+
+
+def test_a_search_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    experiment, _ = build(tmp_path / "clt", n_layers=2)
+    wanted, work = acdc(experiment, 0.02)
+    stops = []
+
+    def stop(n_edges: int) -> None:
+        stops.append(n_edges)
+        if len(stops) == 9:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        acdc(experiment, 0.02, progress=stop, checkpoint=Checkpoint(tmp_path, {}, 0.0))
+    kept = Checkpoint(tmp_path, {}, 0.0)
+    assert kept.load(experiment.graph, 0.02).n_finished > 2
+    found, again = acdc(experiment, 0.02, checkpoint=kept)
+    assert found.edges() == wanted.edges()
+    np.testing.assert_array_equal(found.scores, wanted.scores)
+    assert again.n_decisions == work.n_decisions
 
 
 def test_graphs_hold_such_sites() -> None:
@@ -301,6 +373,26 @@ def test_what_cannot_stand_beside_it_is_refused(tmp_path: Path) -> None:
         attach(larger, found)
     with pytest.raises(DictionaryError, match="two dictionaries at one place"):
         attach(plain, [*found, random_dictionary(model, "standard", "mlp_out", 1)])
+
+
+def test_quality_counts_what_earlier_layers_write(tmp_path: Path) -> None:
+    model = small_model("LN", 0, n_layers=2, dtype=torch.float64)
+    tensors = tensors_of(model)
+    plain = Experiment(model, small_task(0, 3), get_metric("logit_diff"))
+    first, second = read_dictionaries([save(tensors, tmp_path)])
+    found = quality_on_task(second, plain, [first, second])
+    errors = []
+    for pair in plain.task.pairs:
+        for tokens in (pair.clean, pair.corrupt):
+            run = model.forward(torch.tensor([tokens]))
+            slow = CrossLayerPass.__new__(CrossLayerPass)
+            slow.model = model
+            slow.dictionaries = {f"m{i}": ("mlp_in", tensors, IDS) for i in range(2)}
+            got = tensors["b_dec_1"] + run.mlp_in[1] @ tensors["W_skip_1"].T
+            for i in range(2):
+                got = got + slow.latents(i, run.mlp_in[i]) @ tensors[f"W_dec_{i}"][:, 1 - i]
+            errors.append((got - run.mlp_out[1])[0].square().sum(-1))
+    assert found.mse == pytest.approx(float(torch.cat(errors).mean()), rel=1e-9)
 
 
 DAMAGE: list[tuple[dict[str, Tensor | None], str]] = [
@@ -384,6 +476,7 @@ def test_the_command_line_from_discover_to_a_drawing(
         "jumprelu_skip_cross_layer_transcoder",
     }
     assert summary["latents"]["n_kept"] == 9
+    assert len(summary["latents"]["quality"]) == model.shape.n_layers
     circuit = load_circuit(run / "circuit.json")
     assert {site.kind for site in circuit.graph.shape.sites} == {"cross_layer"}
     assert any(edge.startswith("m0.") for edge in circuit.edges())

@@ -162,7 +162,9 @@ def quality_on_tokens(
 
 
 @torch.no_grad()
-def quality_on_task(dictionary: Dictionary, experiment: Experiment) -> Quality:
+def quality_on_task(
+    dictionary: Dictionary, experiment: Experiment, others: Sequence[Dictionary] = ()
+) -> Quality:
     """Measure a dictionary on the prompts of a task.
 
     L0, error, density and dead latents count every token of the clean and the corrupt prompts;
@@ -174,6 +176,9 @@ def quality_on_task(dictionary: Dictionary, experiment: Experiment) -> Quality:
         It computes in the model's dtype here, whatever the dtype of its file.
     experiment
         Model, prompts and metric; intervention and direction play no role.
+    others
+        Of a layer of a cross-layer transcoder the other layers: the earlier ones write to what it
+        reconstructs.
 
     Raises
     ------
@@ -181,7 +186,7 @@ def quality_on_task(dictionary: Dictionary, experiment: Experiment) -> Quality:
         If the dictionary does not fit the model.
     """
     model = experiment.model
-    measured = _Measurement(dictionary, model)
+    measured = _Measurement(dictionary, model, others)
     loss, kl, metric = _Scores(), _Scores(), _Scores()
     for batch in experiment.batches:
         measured.count(batch.corrupt)
@@ -215,9 +220,14 @@ class _Scores:
 class _Measurement:
     """Sums over tokens, in float64 since a variance is a small difference of large sums."""
 
-    def __init__(self, dictionary: Dictionary, model: LoweredModel) -> None:
+    def __init__(
+        self, dictionary: Dictionary, model: LoweredModel, others: Sequence[Dictionary] = ()
+    ) -> None:
         check_fits(dictionary, model)
         self.model, self.dictionary = model, dictionary.to(model.device, model.dtype)
+        layer = dictionary.writes.layer
+        into = [d for d in others if d.W_later is not None and d.writes.layer < layer]
+        self.earlier = [d.to(model.device, model.dtype) for d in into]
         device = model.device
         self.active = torch.zeros(dictionary.n_latents, dtype=torch.int64, device=device)
         self.sum = torch.zeros(dictionary.d_out, dtype=torch.float64, device=device)
@@ -240,6 +250,10 @@ class _Measurement:
         x = activation(self.model, trace, self.dictionary.reads)
         latents = self.dictionary.encode(x)
         got = self.dictionary.decode(latents, x)
+        for other in self.earlier:
+            assert other.W_later is not None
+            rows = other.W_later[self.dictionary.writes.layer - other.writes.layer - 1]
+            got = got + other.encode(activation(self.model, trace, other.reads)) @ rows
         self._count(latents, activation(self.model, trace, self.dictionary.writes), got)
         return trace, got
 

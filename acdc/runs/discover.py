@@ -14,7 +14,7 @@ from torch import Tensor
 
 from acdc.ablations import ABLATIONS
 from acdc.dictionaries.attach import Attached, attach, attach_neurons
-from acdc.dictionaries.attachment import CrossLayerAttachment, NeuronAttachment, site_kind
+from acdc.dictionaries.attachment import NeuronAttachment, site_kind
 from acdc.dictionaries.quality import quality_on_task
 from acdc.dictionaries.sources import load_dictionaries
 from acdc.engine.attribution import node_scores
@@ -400,14 +400,15 @@ def reattach(experiment: Experiment, settings: Settings, graph: Graph) -> Experi
 def latent_details(attached: Attached, evaluator: Evaluator, circuit: Circuit) -> dict[str, Any]:
     """Return what run.json says of latents: sites, quality, and what error nodes carry."""
     experiment = attached.experiment
+    crossing = [a.dictionary for a in experiment.attachments if a.site.kind == "cross_layer"]
     scores = node_scores(experiment, between_inputs(experiment, _STEPS), _STEPS)
     return {
         "latents": {
             **attached.summary(),
             "quality": [
-                asdict(quality_on_task(a.dictionary, experiment))
+                asdict(quality_on_task(a.dictionary, experiment, crossing))
                 for a in experiment.attachments
-                if not isinstance(a, (NeuronAttachment, CrossLayerAttachment))  # a part alone
+                if not isinstance(a, NeuronAttachment)
             ],
             "error_nodes": asdict(errors_in_and_out(evaluator, circuit.in_circuit)),
             "node_thresholds": [
