@@ -10,9 +10,10 @@ denominator is a gap of nothing.  So before a search it is measured, prompt by p
 * the *gap*: by how much the metric is better on the clean prompts than on the corrupt ones.
 
 A circuit is claimed (:attr:`Ability.doubts` is empty) if the gap lies above 0 beyond its 99 %
-bootstrap interval over prompts and, where rows have answers, the clean prompts are answered right
-more often than the corrupt ones beyond the interval of that difference, and at least
-:data:`LEAST_RIGHT` of them are.
+bootstrap interval over prompts and, where rows have answers, at least :data:`LEAST_RIGHT` of the
+clean prompts are answered right, at least :data:`LEAST_MORE` more than of the corrupt ones, beyond
+the interval of that difference.  (Where prompts are much alike a random model, too, can have a gap
+that is tiny and yet beyond noise.)
 """
 
 from __future__ import annotations
@@ -27,12 +28,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from acdc.engine.experiment import Batch, Experiment
-from acdc.engine.metrics import at_least_float32
+from acdc.engine.metrics import METRICS, at_least_float32
 
-__all__ = ["LEAST_RIGHT", "Ability", "ability"]
+__all__ = ["LEAST_MORE", "LEAST_RIGHT", "Ability", "ability"]
 
 LEAST_RIGHT = 0.5
 """Share of clean prompts that a model which does the task answers right."""
+
+LEAST_MORE = 0.1
+"""By how much that share is above that of the corrupt prompts."""
 
 _LEVEL = 0.99
 _N_RESAMPLES = 2000
@@ -51,6 +55,10 @@ class Ability:
     gaps
         ``[prompt]``: metric on the clean prompt minus that on the corrupt one, in the direction in
         which more is better.
+    margins
+        ``[prompt]``: mean logit of the answers minus that of the wrong ones, on the clean prompt
+        minus on the corrupt one; None where rows have none.  The gap of a metric that compares with
+        the clean run, as KL, is above 0 in any model: there this says whether it means anything.
     identical
         Whether no corrupt prompt differs from its clean one.
     """
@@ -59,6 +67,7 @@ class Ability:
     right_corrupt: NDArray[np.bool_] | None
     gaps: NDArray[np.float64]
     identical: bool
+    margins: NDArray[np.float64] | None = None
 
     @property
     def gap(self) -> float:
@@ -91,10 +100,17 @@ class Ability:
                 f"the metric's gap between clean and corrupt prompts, {self.gap:.3g} "
                 f"[{low:.3g}, {high:.3g}], is not above 0 beyond noise"
             )
+        margin = None if self.margins is None else _interval(self.margins)
+        if margin is not None and margin[0] <= 0 and low > 0:
+            found.append(
+                "the answers' logits are not above the wrong ones' by more on the clean prompts "
+                f"than on the corrupt ones, beyond noise [{margin[0]:.3g}, {margin[1]:.3g}]"
+            )
         if self.right_clean is not None and self.right_corrupt is not None:
             clean, corrupt = self.right_clean.mean(), self.right_corrupt.mean()
             more = _interval(self.right_clean.astype(float) - self.right_corrupt)
-            if clean < LEAST_RIGHT or more is None or more[0] <= 0:
+            enough = clean >= LEAST_RIGHT and clean - corrupt >= LEAST_MORE
+            if not enough or more is None or more[0] <= 0:
                 found.append(
                     f"the model does not do the task: it answers right on {clean:.0%} of the clean "
                     f"and {corrupt:.0%} of the corrupt prompts"
@@ -126,12 +142,17 @@ def ability(experiment: Experiment) -> Ability:
     answered = all(pair.answers for pair in experiment.task.pairs)
     right: dict[str, list[Tensor]] = {"clean": [], "corrupt": []}
     values: dict[str, list[Tensor]] = {"clean": [], "corrupt": []}
+    margins: dict[str, list[Tensor]] = {"clean": [], "corrupt": []}
+    opposed = answered and all(pair.wrong_answers for pair in experiment.task.pairs)
     for batch in experiment.batches:
         for which in values:
             final = experiment.model.forward(getattr(batch, which)).final
             assert final is not None
             rows = final[:, batch.scored].flatten(0, 1)
             values[which].append(experiment.measure_rows(rows, batch))
+            if opposed:
+                logits = experiment.model.unembed(rows, batch.targets.tokens)
+                margins[which].append(METRICS["logit_diff"](logits, batch.targets))
             if answered:
                 right[which].append(_right(experiment, rows, batch))
     clean, corrupt = (experiment.per_prompt(values[which]) for which in ("clean", "corrupt"))
@@ -140,6 +161,9 @@ def ability(experiment: Experiment) -> Ability:
         torch.cat(right["corrupt"]).cpu().numpy() if answered else None,
         -experiment.metric.sign * (clean - corrupt),
         all(pair.clean == pair.corrupt for pair in experiment.task.pairs),
+        experiment.per_prompt(margins["clean"]) - experiment.per_prompt(margins["corrupt"])
+        if opposed
+        else None,
     )
 
 
