@@ -16,6 +16,7 @@ from acdc.tasks import TASKS, Pair, Task, is_task_file, load_task
 from acdc.tasks.base import single_token_continuation
 from acdc.tasks.docstring import corrupt_words
 from acdc.tasks.prompts import fill_template, split_template
+from acdc.tasks.pronoun import NOUNS
 from acdc.tasks.words import ARGUMENTS, BOY_NAMES, DESCRIPTIONS, GIRL_NAMES, NAMES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -141,6 +142,66 @@ def test_ioi_uses_many_templates_and_names(tokenizer: Loader) -> None:
     task = load_task("ioi", tokenizer("gpt2"), n_prompts=200)
     assert len(task.info["templates"]) == 13
     assert len({pair.answers for pair in task.pairs}) > 60
+
+
+NAME_PATTERNS = {"abc": "CDE", "swapped": "ABO", "random_names": "CDR", "random_subject": "ABE"}
+"""Names of the corrupted prompt: A and B the clean ones; O of these the one that does not repeat in
+the clean prompt; C, D and E unrelated ones; R of C and D the one where the repeated name was."""
+
+
+@pytest.mark.parametrize("corruption", NAME_PATTERNS)
+@pytest.mark.parametrize("name", ["gpt2", "ioi-small"])
+def test_ioi_corruptions_change_what_they_say(
+    tokenizer: Loader, name: str, corruption: str
+) -> None:
+    clean_prompts = [p.clean for p in load_task("ioi", tokenizer(name), n_prompts=30).pairs]
+    task = load_task("ioi", tokenizer(name), n_prompts=30, corruption=corruption)
+    assert [p.clean for p in task.pairs] == clean_prompts
+    for pair in task.pairs:
+        places = [pair.spans[label][0] for label in ("S1", "IO", "S2")]
+        changed = [i for i in range(len(pair.clean)) if pair.clean[i] != pair.corrupt[i]]
+        assert set(changed) <= set(places)
+        a, b, s2 = sorted(places)
+        first, second, third = (pair.corrupt[i] for i in (a, b, s2))
+        clean = {"A": pair.clean[a], "B": pair.clean[b]}
+        repeats = "A" if pair.clean[s2] == clean["A"] else "B"
+        wanted = NAME_PATTERNS[corruption]
+        for letter, token in zip(wanted, (first, second, third), strict=True):
+            if letter in "AB":
+                assert token == clean[letter]
+            elif letter == "O":
+                assert token == clean["BA"["AB".index(repeats)]]
+                assert token == pair.answers[0]  # then the wrong answer is the right one
+            elif letter == "R":
+                assert token == (first if repeats == "A" else second)
+            else:
+                assert token not in clean.values()
+        assert (len({first, second, third}) == 3) == ("E" in wanted)
+
+
+@pytest.mark.parametrize(
+    ("corruption", "changed"),
+    [("other_gender", {"noun", "name"}), ("other_noun", {"noun"}), ("other_name", {"name"})],
+)
+@pytest.mark.parametrize("name", ["gpt2", "ioi-small", "stories260k"])
+def test_pronoun_corruptions_change_what_they_say(
+    tokenizer: Loader, name: str, corruption: str, changed: set[str]
+) -> None:
+    tok = tokenizer(name)
+    words = {
+        "noun": [set(nouns) for nouns in zip(*NOUNS, strict=True)],
+        "name": [set(GIRL_NAMES), set(BOY_NAMES)],
+    }
+    plain = load_task("pronoun", tok, n_prompts=20)
+    task = load_task("pronoun", tok, n_prompts=20, corruption=corruption)
+    assert [p.clean for p in task.pairs] == [p.clean for p in plain.pairs]
+    for index, (pair, default) in enumerate(zip(task.pairs, plain.pairs, strict=True)):
+        assert (pair.answers, pair.wrong_answers) == (default.answers, default.wrong_answers)
+        for label, by_gender in words.items():
+            at = pair.spans[label]
+            said = tok.decode([pair.corrupt[i] for i in at]).strip()
+            gender = index % 2 if label not in changed else 1 - index % 2
+            assert said in by_gender[gender]
 
 
 @pytest.mark.parametrize("name", ["gpt2", "docstring-small"])

@@ -58,6 +58,28 @@ def test_greater_than_asks_for_later_years(gpt2: Any) -> None:
     assert centuries == {str(century) for century in range(11, 18)}
 
 
+@pytest.mark.parametrize("corruption", ["year_01", "random_year", "latest_year"])
+def test_greater_than_corruptions_change_the_start_year_alone(gpt2: Any, corruption: str) -> None:
+    plain = load_task("greater-than", gpt2, n_prompts=100)
+    pairs = load_task("greater-than", gpt2, n_prompts=100, corruption=corruption).pairs
+    if corruption != "random_year":  # which draws more
+        assert [p.clean for p in pairs] == [p.clean for p in plain.pairs]
+    earlier = set()
+    for pair in pairs:
+        assert [i for i in range(12) if pair.clean[i] != pair.corrupt[i]] == [7]
+        start, other = (int(gpt2.decode([ids[7]])) for ids in (pair.clean, pair.corrupt))
+        right = [int(gpt2.decode([token])) for token in pair.answers]
+        assert right == list(range(start + 1, 100))  # of the clean prompt, whatever the corruption
+        assert len(right) + len(pair.wrong_answers) == 100
+        if corruption == "random_year":
+            assert 2 <= other <= 98
+        else:
+            latest = max(two_digit_tokens(gpt2, int(gpt2.decode([pair.clean[6]]))))
+            assert other == {"year_01": 1, "latest_year": latest}[corruption]
+        earlier.add(other < start)
+    assert earlier == {"year_01": {True}, "latest_year": {False}}.get(corruption, {True, False})
+
+
 def test_greater_than_is_laid_out_as_in_the_paper(gpt2: Any) -> None:
     for pair in load_task("greater-than", gpt2, n_prompts=50).pairs:
         assert len(pair.clean) == 12

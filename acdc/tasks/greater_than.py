@@ -1,8 +1,9 @@
 """Greater-than: end a war after it began.
 
 "The war lasted from the year 1732 to the year 17" -> any of "33" to "99".  The corrupted prompt
-begins in the year 1701, after which every end but "01" is right.  The metric of the paper is
-``prob_diff``: the probability of all right ends minus that of all wrong ones.
+begins in the year 1701, after which every end but "01" is right, or in a year of its century that
+``--corruption`` names.  Whatever it is, right and wrong ends are those of the clean prompt.  The
+metric of the paper is ``prob_diff``: the probability of all right ends minus that of all others.
 
 Years are those that the tokenizer splits into a century and two digits, one token each, as
 GPT-2's does.  They begin at 02, after the corrupted one, and the last of each century is left
@@ -39,6 +40,8 @@ __all__ = ["CORRUPTIONS", "SPANS", "TEMPLATE", "generate", "two_digit_tokens"]
 
 CORRUPTIONS: dict[str, str] = {
     "year_01": "the event begins in the year 01 of its century",
+    "random_year": "the event begins in another year of its century, drawn",
+    "latest_year": "the event begins in the last year of its century that is two tokens",
 }
 
 SPANS = ("noun", "XX", "YY", "END")
@@ -47,7 +50,7 @@ SPANS = ("noun", "XX", "YY", "END")
 TEMPLATE = "The {EVENT} lasted from the year {START} to the year {CENTURY}"
 CENTURIES = tuple(range(11, 18))
 CORRUPT_YEAR = 1
-"""The last two digits of the start year in the corrupted prompt."""
+"""The last two digits of the start year in the corrupted prompt of ``year_01``."""
 
 FEWEST_EVENTS, FEWEST_YEARS = 2, 20
 
@@ -81,7 +84,8 @@ def generate(tokenizer: Tokenizer, rng: Random, n_prompts: int, corruption: str)
     events = single_token_words(
         tokenizer, EVENTS, before="The", after=" lasted from", need=FEWEST_EVENTS, what="events"
     )
-    return collect_pairs(n_prompts, _drawer(tokenizer, rng, events, years), what="greater-than")
+    draw = _drawer(tokenizer, rng, events, years, corruption)
+    return collect_pairs(n_prompts, draw, what="greater-than")
 
 
 def two_digit_tokens(tokenizer: Tokenizer, century: int) -> dict[int, int]:
@@ -123,20 +127,29 @@ def _ends(tokenizer: Tokenizer) -> dict[int, int]:
 
 
 def _drawer(
-    tokenizer: Tokenizer, rng: Random, events: list[str], years: Mapping[int, list[int]]
+    tokenizer: Tokenizer,
+    rng: Random,
+    events: list[str],
+    years: Mapping[int, list[int]],
+    corruption: str,
 ) -> Draw:
     ends = _ends(tokenizer)
+    latest = {century: max(two_digit_tokens(tokenizer, century)) for century in years}
     every = [(century, digits) for century, some in years.items() for digits in some]
 
     def draw(index: int) -> Generated | None:
         event, (century, start) = rng.choice(events), rng.choice(every)
+        if corruption == "random_year":
+            other = rng.choice([digits for digits in years[century] if digits != start])
+        else:
+            other = {"year_01": CORRUPT_YEAR, "latest_year": latest[century]}[corruption]
         clean, corrupt = (
             fill_template(
                 tokenizer,
                 TEMPLATE,
                 {"EVENT": event, "START": f"{century}{digits:02d}", "CENTURY": str(century)},
             )
-            for digits in (start, CORRUPT_YEAR)
+            for digits in (start, other)
         )
         if clean is None or corrupt is None or clean.slots != corrupt.slots:
             return None

@@ -2,7 +2,10 @@
 
 "Then, Mary and John went to the store. John gave a ring to" -> " Mary".  The corrupted
 prompt has three unrelated names in the places of the three (the ABC distribution), so that
-nothing tells either name of the clean prompt from the other.
+nothing tells either name of the clean prompt from the other.  Other corruptions leave one thing
+as it is: ``swapped`` the two names, of which the other one comes twice, so that it asks for the
+wrong answer; ``random_subject`` the two names, of which none comes twice; ``random_names`` which
+of the two comes twice, the names being others.
 
 Spans: ``S1`` and ``S2`` where the subject stands, ``S1+1`` the token after ``S1``, ``IO`` the
 other name, ``END`` the last token.
@@ -11,6 +14,8 @@ References
 ----------
 Wang et al. 2022, "Interpretability in the Wild: a Circuit for Indirect Object Identification
 in GPT-2 small", section 2 and appendix A (templates and names).
+Zhang and Nanda 2024, "Towards Best Practices of Activation Patching in Language Models: Metrics
+and Methods", arXiv 2309.16042 (a swapped name beside the ABC distribution).
 """
 
 from __future__ import annotations
@@ -30,10 +35,13 @@ from acdc.tasks.prompts import (
 from acdc.tasks.spec import TASKS, TaskSpec
 from acdc.tasks.words import NAMES, OBJECTS, PLACES
 
-__all__ = ["CORRUPTIONS", "SPANS", "TEMPLATES", "generate"]
+__all__ = ["CORRUPTIONS", "SPANS", "TEMPLATES", "corrupt_words", "generate"]
 
 CORRUPTIONS: dict[str, str] = {
     "abc": "the three names are replaced by three unrelated ones",
+    "swapped": "the second clause begins with the other name, so that the answer is the wrong one",
+    "random_names": "both names are replaced by unrelated ones, in the same pattern",
+    "random_subject": "the second clause begins with an unrelated name",
 }
 
 SPANS = ("S1", "S1+1", "IO", "S2", "END")
@@ -82,18 +90,19 @@ def generate(tokenizer: Tokenizer, rng: Random, n_prompts: int, corruption: str)
     names = single_token_words(
         tokenizer, NAMES, before="Then,", after=" went to the store.", need=N_NAMES, what="names"
     )
-    return collect_pairs(n_prompts, _drawer(tokenizer, rng, names), what="ioi")
+    return collect_pairs(n_prompts, _drawer(tokenizer, rng, names, corruption), what="ioi")
 
 
-def _drawer(tokenizer: Tokenizer, rng: Random, names: list[str]) -> Draw:
+def _drawer(tokenizer: Tokenizer, rng: Random, names: list[str], corruption: str) -> Draw:
     def draw(index: int) -> Generated | None:
         template = rng.choice(TEMPLATES)
         scene = template.replace("{PLACE}", rng.choice(PLACES))
         scene = scene.replace("{OBJECT}", rng.choice(OBJECTS))
         first, second, *others = rng.sample(names, N_NAMES)
         subject, io = (second, first) if index % 2 == 0 else (first, second)
-        clean = fill_template(tokenizer, scene, {"A": first, "B": second, "S": subject})
-        corrupt = fill_template(tokenizer, scene, dict(zip("ABS", others, strict=True)))
+        words = {"A": first, "B": second, "S": subject}
+        clean = fill_template(tokenizer, scene, words)
+        corrupt = fill_template(tokenizer, scene, corrupt_words(words, others, corruption))
         if clean is None or corrupt is None or not (clean.single and corrupt.single):
             return None
         answer = single_token_continuation(tokenizer, clean.text, f" {io}")
@@ -102,6 +111,30 @@ def _drawer(tokenizer: Tokenizer, rng: Random, names: list[str]) -> Draw:
         return Generated(pair, template)
 
     return draw
+
+
+def corrupt_words(words: dict[str, str], fresh: list[str], corruption: str) -> dict[str, str]:
+    """Return the names of the corrupted prompt.
+
+    Parameters
+    ----------
+    words
+        Those of the clean prompt: slot -> name.
+    fresh
+        Three names that are not in it.
+    corruption
+        A key of :data:`CORRUPTIONS`.
+    """
+    names = {"A": words["A"], "B": words["B"]}
+    unrelated = dict(zip("AB", fresh, strict=False))
+    repeats = "A" if words["S"] == words["A"] else "B"
+    other = {"A": "B", "B": "A"}[repeats]
+    return {
+        "abc": unrelated | {"S": fresh[2]},
+        "swapped": names | {"S": names[other]},
+        "random_names": unrelated | {"S": unrelated[repeats]},
+        "random_subject": names | {"S": fresh[2]},
+    }[corruption]
 
 
 def _spans(filled: Filled, scene: str, index: int) -> dict[str, tuple[int, ...]]:

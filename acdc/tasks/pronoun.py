@@ -2,7 +2,8 @@
 
 "Once upon a time there was a little girl named Lily." -> " She", and inside a sentence,
 "... Lily was happy because" -> " she".  The corrupted prompt has the other gender's noun and
-name in the same places, so it asks for the other pronoun.
+name in the same places, so it asks for the other pronoun.  With the other gender's noun alone, or
+name alone, it shows what either says: right and wrong stay those of the clean prompt.
 
 Nouns and names may be several tokens long, but all nouns of a task are equally long, and so
 are all its names: the prompts of one template are aligned, clean and corrupt.  Girls and boys
@@ -34,6 +35,14 @@ __all__ = ["CORRUPTIONS", "NOUNS", "SPANS", "TEMPLATES", "generate"]
 
 CORRUPTIONS: dict[str, str] = {
     "other_gender": "noun and name are those of the other gender",
+    "other_noun": "the noun is that of the other gender, the name stays",
+    "other_name": "the name is one of the other gender, the noun stays",
+}
+
+_CHANGED = {
+    "other_gender": ("NOUN", "NAME"),
+    "other_noun": ("NOUN",),
+    "other_name": ("NAME",),
 }
 
 SPANS = ("noun", "name", "END")
@@ -88,7 +97,9 @@ def generate(tokenizer: Tokenizer, rng: Random, n_prompts: int, corruption: str)
             f"{len(every)} pairs of names are equally many tokens of this tokenizer, at least one "
             "of each is needed: choose another model, or give a task file"
         )
-    return collect_pairs(n_prompts, _drawer(tokenizer, rng, nouns, names), what="pronoun")
+    return collect_pairs(
+        n_prompts, _drawer(tokenizer, rng, nouns, names, corruption), what="pronoun"
+    )
 
 
 def _equal_pairs(
@@ -111,16 +122,19 @@ def _drawer(
     rng: Random,
     nouns: list[tuple[str, str]],
     names: list[tuple[str, str]],
+    corruption: str,
 ) -> Draw:
     def draw(index: int) -> Generated | None:
         template, noun, name = rng.choice(TEMPLATES), rng.choice(nouns), rng.choice(names)
-        fillings = [
-            fill_template(tokenizer, template, {"NOUN": noun[g], "NAME": name[g]}) for g in (0, 1)
-        ]
-        clean, corrupt = fillings if index % 2 == 0 else fillings[::-1]
+        gender = index % 2
+        words = {"NOUN": noun[gender], "NAME": name[gender]}
+        others = {"NOUN": noun[1 - gender], "NAME": name[1 - gender]}
+        changed = {slot: others[slot] for slot in _CHANGED[corruption]}
+        clean = fill_template(tokenizer, template, words)
+        corrupt = fill_template(tokenizer, template, words | changed)
         if clean is None or corrupt is None or clean.slots != corrupt.slots:
             return None
-        right, wrong = _pronouns(template) if index % 2 == 0 else _pronouns(template)[::-1]
+        right, wrong = _pronouns(template) if gender == 0 else _pronouns(template)[::-1]
         answers = [single_token_continuation(tokenizer, clean.text, a) for a in (right, wrong)]
         pair = Pair(clean.ids, corrupt.ids, (answers[0],), (answers[1],), spans=_spans(clean))
         return Generated(pair, template)
