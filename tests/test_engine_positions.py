@@ -34,6 +34,7 @@ from acdc.methods.exact import exact
 from acdc.methods.gim import gim
 from acdc.methods.ifr import ifr
 from acdc.methods.nap import nap_ig
+from acdc.methods.relp import relp
 from acdc.methods.sweep import sweep
 from acdc.tasks.base import Pair
 from acdc.tasks.positions import find_positions
@@ -183,6 +184,7 @@ SCORES: dict[str, Callable[[Experiment], NDArray[np.float64]]] = {
     "eap-ig-activations": eap_ig_activations,
     "clean-corrupted": clean_corrupted,
     "gim": gim,
+    "relp": relp,
 }
 
 

@@ -411,6 +411,14 @@ class Experiment:
         """Return the same experiment with its constants computed: copies of it share them."""
         return self if self.carried is None else replace(self, constants=self.carried)
 
+    def differentiated(self, model: LoweredModel) -> Experiment:
+        """Return the experiment with the gradients of a model whose values are the same.
+
+        Constants that ablated edges carry stay those of true gradients.
+        """
+        attachments = tuple(replace(one, model=model) for one in self.attachments)
+        return replace(self.pinned(), model=model, attachments=attachments)
+
     @property
     def _ablated(self) -> tuple[str, Direction]:
         return self.intervention, self.direction

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -45,7 +43,4 @@ def gim(
         longer estimate what an edge's ablation does.  Costs one forward and backward pass.
     """
     model = with_gim_gradients(experiment.model, rules)
-    attachments = tuple(replace(a, model=model) for a in experiment.attachments)
-    pinned = experiment.pinned()  # constants are of true gradients
-    modified = replace(pinned, model=model, attachments=attachments)
-    return eap(modified, work=work or Work())
+    return eap(experiment.differentiated(model), work=work or Work())

@@ -21,15 +21,15 @@ that of the input.  QK-norms and post-norms are frozen too.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from acdc.models.lowering.attention import Attention, Kind
-from acdc.models.lowering.model import FeedForward, LoweredLayer, LoweredModel
-from acdc.models.lowering.norm import Norm
+from acdc.models.lowering.gradients import ScaledGradient, of_kind, with_parts
+from acdc.models.lowering.model import FeedForward, LoweredModel
 
 __all__ = ["GimAttention", "GimFeedForward", "GimRules", "with_gim_gradients"]
 
@@ -67,35 +67,12 @@ def with_gim_gradients(model: LoweredModel, rules: GimRules | None = None) -> Lo
         None: all of GIM.
     """
     rules = rules or GimRules()
-    layers = tuple(_layer(layer, rules) for layer in model.layers)
-    return replace(model, layers=layers, ln_final=_norm(model.ln_final, rules))
-
-
-def _layer(layer: LoweredLayer, rules: GimRules) -> LoweredLayer:
-    post = layer.attention_post
-    mlp = layer.mlp
-    if mlp is not None:
-        assert isinstance(mlp, FeedForward)
-        values = {f.name: getattr(mlp, f.name) for f in fields(FeedForward)}
-        values["norm"] = _norm(mlp.norm, rules)
-        values["post"] = None if mlp.post is None else _norm(mlp.post, rules)
-        mlp = GimFeedForward(**values, scale=rules.gate if mlp.gated else 1.0)
-    norms = {
-        kind: None if norm is None else _norm(norm, rules)
-        for kind, norm in layer.attention.norm.items()
-    }
-    values = {f.name: getattr(layer.attention, f.name) for f in fields(Attention)}
-    return LoweredLayer(
-        _norm(layer.ln1, rules),
-        GimAttention(**{**values, "norm": norms}, rules=rules),
-        None if post is None else _norm(post, rules),
-        None if layer.ln2 is None else _norm(layer.ln2, rules),
-        mlp,
+    return with_parts(
+        model,
+        norm=lambda norm: replace(norm, frozen=rules.freeze_norms),
+        attention=lambda attention: of_kind(GimAttention, attention, rules=rules),
+        mlp=lambda mlp: of_kind(GimFeedForward, mlp, scale=rules.gate if mlp.gated else 1.0),
     )
-
-
-def _norm(norm: Norm, rules: GimRules) -> Norm:
-    return replace(norm, frozen=rules.freeze_norms)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +90,7 @@ class GimAttention(Attention):
     ) -> Tensor:
         """As :meth:`Attention.place`, with divided gradients."""
         scale = self.rules.value if kind == "v" else self.rules.query_key
-        return super().place(kind, _ScaledGradient.apply(x, scale), positions, heads)
+        return super().place(kind, ScaledGradient.apply(x, scale), positions, heads)
 
     def softmax(self, scores: Tensor) -> Tensor:
         """As :meth:`Attention.softmax`, with the Jacobian of another temperature."""
@@ -129,25 +106,12 @@ class GimFeedForward(FeedForward):
 
     def __call__(self, x: Tensor) -> Tensor:
         """``[..., pos, d_model]`` (raw stream) -> output."""
-        out = self.module(_ScaledGradient.apply(self.norm(x), self.scale))
+        out = self.module(ScaledGradient.apply(self.norm(x), self.scale))
         return out if self.post is None else self.post(out)
 
     def pull_neurons(self, x: Tensor, neurons: Tensor) -> Tensor:
         """As :meth:`FeedForward.pull_neurons`, multiplied."""
         return super().pull_neurons(x, neurons) * self.scale
-
-
-class _ScaledGradient(torch.autograd.Function):
-    """Identity; its gradient is multiplied by a constant."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:
-        ctx.scale = scale
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return grads[0] * ctx.scale, None
 
 
 class _TemperedSoftmax(torch.autograd.Function):

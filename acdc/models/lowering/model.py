@@ -93,19 +93,9 @@ class FeedForward:
         Tensor
             ``[slot, token, d_model]``.
         """
-        read: dict[nn.Module, Tensor] = {}
-        handles = [
-            part.register_forward_hook(lambda part, _, out: read.update({part: out}))
-            for part, _ in self.readers
-        ]
         x = x.detach().requires_grad_(True)
-        try:
-            h, out = self.neurons(x)
-        finally:
-            for handle in handles:
-                handle.remove()
-        parts = [read[part] for part, _ in self.readers]
-        slopes = torch.autograd.grad(h.sum(), parts, retain_graph=True)  # [token, neuron] each
+        parts, h, out = self.computed(self.norm(x))
+        slopes = self.slopes(parts, h)
         g: Tensor = sum(  # type: ignore[assignment]  # there is at least one
             slope.T.gather(0, neurons)[..., None] * W.T[neurons]
             for slope, (_, W) in zip(slopes, self.readers, strict=True)
@@ -121,6 +111,45 @@ class FeedForward:
             pulled = scale.detach() * pulled
         return pulled
 
+    def slopes(self, parts: list[Tensor], h: Tensor) -> list[Tensor]:
+        """How much each neuron grows with each of its projections, as :meth:`computed` has them.
+
+        Returns
+        -------
+        list of Tensor
+            ``[..., neuron]`` for each reader.
+        """
+        return list(torch.autograd.grad(h.sum(), parts, retain_graph=True))
+
+    def computed(self, x: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Run the module.
+
+        Parameters
+        ----------
+        x
+            ``[..., pos, d_model]``, normed.
+
+        Returns
+        -------
+        tuple
+            What each reader makes of it, ``[..., pos, neuron]``; what the output matrix is
+            multiplied with, likewise (for gated MLPs the product of gate and input); and
+            ``[..., pos, d_model]`` with the bias, before a post-norm.
+        """
+        read: dict[nn.Module, Tensor] = {}
+        h: list[Tensor] = []
+        handles = [
+            part.register_forward_hook(lambda part, _, out: read.update({part: out}))
+            for part, _ in self.readers
+        ]
+        handles.append(self.writer.register_forward_pre_hook(lambda _, given: h.append(given[0])))
+        try:
+            out = self.module(x)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return [read[part] for part, _ in self.readers], h[0], out
+
     def neurons(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What the neurons do, and what they write together, before a post-norm.
 
@@ -132,16 +161,9 @@ class FeedForward:
         Returns
         -------
         tuple
-            ``[..., pos, d_mlp]``: what the output matrix is multiplied with (for gated MLPs the
-            product of gate and input), and ``[..., pos, d_model]`` with the bias.
+            As the last two of :meth:`computed`.
         """
-        found: list[Tensor] = []
-        handle = self.writer.register_forward_pre_hook(lambda _, read: found.append(read[0]))
-        try:
-            out = self.module(self.norm(x))
-        finally:
-            handle.remove()
-        return found[0], out
+        return self.computed(self.norm(x))[1:]
 
 
 @dataclass(frozen=True, eq=False)
