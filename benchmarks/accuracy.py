@@ -35,6 +35,7 @@ from acdc.evidence.references import REFERENCES
 from acdc.measure.curves import Curve, ranked_scores, score_curve, smallest_faithful, sweep_curve
 from acdc.measure.evaluation import Evaluator
 from acdc.methods import METHODS
+from acdc.methods.acdc import TWO_SIDED
 from acdc.methods.sweep import sweep
 from acdc.models import BUNDLED, load_model, resolve_device
 from acdc.runs.folder import versions
@@ -409,8 +410,8 @@ def _find(evaluator: Evaluator, method: str, plan: Plan) -> _Found:
         return _Found(how.scores(experiment))
     gap = abs(evaluator.full - evaluator.empty)
     taus = [fraction * gap for fraction in plan.thresholds]
-    if method == "acdc":
-        circuits, _ = sweep(experiment, taus)
+    if method in ("acdc", TWO_SIDED):
+        circuits, _ = sweep(experiment, taus, two_sided=method == TWO_SIDED)
     else:
         circuits = {tau: how.find(experiment, threshold=tau).circuit for tau in taus}
     masks = tuple(circuits[tau].in_circuit for tau in taus)

@@ -54,6 +54,7 @@ KINDS: dict[str, tuple[str, ...]] = {
 
 _QUICK: dict[str, tuple[str, ...]] = {  # what is trained or searched for is kept short
     "acdc": ("--threshold", "0.3"),
+    "acdc-two-sided": ("--threshold", "0.3"),
     "eap-acdc": ("--threshold", "0.3"),
     "edge-pruning": ("--edges", "40", "--mask-steps", "4"),
     "subnetwork-probing": ("--edges", "40", "--mask-steps", "4"),

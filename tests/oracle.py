@@ -425,30 +425,37 @@ class Sequential:
     changes: dict[str, float]
     metric: float
     margin: float
+    two_sided: bool = False
 
     def decided_before(self, tau: float, guard: float) -> list[str]:
         """Return the edges decided before the first change within ``guard`` of tau."""
         safe = []
         for edge, change in self.changes.items():
-            if abs(change - tau) < guard:
+            if abs((abs(change) if self.two_sided else change) - tau) < guard:
                 break
             safe.append(edge)
         return safe
 
 
-def sequential_acdc(oracle: Oracle, tau: float, order: list[str] | None = None) -> Sequential:
-    """Algorithm 1 of Conmy et al. 2023, one evaluation of the whole model per edge."""
+def sequential_acdc(
+    oracle: Oracle, tau: float, order: list[str] | None = None, *, two_sided: bool = False
+) -> Sequential:
+    """Algorithm 1 of Conmy et al. 2023, one evaluation of the whole model per edge.
+
+    Two-sided, an edge stays out only if the metric changes by less than tau whichever way.
+    """
     removed: set[str] = set()
     changes: dict[str, float] = {}
     current = oracle.sign * oracle.without(removed)
     for edge in oracle.edges if order is None else order:
         value = oracle.sign * oracle.without(removed | {edge})
         changes[edge] = value - current
-        if value - current < tau:
+        if -tau < value - current < tau if two_sided else value - current < tau:
             removed.add(edge)
             current = value
-    margin = min(abs(change - tau) for change in changes.values())
-    return Sequential(set(changes) - removed, changes, oracle.sign * current, margin)
+    costs = [abs(change) if two_sided else change for change in changes.values()]
+    margin = min(abs(cost - tau) for cost in costs)
+    return Sequential(set(changes) - removed, changes, oracle.sign * current, margin, two_sided)
 
 
 def exact_scores(oracle: Oracle) -> dict[str, float]:

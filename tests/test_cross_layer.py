@@ -237,12 +237,12 @@ def test_a_node_scores_the_sum_of_its_edges(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, list(total.values()), atol=1e-6 * largest)
 
 
-@pytest.mark.parametrize("threshold", [0.01, 0.05])
-def test_acdc_is_sequential_removal(threshold: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("threshold", "two_sided"), [(0.01, False), (0.05, False), (0.01, True)])
+def test_acdc_is_sequential_removal(threshold: float, two_sided: bool, tmp_path: Path) -> None:
     experiment, slow = build(tmp_path, n_layers=2)
-    wanted = sequential_acdc(slow, threshold)  # type: ignore[arg-type]
+    wanted = sequential_acdc(slow, threshold, two_sided=two_sided)  # type: ignore[arg-type]
     assert wanted.margin > 1e-7
-    circuit, work = acdc(experiment, threshold)
+    circuit, work = acdc(experiment, threshold, two_sided=two_sided)
     assert set(circuit.edges()) == wanted.kept
     assert 0 < circuit.n_edges < experiment.graph.n_edges
     changes = [wanted.changes[name] for name in experiment.graph.edge_names()]

@@ -56,14 +56,15 @@ def test_float32_needs_no_referee() -> None:
     assert acdc(exact, 0.1)[1].n_reviewed == 0
 
 
-def test_a_low_precision_sweep_gives_the_circuits_of_float32() -> None:
+@pytest.mark.parametrize("two_sided", [False, True])
+def test_a_low_precision_sweep_gives_the_circuits_of_float32(two_sided: bool) -> None:
     exact, low = bundled("logit_diff", "float32"), bundled("logit_diff", "bfloat16")
     gap = abs(exact.plain("clean") - exact.plain("corrupt"))
     taus = [0.03 * gap, 0.01 * gap, 0.003 * gap]
-    circuits, work = sweep(low, taus)
+    circuits, work = sweep(low, taus, two_sided=two_sided)
     assert work.n_reviewed > 0
     for tau in taus:
-        assert differing(circuits[tau], acdc(exact, tau)[0]) == 0
+        assert differing(circuits[tau], acdc(exact, tau, two_sided=two_sided)[0]) == 0
 
 
 def test_run_json_counts_what_float32_decided() -> None:

@@ -27,6 +27,7 @@ from acdc.engine.patched import PatchedModel, metric_of_circuit
 from acdc.methods.acdc import acdc
 from acdc.methods.eap import eap
 from acdc.methods.exact import exact
+from acdc.methods.sweep import sweep
 from acdc.tasks.positions import find_positions
 from graphs import Circuit
 from graphs import plan as plan_module
@@ -76,6 +77,7 @@ class Case:
     batch_size: int = 32
     memory: int = 1 << 30
     positions: str | None = None
+    two_sided: bool = False
 
     def build(self) -> SimpleNamespace:
         model = oracle.small_model(
@@ -142,7 +144,8 @@ def expected_of(kind: str, seed: int, experiment: Experiment) -> NDArray[np.floa
 
 def run_engine(case: Case, built: SimpleNamespace) -> Circuit:
     expected = expected_of(case.guess, case.seed, built.experiment)
-    return acdc(built.experiment, built.tau, expected=expected, memory=case.memory)[0]
+    options: dict[str, Any] = {"memory": case.memory, "two_sided": case.two_sided}
+    return acdc(built.experiment, built.tau, expected=expected, **options)[0]
 
 
 def scale_of(values: Any, slow: Oracle) -> float:
@@ -189,7 +192,7 @@ def check_case(case: Case, tally: Tally | None = None) -> None:
     built = case.build()
     assert set(built.experiment.graph.edge_names()) == set(built.oracle.edges)
     circuit = run_engine(case, built)
-    wanted = oracle.sequential_acdc(built.oracle, built.tau)
+    wanted = oracle.sequential_acdc(built.oracle, built.tau, two_sided=case.two_sided)
     scale = scale_of(wanted.changes.values(), built.oracle)
     whole = compare(circuit, wanted, built.tau, scale)
     if whole:
@@ -211,6 +214,29 @@ def test_circuits_and_scores_are_those_of_sequential_acdc(family: str) -> None:
         check_case(case, TALLY)
 
     check()
+
+
+@pytest.mark.parametrize("guess", ["removed", "kept", "eap"])
+@pytest.mark.parametrize("family", ["LN", "attention only", "grouped rotary", "Gemma2"])
+def test_two_sided_circuits_are_those_of_sequential_acdc(family: str, guess: str) -> None:
+    for seed in range(3):
+        case = Case(family, seed, tau=0.05, guess=guess, two_sided=True)
+        check_case(case)
+        built = case.build()
+        circuit, one_sided = run_engine(case, built), acdc(built.experiment, built.tau)[0]
+        assert circuit.info["method"] == "acdc-two-sided"
+        assert (circuit.scores[circuit.in_circuit] < -built.tau).any()  # kept against the metric
+        assert circuit.n_edges > one_sided.n_edges
+
+
+def test_two_sided_thresholds_share_a_sweep() -> None:
+    built = Case("LN", 1, two_sided=True).build()
+    taus = [0.3 * built.tau, built.tau, 3 * built.tau]
+    circuits, _ = sweep(built.experiment, taus, two_sided=True)
+    for tau in taus:
+        alone, _ = acdc(built.experiment, tau, two_sided=True)
+        np.testing.assert_array_equal(circuits[tau].in_circuit, alone.in_circuit)
+        np.testing.assert_allclose(circuits[tau].scores, alone.scores, atol=1e-5)
 
 
 @pytest.mark.parametrize("metric", ["kl", "mse", "logit_diff"])

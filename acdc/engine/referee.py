@@ -37,6 +37,8 @@ class Referee:
         The minimised metric of the full model in low precision.
     work
         Where reviews are counted.
+    two_sided
+        Whether decisions go by the size of a change.
 
     Attributes
     ----------
@@ -48,8 +50,17 @@ class Referee:
         infinite for the first 16 decisions.
     """
 
-    def __init__(self, experiment: Experiment, memory: int, low: float, work: Work) -> None:
+    def __init__(
+        self,
+        experiment: Experiment,
+        memory: int,
+        low: float,
+        work: Work,
+        *,
+        two_sided: bool = False,
+    ) -> None:
         self.run, self.work = IncrementalRun(experiment, memory), work
+        self.two_sided = two_sided
         self.sign = experiment.minimised_sign
         self.rounding = 0.0
         self._exact, self._low = self.sign * self.run.metric(), low
@@ -75,7 +86,7 @@ class Referee:
         thresholds
             Taus.
         """
-        if min(abs(change - tau) for tau in thresholds) > self.margin:
+        if min(abs(self._cost(change) - tau) for tau in thresholds) > self.margin:
             return change
         edges = np.array([*removed, edge])
         without = np.ones((1, len(edges)), dtype=bool)
@@ -85,8 +96,13 @@ class Referee:
         exact = self.sign * float(values[1] - values[0])
         self.rounding = max(self.rounding, abs(exact - change))
         self.work.n_reviewed += 1
-        self.work.n_overruled += any((change < tau) != (exact < tau) for tau in thresholds)
+        costs = self._cost(change), self._cost(exact)
+        self.work.n_overruled += any((costs[0] < tau) != (costs[1] < tau) for tau in thresholds)
         return exact
+
+    def _cost(self, change: float) -> float:
+        """What is held against a threshold."""
+        return abs(change) if self.two_sided else change
 
     def finish(
         self, receiver: int, removed: Sequence[int], kept: NDArray[np.int64], low: float

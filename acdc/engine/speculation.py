@@ -111,6 +111,8 @@ class Speculation:
     expected
         ``[edge]``: what each edge's removal is expected to change the minimised metric by, as
         attribution scores say.  Edges below tau are guessed to be removed; None: all are.
+    two_sided
+        Whether a change counts by its size, whichever way it goes.
 
     Attributes
     ----------
@@ -125,17 +127,24 @@ class Speculation:
         run: IncrementalRun,
         thresholds: Sequence[float],
         expected: NDArray[np.float64] | None = None,
+        *,
+        two_sided: bool = False,
     ) -> None:
-        self.run = run
+        self.run, self.two_sided = run, two_sided
         self.thresholds = tuple(sorted(thresholds))
         if self.thresholds[0] <= 0.0 < self.thresholds[-1]:
             raise ValueError(f"thresholds {thresholds} of both signs cannot be decided together")
         n_edges = run.graph.n_edges
-        self.expected = np.full(n_edges, -np.inf) if expected is None else expected.copy()
+        nothing = np.full(n_edges, 0.0 if two_sided else -np.inf)
+        self.expected = nothing if expected is None else expected.copy()
         self.sign = run.experiment.minimised_sign
         self.current = self.sign * run.metric()
         exact = run.experiment.in_float32
-        self.referee = None if exact is None else Referee(exact, run.memory, self.current, run.work)
+        self.referee = (
+            None
+            if exact is None
+            else Referee(exact, run.memory, self.current, run.work, two_sided=two_sided)
+        )
         self.split: Split | None = None
         self._batch: _Batch | None = None  # interrupted by a split
         self._removed: list[int] = []  # edges of the receiver at hand
@@ -240,7 +249,8 @@ class Speculation:
         best = math.sqrt(2 * self.run.overhead(rest) * self._run_length)
         edges = rest[: max(1, min(round(best), self.run.capacity(rest), _LARGEST_BATCH))]
         n = len(edges)
-        guesses = self.expected[edges] < self.thresholds[-1]
+        expected = np.abs(self.expected[edges]) if self.two_sided else self.expected[edges]
+        guesses = expected < self.thresholds[-1]
         scenarios = np.tril(np.broadcast_to(guesses, (n, n)), -1) | np.eye(n, dtype=bool)
         values, outcomes = self.run.evaluate(edges, scenarios)
         values = self.sign * values
@@ -270,9 +280,10 @@ class Speculation:
 
     def _is_removed(self, change: float) -> bool | None:
         """Whether an edge stays out; None where the thresholds disagree."""
-        if change < self.thresholds[0]:
+        cost = abs(change) if self.two_sided else change
+        if cost < self.thresholds[0]:
             return True
-        return False if change >= self.thresholds[-1] else None
+        return False if cost >= self.thresholds[-1] else None
 
     def _take(self, batch: _Batch, change: float, removed: bool) -> Decision:
         """Decide the next edge of a batch."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +23,22 @@ from acdc.settings import option
 from graphs import Circuit, Graph
 from graphs.order import edge_order, receiver_order
 
-__all__ = ["GUESSES", "Options", "acdc", "expected_changes", "find", "widened"]
+__all__ = [
+    "GUESSES",
+    "TWO_SIDED",
+    "Options",
+    "acdc",
+    "expected_changes",
+    "find",
+    "find_two_sided",
+    "widened",
+]
 
 GUESSES = ("removed", "eap", "eap-ig")
 """What the search can expect of edges."""
+
+TWO_SIDED = "acdc-two-sided"
+"""The method whose edges stay out only if the metric hardly changes, whichever way."""
 
 
 def acdc(
@@ -34,6 +47,7 @@ def acdc(
     *,
     expected: NDArray[np.float64] | None = None,
     candidates: NDArray[np.bool_] | None = None,
+    two_sided: bool = False,
     memory: int = 1 << 30,
     progress: Callable[[int], None] = lambda n_edges: None,
     checkpoint: Checkpoint | None = None,
@@ -57,6 +71,9 @@ def acdc(
     candidates
         ``[edge]``: edges that are tested; the others are removed untested when their receiver's
         turn comes, before its candidates are tried.  None tests all.
+    two_sided
+        Whether an edge stays out only if the metric changes by less than the threshold
+        *whichever way*: one whose removal makes the metric better than the model's stays in.
     memory
         Bytes that the scenarios of one evaluation may take.
     progress
@@ -73,11 +90,13 @@ def acdc(
         How much was computed.
     """
     if experiment.crosses_layers:
-        return _by_whole_passes(experiment, threshold, candidates, memory, progress, checkpoint)
+        return _by_whole_passes(
+            experiment, threshold, candidates, two_sided, memory, progress, checkpoint
+        )
     graph, order = experiment.graph, receiver_order(experiment.graph)
     decided = checkpoint.load(graph, threshold) if checkpoint else Decided.nothing(graph)
     run = IncrementalRun(experiment, memory)
-    speculation = Speculation(run, (threshold,), expected)
+    speculation = Speculation(run, (threshold,), expected, two_sided=two_sided)
     in_circuit, scores = decided.in_circuit, decided.scores
     if checkpoint and decided.n_finished:
         by_receiver = [(v, edge_order(graph, v)) for v in order[: decided.n_finished]]
@@ -104,13 +123,18 @@ def acdc(
         decided.rounding = 0.0 if referee is None else referee.rounding
         if checkpoint and checkpoint.due:
             checkpoint.save(threshold, decided, speculation.keep())
-    return Circuit(graph, scores, in_circuit, {"method": "acdc", "threshold": threshold}), run.work
+    return Circuit(graph, scores, in_circuit, _info(threshold, two_sided)), run.work
+
+
+def _info(threshold: float, two_sided: bool) -> dict[str, Any]:
+    return {"method": TWO_SIDED if two_sided else "acdc", "threshold": threshold}
 
 
 def _by_whole_passes(
     experiment: Experiment,
     threshold: float,
     candidates: NDArray[np.bool_] | None,
+    two_sided: bool,
     memory: int,
     progress: Callable[[int], None],
     checkpoint: Checkpoint | None,
@@ -138,13 +162,13 @@ def _by_whole_passes(
             if alive:
                 without, work.n_evaluations = sign * patched.metric(mask), work.n_evaluations + 1
                 scores[edge] = without - now
-            mask[edge] = not scores[edge] < threshold
+            mask[edge] = not (abs(scores[edge]) if two_sided else scores[edge]) < threshold
             now = now if mask[edge] or not alive else without
         progress(len(edges))
         decided.n_finished, decided.work = decided.n_finished + 1, asdict(work)
         if checkpoint and checkpoint.due:
             checkpoint.save(threshold, decided)
-    return Circuit(graph, scores, mask, {"method": "acdc", "threshold": threshold}), work
+    return Circuit(graph, scores, mask, _info(threshold, two_sided)), work
 
 
 @dataclass(frozen=True)
@@ -203,15 +227,35 @@ def _n_decisions(experiment: Experiment, options: Options) -> int:
 )
 def find(experiment: Experiment, options: Options, work: Means) -> Found:
     """Run :func:`acdc` at the threshold that is asked for, or look for one."""
+    return _among_candidates(experiment, options, work, two_sided=False)
+
+
+@method(
+    TWO_SIDED,
+    "acdc, but an edge stays out only if the metric changes by less than tau whichever way; "
+    "default tau as for acdc",
+    Options,
+    over="circuit",
+    score=Score.COST,
+    passes=_n_decisions,
+)
+def find_two_sided(experiment: Experiment, options: Options, work: Means) -> Found:
+    """As :func:`find`, two-sided: what holds the metric back is no less part of the circuit."""
+    return _among_candidates(experiment, options, work, two_sided=True)
+
+
+def _among_candidates(
+    experiment: Experiment, options: Options, work: Means, *, two_sided: bool
+) -> Found:
     narrowed = narrow(experiment, options.candidates, work.memory)
     if narrowed is None:
-        return _search(experiment, options, work)
+        return _search(experiment, options, work, two_sided)
     few, candidates = narrowed
-    found = _search(few, options, work)
+    found = _search(few, options, work, two_sided)
     return replace(found, circuit=widened(found.circuit, experiment.graph, candidates))
 
 
-def _search(experiment: Experiment, options: Options, work: Means) -> Found:
+def _search(experiment: Experiment, options: Options, work: Means, two_sided: bool) -> Found:
     expected = expected_changes(experiment, options, work.memory)
 
     def run(threshold: float) -> Found:
@@ -220,6 +264,7 @@ def _search(experiment: Experiment, options: Options, work: Means) -> Found:
             experiment,
             threshold,
             expected=expected,
+            two_sided=two_sided,
             memory=work.memory,
             progress=work.progress,
             checkpoint=work.checkpoint,

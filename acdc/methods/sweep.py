@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from acdc.engine.experiment import Experiment
 from acdc.engine.incremental import IncrementalRun, Work
 from acdc.engine.speculation import Decision, Speculation
+from acdc.methods.acdc import TWO_SIDED
 from graphs import Circuit
 from graphs.order import edge_order, receiver_order
 
@@ -48,8 +49,9 @@ class _Branch:
             scores=self.scores.copy(),
         )
         taus = self.speculation.thresholds
-        keep = [tau for tau in taus if split.change >= tau]
-        remove = [tau for tau in taus if split.change < tau]
+        cost = abs(split.change) if self.speculation.two_sided else split.change
+        keep = [tau for tau in taus if cost >= tau]
+        remove = [tau for tau in taus if cost < tau]
         self.record(self.speculation.resolve(removed=False, thresholds=keep))
         twin.record(twin.speculation.resolve(removed=True, thresholds=remove))
         return [self, twin] if split.guess else [twin, self]
@@ -60,6 +62,7 @@ def sweep(
     thresholds: Sequence[float],
     *,
     expected: NDArray[np.float64] | None = None,
+    two_sided: bool = False,
     memory: int = 1 << 30,
     progress: Callable[[int], None] = lambda n_edges: None,
 ) -> tuple[dict[float, Circuit], Work]:
@@ -71,7 +74,7 @@ def sweep(
         Model, prompts, metric, intervention and direction.
     thresholds
         Taus above 0, in the unit of the metric.
-    expected, memory
+    expected, two_sided, memory
         As in :func:`acdc.methods.acdc.acdc`.
     progress
         Called with the number of (edge, threshold) pairs decided since the last call.
@@ -86,7 +89,7 @@ def sweep(
     graph = experiment.graph
     order = receiver_order(graph)
     run = IncrementalRun(experiment, memory)
-    first = Speculation(run, thresholds, expected)
+    first = Speculation(run, thresholds, expected, two_sided=two_sided)
     branches = [_Branch(first, np.ones(graph.n_edges, dtype=bool), np.zeros(graph.n_edges))]
     circuits: dict[float, Circuit] = {}
     while branches:
@@ -95,7 +98,7 @@ def sweep(
         if branch.n_finished == len(order):
             branches.pop()
             for tau in speculation.thresholds:
-                info = {"method": "acdc", "threshold": tau}
+                info = {"method": TWO_SIDED if two_sided else "acdc", "threshold": tau}
                 circuits[tau] = Circuit(graph, branch.scores, branch.in_circuit, info)
             continue
         receiver = order[branch.n_finished]

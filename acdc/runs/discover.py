@@ -27,6 +27,7 @@ from acdc.measure.ability import ability
 from acdc.measure.error_nodes import default_thresholds, errors_in_and_out, sweep_nodes
 from acdc.measure.evaluation import Evaluation, Evaluator
 from acdc.methods import Method
+from acdc.methods.acdc import TWO_SIDED
 from acdc.methods.eap import between_inputs
 from acdc.models.lowering import LoweredModel
 from acdc.runs.claim import Claims
@@ -561,7 +562,10 @@ def load_experiment(
         mean_over=_mean_over(settings, model, tokenizer),
         training_steps=settings.optimal_steps,
     )
-    if settings.method in ("acdc", "eap-acdc") and model.dtype in (torch.bfloat16, torch.float16):
+    if settings.method in ("acdc", TWO_SIDED, "eap-acdc") and model.dtype in (
+        torch.bfloat16,
+        torch.float16,
+    ):
         exact, _ = model_of(settings, "float32")
         experiment = replace(experiment, in_float32=replace(experiment, model=exact))
     _ = experiment.batches  # a pair that cannot be used is found before the search starts
