@@ -41,6 +41,14 @@ def compare(
             "--faithfulness", help="Runs over different bases: sizes at this faithfulness."
         ),
     ] = 0.9,
+    other_model: opt.OtherModel = False,
+    n_random: Annotated[
+        int | None,
+        typer.Option(
+            "--n-random",
+            help="Random circuits of the same size beside it (default: 1,000, fewer large ones).",
+        ),
+    ] = None,
     as_json: Annotated[
         bool, typer.Option("--json/--no-json", help="Print JSON instead of tables.")
     ] = False,
@@ -48,6 +56,9 @@ def compare(
     overwrite: opt.Replace = False,
 ) -> None:
     """Compare two circuits, or one with a reference: overlap, differing edges, one diagram.
+
+    Beside each agreement stands that of random circuits of the same size.  A reference is of one
+    model: with a run of another one it is refused, unless --other-model.
 
     Circuits over different bases (heads and MLPs, SAEs, transcoders, neurons), and any three or
     more, are compared by the components that their nodes stand for, by what finding them took
@@ -89,8 +100,8 @@ def compare(
     if out is not None and reference is None:
         check_drawable([load_circuit(path) for path in circuits])  # before anything is measured
     found = compare_all(
-        *circuits, reference=reference, faithfulness=faithfulness,
-        trust_remote_code=trust_remote_code, reporter=TerminalReporter(),
+        *circuits, reference=reference, faithfulness=faithfulness, other_model=other_model,
+        n_random=n_random, trust_remote_code=trust_remote_code, reporter=TerminalReporter(),
     )  # fmt: skip
     dot = None if out is None else found.dot()
     if found.warning:
@@ -118,16 +129,19 @@ def _show(found: Compared, roles: list[str], list_edges: bool) -> None:
     own = found.found
     if isinstance(own, ReferenceComparison):
         assert found.reference is not None
-        show(reference_table(own, found.reference, found.labels[0]))
+        title = found.labels[0] + (" (of ANOTHER MODEL)" if found.is_other_model else "")
+        show(reference_table(own, found.reference, title, found.chance))
         if found.reference.roles:
-            show(roles_table(own, roles))
+            show(roles_table(own, roles, found.chance))
+        if found.match is not None:
+            show(found.match.says)
         if list_edges:
             overlap, what = (own.nodes, "nodes") if own.edges is None else (own.edges, "edges")
             show(f"missed {what}: " + (", ".join(overlap.only_b) or "none"))
             show(f"extra {what}: " + (", ".join(overlap.only_a) or "none"))
     elif isinstance(own, Comparison):
         labels = (found.labels[0], found.labels[1])
-        show(comparison_table(own, labels))
+        show(comparison_table(own, labels, found.chance))
         if list_edges:
             for label, names in zip(labels, (own.edges.only_a, own.edges.only_b), strict=True):
                 show(f"only in {label}: " + (", ".join(names) or "nothing"))
@@ -150,4 +164,7 @@ def _print_json(found: Compared) -> None:
 
     plain = found.summary()
     alone = not plain["sizes"] and "circuits" not in plain["comparison"]
-    typer.echo(json.dumps(plain["comparison"] if alone else plain, indent=1))
+    if alone:
+        more = {key: plain[key] for key in ("model", "other_model", "chance")}
+        plain = plain["comparison"] | (more if found.reference else {"chance": plain["chance"]})
+    typer.echo(json.dumps(plain, indent=1))

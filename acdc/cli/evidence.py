@@ -160,6 +160,7 @@ def self_repair(
         str | None,
         typer.Option("--reference", help="Take roles of this reference (acdc list references)."),
     ] = None,
+    other_model: opt.OtherModel = False,
     task: opt.RunTask = None,
     seen: Annotated[
         bool,
@@ -192,8 +193,8 @@ def self_repair(
     if out is not None:
         check_file(out, overwrite)
     repair = measure(
-        circuit, roles, task=task, seen=seen, min_share=min_share, n_resamples=n_resamples,
-        reporter=TerminalReporter(), **asked,
+        circuit, roles, task=task, of=known, other_model=other_model, seen=seen,
+        min_share=min_share, n_resamples=n_resamples, reporter=TerminalReporter(), **asked,
     )  # fmt: skip
     if out is not None:
         write_json(out, repair.summary())
@@ -226,6 +227,7 @@ def report(
             "--reference", help="Reference circuit: name or file (default: the model's own)."
         ),
     ] = None,
+    other_model: opt.OtherModel = False,
     tests: opt.Tests = True,
     prompts: Annotated[
         int, typer.Option("--prompts", help="Prompt pairs to show attention patterns on.")
@@ -248,8 +250,9 @@ def report(
         raise CircuitFileError(f"{run}: no such folder; give the folder of a run")
     check_page(page, overwrite)
     found = write(
-        run, evaluation=evaluation, stability=stability, reference=reference, tests=tests,
-        n_prompts=prompts, trust_remote_code=trust_remote_code, reporter=TerminalReporter(),
+        run, evaluation=evaluation, stability=stability, reference=reference,
+        other_model=other_model, tests=tests, n_prompts=prompts,
+        trust_remote_code=trust_remote_code, reporter=TerminalReporter(),
     )  # fmt: skip
     found.save(page, overwrite=True)
     say(f"written to {page}")

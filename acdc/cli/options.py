@@ -23,6 +23,10 @@ Trust = Annotated[
     bool, typer.Option("--trust-remote-code", help="Let the model's folder run its own code.")
 ]
 Tests = Annotated[bool, typer.Option("--tests/--no-tests", help="The tests of a circuit (README).")]
+OtherModel = Annotated[
+    bool,
+    typer.Option("--other-model", help="Use a reference of another model; the result says so."),
+]
 NResamples = Annotated[int, typer.Option("--n-resamples", help="Of the bootstrap over prompts.")]
 
 JsonFile = Annotated[Path | None, typer.Option("--out", help="JSON file to write.")]

@@ -9,10 +9,17 @@ from typing import Any
 
 from acdc.errors import CircuitFileError, GraphError, OptionError
 from acdc.evidence.bases import SizeAt, check_level, sizes_at
-from acdc.evidence.references import ablation_warning, check_ablation, load_reference
+from acdc.evidence.references import (
+    ModelMatch,
+    ablation_warning,
+    check_ablation,
+    check_model,
+    load_reference,
+)
 from acdc.runs.discover import Reporter, Silent
 from acdc.runs.folder import Run, save_summary
 from acdc.runs.opened import Opened, RunLike, open_run
+from acdc.settings import MOST_RESAMPLES, check_count
 from graphs import (
     Ablation,
     BasesComparison,
@@ -26,9 +33,11 @@ from graphs import (
     to_dot_reference,
 )
 from graphs import compare as compare_pair
+from graphs.known.chance import AtChance, chance_of_pair, chance_of_reference
+from graphs.known.compare import common_form
 from graphs.text import short
 
-__all__ = ["Compared", "Cost", "check_drawable", "compare"]
+__all__ = ["Compared", "Cost", "check_drawable", "check_reference", "compare"]
 
 
 def check_drawable(circuits: Sequence[Circuit]) -> None:
@@ -86,6 +95,10 @@ class Compared:
         compared by components.
     reference, warning
         What one is compared with, and that it was found under another ablation.
+    match
+        Whether it is of the reference's model, as far as can be said.
+    chance
+        What random circuits of the (first) circuit's size get; None where they were not drawn.
     """
 
     labels: tuple[str, ...]
@@ -95,6 +108,13 @@ class Compared:
     sizes: tuple[SizeAt, ...] | None = None
     reference: Reference | None = None
     warning: str | None = None
+    match: ModelMatch | None = None
+    chance: AtChance | None = None
+
+    @property
+    def is_other_model(self) -> bool:
+        """Whether the reference is known to be of another model than the circuit."""
+        return self.match is not None and self.match.same is False
 
     def dot(self) -> str:
         """Return one diagram of both, as DOT.
@@ -106,7 +126,8 @@ class Compared:
         """
         own = [opened.circuit for opened in self.circuits]
         if self.reference is not None:
-            return to_dot_reference(own[0], self.reference, self.labels[0])
+            note = f" (of another model, {self.reference.model})" if self.is_other_model else ""
+            return to_dot_reference(own[0], self.reference, self.labels[0], note=note)
         check_drawable(own)
         return to_dot_comparison(own[0], own[1], (self.labels[0], self.labels[1]))
 
@@ -119,6 +140,9 @@ class Compared:
             "costs": [asdict(cost) for cost in self.costs],
             "reference": None if self.reference is None else self.reference.name,
             "warning": self.warning,
+            "other_model": self.is_other_model,
+            "model": None if self.match is None else asdict(self.match),
+            "chance": None if self.chance is None else asdict(self.chance),
         }
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
@@ -136,6 +160,8 @@ def compare(
     *circuits: RunLike,
     reference: str | Path | Reference | None = None,
     faithfulness: float = 0.9,
+    other_model: bool = False,
+    n_random: int | None = None,
     trust_remote_code: bool = False,
     reporter: Reporter | None = None,
     **again: Any,
@@ -154,6 +180,11 @@ def compare(
         Name, file or reference; then there is one circuit.
     faithfulness
         That sizes are compared at, above 0 and at most 1.
+    other_model
+        Compare with a reference of another model than the run's all the same; the result says so.
+    n_random
+        Random circuits of the same size, whose agreement stands beside; 0: none; None: 1,000, or
+        fewer large ones (:func:`graphs.known.chance.n_circuits`).
     trust_remote_code
         Let the models' folders run their own code, whatever ``run.json`` says.
     reporter
@@ -164,7 +195,8 @@ def compare(
     Raises
     ------
     OptionError
-        If there are too few circuits, or they cannot be compared.
+        If there are too few circuits, or they cannot be compared, as with a reference of another
+        model.
     GraphError
         If they are of different models.
 
@@ -177,15 +209,23 @@ def compare(
         raise OptionError(f"{len(circuits)} circuits and a reference: give one circuit with it")
     if reference is None and len(circuits) < 2:
         raise OptionError(f"{len(circuits)} circuits: give two or more, or a reference with one")
+    if reference is None and other_model:
+        raise OptionError("other_model without a reference: give one, or leave it out")
+    if n_random is not None:
+        check_count("n_random", n_random, at_least=0, at_most=MOST_RESAMPLES)
     check_level(faithfulness)
     opened = tuple(open_run(circuit) for circuit in circuits)
     labels = _labels(circuits)
     costs = tuple(map(_cost, opened))
     if reference is not None:
-        return _with_reference(opened[0], labels[0], load_reference(reference), costs)
+        known = load_reference(reference)
+        match = check_reference(opened[0], known, other_model=other_model)
+        return _with_reference(opened[0], labels[0], known, costs, match, n_random)
     own = [one.circuit for one in opened]
     if _pair(own):
-        return Compared(labels, opened, compare_pair(*own), costs)
+        overlap = compare_pair(*own)
+        chance = None if n_random == 0 else chance_of_pair(own[0], own[1], n=n_random)
+        return Compared(labels, opened, overlap, costs, chance=chance)
     sizes = None
     found = compare_bases(*own)
     if all(one.discovery is not None for one in opened):
@@ -221,12 +261,40 @@ def _cost(opened: Opened) -> Cost:
     )
 
 
+def check_reference(opened: Opened, reference: Reference, *, other_model: bool) -> ModelMatch:
+    """Check that a circuit can be compared with a reference, and is of its model.
+
+    Raises
+    ------
+    GraphError
+        If their graphs differ.
+    OptionError
+        If the model is another one, unless ``other_model``.
+    """
+    common_form(opened.circuit, reference)
+    return check_model(reference, opened.identity, other_model=other_model)
+
+
 def _with_reference(
-    opened: Opened, label: str, reference: Reference, costs: tuple[Cost, ...]
+    opened: Opened,
+    label: str,
+    reference: Reference,
+    costs: tuple[Cost, ...],
+    match: ModelMatch,
+    n_random: int | None,
 ) -> Compared:
-    found = compare_reference(opened.circuit, reference)
-    warning = ablation_warning(reference, _ablation(opened))
-    return Compared((label,), (opened,), found, costs, None, reference, warning)
+    circuit = opened.circuit
+    return Compared(
+        (label,),
+        (opened,),
+        compare_reference(circuit, reference),
+        costs,
+        None,
+        reference,
+        ablation_warning(reference, _ablation(opened)),
+        match,
+        None if n_random == 0 else chance_of_reference(circuit, reference, n=n_random),
+    )
 
 
 def _ablation(opened: Opened) -> Ablation:

@@ -56,7 +56,7 @@ from numpy.typing import NDArray
 from acdc.engine.experiment import Experiment
 from acdc.engine.patched import PatchedModel
 from acdc.errors import OptionError, UnknownNameError
-from acdc.evidence.references import load_reference
+from acdc.evidence.references import check_model, load_reference
 from acdc.measure.evaluation import interval
 from acdc.runs.discover import Reporter, Silent, fit, with_constants
 from acdc.runs.folder import Timer, save_summary, versions
@@ -240,6 +240,8 @@ def self_repair(
     roles: Roles | Reference | str | Path | None = None,
     *,
     task: Any = None,
+    of: Reference | None = None,
+    other_model: bool = False,
     seen: bool = True,
     min_share: float = 0.1,
     n_resamples: int = 1000,
@@ -261,6 +263,10 @@ def self_repair(
         :func:`writers`.
     task
         As of :func:`acdc.discover`; None: the run's.  A circuit that comes alone needs one.
+    of
+        Reference that ``roles`` are taken from, if they do not say.
+    other_model
+        Take roles of a reference of another model than the run's all the same.
     seen
         Whether to take the prompts that discovery saw.
     min_share
@@ -276,7 +282,7 @@ def self_repair(
     ------
     OptionError
         If the circuit has no head that writes to the logits, a head is none of the
-        model's, or a value makes no sense.
+        model's, the reference is of another model, or a value makes no sense.
     TaskError
         If no prompts are left that discovery has not seen.
 
@@ -292,6 +298,7 @@ def self_repair(
         roles = load_reference(roles)
     opened = open_run(run)
     circuit, settings = opened.circuit, opened.settings(task=task, **asked)
+    known = roles if isinstance(roles, Reference) else of
     prompts = PromptChoice(opened.discovery_with(settings), seen)
     circuit = coarsen(circuit, circuit.graph.shape.unsplit)  # heads as a whole
     if roles is None:
@@ -299,6 +306,8 @@ def self_repair(
     elif isinstance(roles, Reference):
         roles = reference_roles(roles, circuit.graph)
     _check_heads(roles, circuit.graph)
+    if known is not None:
+        check_model(known, opened.identity, other_model=other_model)
     reporter, timer = reporter or Silent(), Timer()
     with timer.phase("load"), reporter.phase("load model and task", None):
         circuit, experiment = fit(circuit, settings, prompts, opened.constants(settings))

@@ -26,7 +26,15 @@ from acdc.tasks.base import Tokenizer
 if TYPE_CHECKING:
     from acdc.models.lowering import LoweredModel
 
-__all__ = ["BUNDLED", "MODELS", "Loaded", "load_model", "resolve_device", "resolve_dtype"]
+__all__ = [
+    "BUNDLED",
+    "MODELS",
+    "Loaded",
+    "load_model",
+    "resolve_device",
+    "resolve_dtype",
+    "where_from",
+]
 
 Loaded = tuple["LoweredModel", Tokenizer | None]
 """A lowered model and its tokenizer."""
@@ -155,6 +163,16 @@ def _find(name: str) -> Path | None:
     if "/" in name or "\\" in name:
         raise ModelError(f"model {name!r}: there is no such folder")
     raise UnknownNameError("model", name, MODELS)
+
+
+def where_from(name: str) -> str:
+    """Return where :func:`load_model` loads a name from: ``known``, ``folder`` or ``hub``.
+
+    Raises as it does if the name means nothing.
+    """
+    if name in MODELS:
+        return "known"
+    return "hub" if _find(name) is None else "folder"
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,14 @@ from numpy.typing import NDArray
 from acdc.engine.experiment import Experiment
 from acdc.errors import CircuitFileError, OptionError
 from acdc.evidence.assessment import Assessment, assess, importance
-from acdc.evidence.references import REFERENCES, ablation_warning, load_reference
+from acdc.evidence.comparison import check_reference
+from acdc.evidence.references import (
+    REFERENCES,
+    ModelMatch,
+    ablation_warning,
+    load_reference,
+    match_model,
+)
 from acdc.evidence.stability import Stability
 from acdc.evidence.verdicts import Trials
 from acdc.measure.curves import Point, score_curve
@@ -30,7 +38,7 @@ from acdc.pages.evidence import (
 from acdc.runs.discover import Reporter, Silent
 from acdc.runs.folder import Run
 from acdc.runs.given import defaults_of
-from acdc.runs.opened import RunLike, open_run
+from acdc.runs.opened import Opened, RunLike, open_run
 from acdc.runs.reopen import check_summary, reopen
 from acdc.runs.unseen import PromptChoice
 from acdc.settings import Settings, check_count, command_line
@@ -43,6 +51,7 @@ from graphs import (
     compare_reference,
     joined_shape,
 )
+from graphs.known.chance import AtChance, Chance, chance_of_ranking, chance_of_reference
 from graphs.known.compare import common_form
 from graphs.known.roc import Roc, average_precision, counts, items, roc_curve
 from graphs.text import short
@@ -76,6 +85,12 @@ class Agreement:
         False and true positive rate of the circuit itself.
     warning
         That the run was made under another ablation than the reference is true for.
+    match
+        Whether the run is of the reference's model, as far as can be said.
+    chance
+        What random circuits of the same size get.
+    ranking_chance
+        AUROC and average precision of shuffled scores; None where there is no ROC curve.
     """
 
     reference: Reference
@@ -87,6 +102,9 @@ class Agreement:
     average_precision: float | None
     point: tuple[float, float] | None
     warning: str | None
+    match: ModelMatch
+    chance: AtChance
+    ranking_chance: Mapping[str, Chance] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,6 +155,7 @@ def gather(
     evaluation: str | Path | Assessment | None = None,
     stability: str | Path | Stability | None = None,
     reference: str | Path | Reference | None = None,
+    other_model: bool = False,
     tests: bool = True,
     n_prompts: int = 3,
     trust_remote_code: bool = False,
@@ -160,6 +179,8 @@ def gather(
     reference
         Name, file or reference; None: the only one of the run's model, task and ablation, if there
         is one.
+    other_model
+        Compare with a reference of another model than the run's all the same; the page says so.
     tests
         Whether the tests of the circuit are shown (and run, if they were not).
     n_prompts
@@ -191,9 +212,10 @@ def gather(
     beside = None if isinstance(run, Run) else Path(run)
     evidence = _given_evidence(beside, evaluation, circuit, tests)
     repeated = _given_repeated(beside, stability, settings, circuit)
-    known = load_reference(reference) if reference else _own_reference(settings, circuit)
+    known = load_reference(reference) if reference else _own_reference(settings, opened)
+    match = None  # of another graph or model: said before anything is measured
     if known is not None:
-        common_form(circuit, known)  # of another graph: said before anything is measured
+        match = check_reference(opened, known, other_model=other_model)
     with reporter.phase("load model and task", None):
         experiment, tokenizer = reopen(opened, settings)
     if evidence is None and circuit.n_edges:
@@ -225,7 +247,7 @@ def gather(
         view,
         evidence,
         _frontier(experiment, circuit, summary, reporter),
-        None if known is None else _agreement(circuit, known, settings),
+        None if known is None or match is None else _agreement(circuit, known, settings, match),
         repeated,
     )
 
@@ -271,7 +293,7 @@ def _there(folder: Path | None, given: str | Path | None, name: str) -> Path | N
     return beside if beside is not None and beside.exists() else None
 
 
-def _own_reference(settings: Settings, circuit: Circuit) -> Reference | None:
+def _own_reference(settings: Settings, opened: Opened) -> Reference | None:
     """The reference of the run's model, task and ablation, if there is exactly one.
 
     Of a task file it is the one in the file's folder.
@@ -282,7 +304,8 @@ def _own_reference(settings: Settings, circuit: Circuit) -> Reference | None:
     for name, path in REFERENCES.items():
         known = load_reference(name)
         of_task = known.task == settings.task or path.resolve().parent == task.parent
-        of_model = known.model in (settings.model, model) and _same_model(circuit, known)
+        of_model = known.model in (settings.model, model) and _same_model(opened.circuit, known)
+        of_model = of_model and match_model(known, opened.identity).same is not False
         if of_task and of_model and ablation_warning(known, ablation) is None:
             found.append(known)
     return found[0] if len(found) == 1 else None
@@ -323,7 +346,9 @@ def _frontier(
     return curve.points()
 
 
-def _agreement(circuit: Circuit, reference: Reference, settings: Settings) -> Agreement:
+def _agreement(
+    circuit: Circuit, reference: Reference, settings: Settings, match: ModelMatch
+) -> Agreement:
     """Compare with a reference, over whatever both keep apart."""
     found, true = common_form(circuit, reference)
     what = reference.granularity
@@ -334,7 +359,11 @@ def _agreement(circuit: Circuit, reference: Reference, settings: Settings) -> Ag
         truth = scored.mask(true.in_circuit)
     inside = scored.mask(found.in_circuit)
     usable = bool(truth.any() and not truth.all())
-    ranked = _ranked(scored.scores(found.scores, absolute=meaning(found) is not Score.COST))
+    absolute = meaning(found) is not Score.COST
+    ranked = _ranked(scored.scores(found.scores, absolute=absolute))
+    shuffled = None
+    if usable:
+        shuffled = chance_of_ranking(scored, truth, found.scores, absolute=absolute)
     agreement = counts(truth, inside) if usable else None
     return Agreement(
         reference,
@@ -346,6 +375,9 @@ def _agreement(circuit: Circuit, reference: Reference, settings: Settings) -> Ag
         average_precision(truth, ranked) if usable else None,
         None if agreement is None else (agreement.fpr, agreement.tpr),
         ablation_warning(reference, Ablation(settings.intervention, settings.direction)),
+        match,
+        chance_of_reference(circuit, reference),
+        shuffled,
     )
 
 

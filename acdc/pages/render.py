@@ -383,21 +383,35 @@ def _reference(agreement: Agreement | None) -> str:
     said = f"<p><b>{escape(known.name)}</b>: {escape(known.description)}</p>"
     if agreement.warning:
         said += f'<p class="warning">{escape(_sentence(agreement.warning))}</p>'
+    if agreement.match.same is False:
+        other = f"another model than the reference's ({known.model}): {agreement.match.says}"
+        said += f'<p class="warning">{escape(_sentence(f"This run is of {other}"))}</p>'
+    else:
+        said += f'<p class="soft">{escape(_sentence(agreement.match.says))}</p>'
     overlaps = [("nodes", comparison.nodes)]
-    if comparison.edges is not None:
+    by_chance = [agreement.chance.nodes]
+    if comparison.edges is not None and agreement.chance.edges is not None:
         overlaps.insert(0, (agreement.what, comparison.edges))
+        by_chance.insert(0, agreement.chance.edges)
     rows = "".join(
         f"<tr><td>{name}</td>"
         + "".join(f"<td class=n>{len(x):,}</td>" for x in (o.common, o.only_a, o.only_b))
         + "".join(f"<td class=n>{x:.3f}</td>" for x in (o.precision, o.recall, o.f1))
         + "</tr>"
-        for name, o in overlaps
+        + "<tr class=soft><td>&nbsp;random</td><td></td><td></td><td></td>"
+        + "".join(f"<td class=n>{chances[r].mean:.3f}</td>" for r in ("precision", "recall", "f1"))
+        + "</tr>"
+        for (name, o), chances in zip(overlaps, by_chance, strict=True)
     )
     heads = "".join(
         f"<th class=n>{name}</th>"
         for name in ("found", "extra", "missed", "precision", "recall", "F1")
     )
     table = f"<div class=wide><table><tr><th></th>{heads}</tr>{rows}</table></div>"
+    table += (
+        f'<p class="soft">random: mean of {agreement.chance.n_circuits:,} random circuits of '
+        f"{agreement.chance.n_edges:,} edges</p>"
+    )
     counted, overlap = overlaps[0]
     names = _details(f"missed {counted}", overlap.only_b) + _details(
         f"extra {counted}", overlap.only_a
@@ -414,9 +428,17 @@ def _roc(agreement: Agreement) -> str:
     caption = (
         f"{agreement.n_true:,} of {agreement.n_items:,} {escape(agreement.what)} are true. The "
         f"ranking of the scores has AUROC {agreement.roc.area:.3f} and average precision "
-        f"{agreement.average_precision:.3f}. Filled: the circuit."
+        f"{agreement.average_precision:.3f}{_shuffled(agreement)}. Filled: the circuit."
     )
     return _figure("ROC", roc_plot(agreement.roc, agreement.point), caption)
+
+
+def _shuffled(agreement: Agreement) -> str:
+    """What shuffled scores get."""
+    if agreement.ranking_chance is None:
+        return ""
+    areas = (agreement.ranking_chance[name].mean for name in ("auroc", "average_precision"))
+    return " ({:.3f} and {:.3f} with scores shuffled)".format(*areas)
 
 
 def _roles(agreement: Agreement) -> str:
@@ -425,12 +447,13 @@ def _roles(agreement: Agreement) -> str:
         return ""
     rows = "".join(
         f"<tr><td>{escape(role)}</td><td class=n>{escape(str(count))}</td>"
+        f"<td class=n>{agreement.chance.roles[role].mean:.1f}</td>"
         f"<td class=mono>{escape(', '.join(count.missed)) or '-'}</td></tr>"
         for role, count in roles.items()
     )
     return (
         "<h4>by role</h4><div class=wide><table><tr><th>role</th><th class=n>found</th>"
-        f"<th>missed</th></tr>{rows}</table></div>"
+        f"<th class=n>random</th><th>missed</th></tr>{rows}</table></div>"
     )
 
 

@@ -29,6 +29,7 @@ from acdc.measure.evaluation import Evaluation, Evaluator
 from acdc.methods import Method
 from acdc.methods.acdc import TWO_SIDED
 from acdc.methods.eap import between_inputs
+from acdc.models.identity import identity_of
 from acdc.models.lowering import LoweredModel
 from acdc.runs.claim import Claims
 from acdc.runs.folder import Run, Timer, versions
@@ -66,6 +67,7 @@ __all__ = [
     "latent_details",
     "load_experiment",
     "measure",
+    "model_info",
     "norms_details",
     "reattach",
     "with_constants",
@@ -202,6 +204,7 @@ def discover(
     details = {
         "n_prompts": len(experiment.task),
         "task_info": experiment.task.info,
+        "model_info": model_info(experiment, settings),
         "forwards": passes.n,
         **found.details,
         **latents,
@@ -427,6 +430,12 @@ def norms_details(
         return {}
     live = Evaluator(replace(experiment, norms="live")).faithfulness(circuit.in_circuit)
     return {"faithfulness_by_norms": {"frozen": evaluation.faithfulness, "live": live}}
+
+
+def model_info(experiment: Experiment, settings: Settings) -> dict[str, Any]:
+    """Return what run.json says of which model it was: sizes, origin, digest of weights."""
+    name, given = settings.model or experiment.model.name, "model" in settings.given
+    return identity_of(experiment.model, name, is_object=given).plain()
 
 
 def circuit_info(

@@ -9,6 +9,8 @@ from typing import Any
 
 from acdc.engine.constants import Constants
 from acdc.errors import CircuitFileError, OptionError
+from acdc.files.objects import JsonObject
+from acdc.models.identity import Identity, read_identity
 from acdc.runs.circuits import circuit_file, load_circuit
 from acdc.runs.discover import check_settings
 from acdc.runs.folder import Run, read_run, run_constants, same_constants
@@ -51,6 +53,11 @@ class Opened:
     summary: dict[str, Any] = field(default_factory=dict)
     source: Run | Path | None = None
     path: Path | None = None
+
+    @property
+    def identity(self) -> Identity | None:
+        """Which model it is a circuit of, as far as its run says."""
+        return read_identity(JsonObject(self.summary, self.name, "a run.json", "acdc discover"))
 
     def settings(self, *, trust_remote_code: bool = False, **asked: Any) -> Settings:
         """Return the run's settings with those asked for on top, checked.

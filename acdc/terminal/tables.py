@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from acdc.evidence.verdicts import Judgement
     from graphs import Circuit
     from graphs.known.bases import BasesComparison, Shared
+    from graphs.known.chance import AtChance, Chance
     from graphs.known.compare import Comparison, Overlap, ReferenceComparison
     from graphs.known.reference import Reference
 
@@ -422,20 +423,38 @@ _COUNTED = {"": "", "spans": ", by span", "joined": ", spans joined"}
 """Ends of titles: how a circuit split by positions was compared."""
 
 
-def comparison_table(comparison: Comparison, labels: tuple[str, str]) -> Table:
-    """Table of the overlap of two circuits, in edges and nodes."""
-    overlaps = (("edges", comparison.edges), ("nodes", comparison.nodes))
+def comparison_table(
+    comparison: Comparison, labels: tuple[str, str], chance: AtChance | None = None
+) -> Table:
+    """Table of the overlap of two circuits, in edges and nodes, and of random circuits' overlap."""
     end = _COUNTED["joined" if comparison.joined else ""]
-    return _overlaps_table(f"{labels[0]} against {labels[1]}{end}", overlaps)
-
-
-def _overlaps_table(title: str, overlaps: Sequence[tuple[str, Overlap]]) -> Table:
-    table = Table(title=escape(title), title_justify="left")
-    for column in ("", "both", "only 1st", "only 2nd", "precision", "recall", "F1", "Jaccard"):
-        table.add_column(column, justify="right" if column else "left")
-    for name, overlap in overlaps:
-        table.add_row(name, *_overlap_cells(overlap))
+    counts = ("both", "only 1st", "only 2nd")
+    table = _overlaps_table(f"{labels[0]} against {labels[1]}{end}", counts, chance)
+    table.add_row("edges", *_overlap_cells(comparison.edges))
+    _add_chance(table, None if chance is None else chance.edges)
+    table.add_row("nodes", *_overlap_cells(comparison.nodes))
+    _add_chance(table, None if chance is None else chance.nodes)
     return table
+
+
+def _overlaps_table(title: str, counts: Sequence[str], chance: AtChance | None) -> Table:
+    table = Table(title=escape(title), title_justify="left", caption_justify="left")
+    for column in ("", *counts, "precision", "recall", "F1", "Jaccard"):
+        table.add_column(column, justify="right" if column else "left")
+    if chance is not None:
+        table.caption = f"random: {_random_circuits(chance)}; 95 % of them are at most the second"
+    return table
+
+
+def _random_circuits(chance: AtChance) -> str:
+    return f"mean of {chance.n_circuits:,} random circuits of {chance.n_edges:,} edges"
+
+
+def _add_chance(table: Table, chances: Mapping[str, Chance] | None) -> None:
+    """Add a row of what random circuits get, if it is known."""
+    if chances is not None:
+        cells = [f"{c.mean:.3f}, {c.high:.3f}" for c in chances.values()]
+        table.add_row("  random", "", "", "", *cells, style="dim")
 
 
 def bases_tables(
@@ -535,32 +554,50 @@ def _own_edges(names: Sequence[str]) -> str:
     return ", ".join(names[:_TOP_OWN]) + (f", {more:,} more" if more > 0 else "")
 
 
-def reference_table(comparison: ReferenceComparison, reference: Reference, label: str) -> Table:
+def reference_table(
+    comparison: ReferenceComparison,
+    reference: Reference,
+    label: str,
+    chance: AtChance | None = None,
+) -> Table:
     """Table of what a circuit found of a reference, in edges and in nodes (heads and MLPs).
 
-    Of a circuit split by positions it says whether they were compared per span, or joined.
+    Of a circuit split by positions it says whether they were compared per span, or joined.  Below
+    each row stands what random circuits of the same size get.
     """
     title = f"{label} against the reference {reference.name} ({reference.model})"
     title += _COUNTED[comparison.positions]
-    table = Table(title=escape(title), title_justify="left")
-    for column in ("", "found", "extra", "missed", "precision", "recall", "F1", "Jaccard"):
-        table.add_column(column, justify="right" if column else "left")
+    table = _overlaps_table(title, ("found", "extra", "missed"), chance)
     what = "node pairs" if reference.granularity == "node pairs" else "edges"
     if comparison.edges is not None:
         table.add_row(what, *_overlap_cells(comparison.edges))
+        _add_chance(table, None if chance is None else chance.edges)
     table.add_row("nodes", *_overlap_cells(comparison.nodes))
+    _add_chance(table, None if chance is None else chance.nodes)
     return table
 
 
-def roles_table(comparison: ReferenceComparison, chosen: Sequence[str] = ()) -> Table:
-    """Table of the nodes found and missed by role, of all roles or of those chosen."""
+def roles_table(
+    comparison: ReferenceComparison, chosen: Sequence[str] = (), chance: AtChance | None = None
+) -> Table:
+    """Table of the nodes found and missed by role, of all roles or of those chosen.
+
+    ``random``: how many a random circuit has on the mean, and which share of them has as many.
+    """
     table = Table(title="by role", title_justify="left")
-    for column in ("role", "found", "found nodes", "missed nodes"):
-        table.add_column(column, no_wrap=column in ("role", "found"))
+    columns = ["role", "found", "found nodes", "missed nodes"]
+    if chance is not None:
+        columns[2:2] = ["random", "as many"]
+    for column in columns:
+        table.add_column(column, no_wrap=column in ("role", "found", "random"))
     for role, count in comparison.roles.items():
         if not chosen or role in chosen:
             names = (", ".join(count.found) or "-", ", ".join(count.missed) or "-")
-            table.add_row(escape(role), str(count), *names)
+            cells = [escape(role), str(count), *names]
+            if chance is not None:
+                by_chance = chance.roles[role]
+                cells[2:2] = [f"{by_chance.mean:.1f}", f"{by_chance.as_good:.0%}"]
+            table.add_row(*cells)
     return table
 
 

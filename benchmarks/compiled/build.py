@@ -30,6 +30,7 @@ from tracr.rasp import causal_eval, rasp
 
 from benchmarks.compiled.programs import PROGRAMS, Program, Value
 from benchmarks.compiled.truth import CompiledModel, Intervention, Truth, derive
+from benchmarks.references.signed import sign
 from graphs.files.whole import write_json
 from graphs.graph import GraphShape, shape_to_config
 
@@ -127,6 +128,7 @@ def build(name: str, folder: Path) -> None:
         write_json(
             folder / f"reference-{kind}.json", _reference(name, program, config, kind, truth)
         )
+    sign(folder)
     print(
         f"{name}: {len(truths['zero'].edges)} edges (zero), "
         f"{len(truths['resample'].edges)} (resample)"

@@ -42,6 +42,7 @@ from benchmarks.planted.by_hand import SIZES, write_backup
 from benchmarks.planted.model import WRITE_STD, Config, PatchableTransformer
 from benchmarks.planted.prompts import DRAWS, draw_pairs
 from benchmarks.planted.siit import Alignment, Losses, Probes, circuit_losses, draw_plan, losses
+from benchmarks.references.signed import sign
 from benchmarks.train_bundled import versions
 from graphs.files.whole import write_json
 from graphs.graph import shape_to_config
@@ -389,6 +390,7 @@ def build(name: str, folder: Path, checkpoints: Path | None, progress: Progress)
     config = model.config.bridge_fields()
     texts = {"config.json": config, "reference.json": reference, "card.json": card}
     write_folder(folder, recipe, model, tokenizer, texts)
+    sign(folder)
 
 
 def _follow(

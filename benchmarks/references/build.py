@@ -8,6 +8,7 @@ compares with: a test holds its lists of edges against these rules.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import chain, combinations
 from pathlib import Path
 
@@ -21,6 +22,15 @@ ATTN_ONLY_4L = GraphShape(n_layers=4, n_heads=8, has_mlp=False)
 ATTN_ONLY_2L = GraphShape(n_layers=2, n_heads=8, has_mlp=False)
 CORRUPTED = Ablation("resample", "noising")
 ACDC = "edges as in Conmy et al. 2023, Towards Automated Circuit Discovery, arXiv:2304.14997"
+
+SIZES: dict[str, dict[str, int]] = {
+    "gpt2": {"d_model": 768, "d_head": 64, "d_mlp": 3072, "d_vocab": 50257},
+    "NeelNanda/Attn_Only_4L512W_C4_Code": {
+        "d_model": 512, "d_head": 64, "d_mlp": 0, "d_vocab": 48262,
+    },
+    "ArthurConmy/redwood_attn_2l": {"d_model": 256, "d_head": 32, "d_mlp": 0, "d_vocab": 50259},
+}  # fmt: skip
+"""By model, as their configurations say; digests of their weights are not known here."""
 
 IOI_ROLES: dict[str, tuple[str, ...]] = {
     "name mover": ("a9.h9", "a10.h0", "a9.h6"),
@@ -270,7 +280,8 @@ def induction() -> Reference:
 def build() -> Iterator[Reference]:
     """Yield the published references."""
     for make in (ioi, greater_than, docstring, induction):
-        yield make()
+        reference = make()
+        yield replace(reference, configuration=SIZES[reference.model])
 
 
 def write(folder: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from graphs.circuit import Circuit
 from graphs.coarse import coarsen, joined_shape, with_spans
 from graphs.errors import GraphError
-from graphs.graph import GraphShape
+from graphs.graph import Graph, GraphShape
 from graphs.known.reference import Reference, inner_nodes
 from graphs.pictures.diagram import (
     BLUE,
@@ -33,7 +33,9 @@ __all__ = [
     "common_form",
     "compare",
     "compare_reference",
+    "counted_edges",
     "differing_shapes",
+    "same_graph",
     "to_dot_comparison",
     "to_dot_reference",
 ]
@@ -132,7 +134,7 @@ def compare(a: Circuit, b: Circuit) -> Comparison:
         If the graphs differ; the message names what differs.
     """
     joined = a.graph.shape.spans != b.graph.shape.spans
-    a, b = _same_graph(a, b)
+    a, b = same_graph(a, b)
     return Comparison(
         edges=_overlap(a.graph.edge_names(), a.in_circuit, b.in_circuit),
         nodes=_overlap(a.graph.nodes, _node_mask(a), _node_mask(b)),
@@ -162,7 +164,7 @@ def to_dot_comparison(
     GraphError
         If the graphs differ.
     """
-    a, b = _same_graph(a, b)
+    a, b = same_graph(a, b)
     title = f"{labels[0]} and {labels[1]}" if title is None else title
     masks = prune(a.graph, a.in_circuit), prune(b.graph, b.in_circuit)
     texts = {"common": "in both", "a": f"only {labels[0]}", "b": f"only {labels[1]}"}
@@ -269,7 +271,9 @@ def compare_reference(circuit: Circuit, reference: Reference) -> ReferenceCompar
     )
 
 
-def to_dot_reference(circuit: Circuit, reference: Reference, label: str = "circuit") -> str:
+def to_dot_reference(
+    circuit: Circuit, reference: Reference, label: str = "circuit", *, note: str = ""
+) -> str:
     """Return one diagram of a circuit and a reference as DOT text, for :func:`graphs.render`.
 
     Found edges are solid grey, extra ones dashed blue, missed ones dotted vermilion: all that
@@ -282,6 +286,8 @@ def to_dot_reference(circuit: Circuit, reference: Reference, label: str = "circu
         As for :func:`compare_reference`.
     label
         What to call the circuit in the title.
+    note
+        End of the title.
 
     Raises
     ------
@@ -289,7 +295,7 @@ def to_dot_reference(circuit: Circuit, reference: Reference, label: str = "circu
         If the reference is of another model's graph.
     """
     found, true = common_form(circuit, reference)
-    title = f"{label} and the reference {reference.name}"
+    title = f"{label} and the reference {reference.name}{note}"
     comparison = compare_reference(circuit, reference)
     if comparison.edges is None:
         kept = found.in_circuit
@@ -303,10 +309,12 @@ def to_dot_reference(circuit: Circuit, reference: Reference, label: str = "circu
     return _draw_both(found, true, masks, title, comparison.edges, texts)
 
 
-def common_form(circuit: Circuit, reference: Reference) -> tuple[Circuit, Circuit]:
+def common_form(
+    circuit: Circuit, reference: Reference, *, optional: bool = True
+) -> tuple[Circuit, Circuit]:
     """Return the circuit and the reference in the finest graph that both can be put in.
 
-    Edges of the reference's optional nodes are out of both.
+    Edges of the reference's optional nodes are out of both, unless ``optional`` is False.
 
     Raises
     ------
@@ -333,6 +341,8 @@ def common_form(circuit: Circuit, reference: Reference) -> tuple[Circuit, Circui
         )
     known = reference.split(ours) if by_span else reference.circuit
     pair = coarsen(circuit, shape), coarsen(known, shape)
+    if not optional:
+        return pair
     return _without(pair[0], reference.optional_nodes), _without(pair[1], reference.optional_nodes)
 
 
@@ -340,12 +350,15 @@ def _without(circuit: Circuit, nodes: Sequence[str]) -> Circuit:
     """Take out the edges that leave or enter some nodes."""
     if not nodes:
         return circuit
-    graph = circuit.graph
-    senders = np.array([split_span(name)[0] in nodes for name in graph.senders])
+    return replace(circuit, in_circuit=circuit.in_circuit & counted_edges(circuit.graph, nodes))
+
+
+def counted_edges(graph: Graph, optional: Sequence[str]) -> Mask:
+    """``[edge]``: edges that neither leave nor enter one of some nodes, at any span."""
+    senders = np.array([split_span(name)[0] in optional for name in graph.senders])
     read = [split_span(graph.receiver_node(v))[0] for v in range(len(graph.receivers))]
-    receivers = np.array([name in nodes for name in read])
-    counted = ~(senders[graph.edge_sender] | receivers[graph.edge_receiver])
-    return replace(circuit, in_circuit=circuit.in_circuit & counted)
+    receivers = np.array([name in optional for name in read])
+    return ~(senders[graph.edge_sender] | receivers[graph.edge_receiver])
 
 
 def differing_shapes(a: GraphShape, b: GraphShape, first: str, second: str) -> str:
@@ -367,7 +380,7 @@ def differing_shapes(a: GraphShape, b: GraphShape, first: str, second: str) -> s
     return "; ".join(differing)
 
 
-def _same_graph(a: Circuit, b: Circuit) -> tuple[Circuit, Circuit]:
+def same_graph(a: Circuit, b: Circuit) -> tuple[Circuit, Circuit]:
     """Both circuits in one graph; joined to components unless they are split by the same spans."""
     if a.graph.shape.spans != b.graph.shape.spans:
         a, b = coarsen(a, a.graph.shape.unsplit), coarsen(b, b.graph.shape.unsplit)

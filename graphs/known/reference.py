@@ -9,6 +9,8 @@ A reference file is one JSON object::
      "graph": {"n_layers": 12, "n_heads": 12, ...},
      "roles": {"name mover": ["a9.h9", ...]}, "optional_nodes": [],
      "positions": {"a9.h9": ["END"], "a9.h9<k>": ["IO"], ...},
+     "configuration": {"d_model": 768, "d_head": 64, "d_mlp": 3072, "d_vocab": 50257},
+     "weights": "0123456789abcdef",
      "edges": ["input->a0.h1<q>", ...], "info": {}}
 
 ``ablation`` is what the circuit is true under, null where it is not bound to one.
@@ -16,8 +18,10 @@ A reference file is one JSON object::
 counts once per sender and receiving node, written ``a1.h0->a2.h3``), or ``nodes`` alone.
 ``optional_nodes`` (may be missing) count neither as wrong nor as missed, and no more do their
 edges.  ``positions`` (may be missing) says in which spans of the prompt a sender writes and a
-receiver reads (:mod:`graphs.spans`); those that it does not name do so in all.  ``info`` (may be
-missing) is free.
+receiver reads (:mod:`graphs.spans`); those that it does not name do so in all.  ``configuration``
+(may be missing) says what the model's graph does not of its sizes, and ``weights`` (may be missing)
+is a digest of the weights that the circuit is of: heads have their numbers in that model alone.
+``info`` (may be missing) is free.
 """
 
 from __future__ import annotations
@@ -61,7 +65,7 @@ GRANULARITIES = ("edges", "node pairs", "nodes")
 _DIRECTIONS = ("noising", "denoising")
 _TEXTS = ("name", "description", "model", "task", "citation", "open")
 _REQUIRED = (*_TEXTS, "ablation", "granularity", "graph", "roles", "edges")
-_OPTIONAL = ("optional_nodes", "positions", "info")
+_OPTIONAL = ("optional_nodes", "positions", "configuration", "weights", "info")
 _MOST_BYTES = 64 * MIB
 
 
@@ -126,6 +130,10 @@ class Reference:
     positions
         Sender or receiver -> spans in which it writes or reads; all where it is not named.
         Receivers are those of ``graph``, whatever the granularity.
+    configuration
+        Sizes of the model beside those of its graph, by name; empty where they are unknown.
+    weights
+        Digest of the model's weights; empty where it is unknown.
     info
         Anything else; plain JSON values.
 
@@ -149,11 +157,14 @@ class Reference:
     granularity: str = "edges"
     optional_nodes: tuple[str, ...] = ()
     positions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    configuration: Mapping[str, int] = field(default_factory=dict)
+    weights: str = ""
     info: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "roles", MappingProxyType(dict(self.roles)))
         object.__setattr__(self, "positions", MappingProxyType(dict(self.positions)))
+        object.__setattr__(self, "configuration", MappingProxyType(dict(self.configuration)))
         if self.granularity not in GRANULARITIES:
             raise GraphError(
                 f"granularity {self.granularity!r}: expected {', '.join(GRANULARITIES)}"
@@ -322,11 +333,16 @@ def read_reference(path: str | os.PathLike[str]) -> Reference:
     for key in _TEXTS:
         if not isinstance(data[key], str) or not data[key].strip():
             raise _wrong(path, key, data[key], "a text")
-    for key in ("ablation", "graph", "roles", "positions", "info"):
+    if not isinstance(data.get("weights", ""), str):
+        raise _wrong(path, "weights", data["weights"], "a text")
+    for key in ("ablation", "graph", "roles", "positions", "configuration", "info"):
         if not isinstance(data.get(key, {}), dict):
             raise _wrong(path, key, data[key], "an object")
     if not isinstance(data["granularity"], str):
         raise _wrong(path, "granularity", data["granularity"], "a text")
+    for key, size in data.get("configuration", {}).items():
+        if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+            raise _wrong(path, f"configuration of {key!r}", size, "a whole number")
     for key in data["ablation"]:
         if key not in ("intervention", "direction"):
             raise ReferenceFileError(
@@ -347,6 +363,8 @@ def read_reference(path: str | os.PathLike[str]) -> Reference:
                 name: _names(path, f"positions of {name!r}", spans)
                 for name, spans in data.get("positions", {}).items()
             },
+            configuration=data.get("configuration", {}),
+            weights=data.get("weights", ""),
             info=data.get("info", {}),
         )
     except ReferenceFileError:
@@ -368,6 +386,10 @@ def write_reference(reference: Reference, path: str | os.PathLike[str]) -> None:
         content["optional_nodes"] = list(reference.optional_nodes)
     if reference.positions:
         content["positions"] = {name: list(spans) for name, spans in reference.positions.items()}
+    if reference.configuration:
+        content["configuration"] = dict(reference.configuration)
+    if reference.weights:
+        content["weights"] = reference.weights
     if reference.info:
         content["info"] = dict(reference.info)
     lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in content.items()]

@@ -44,6 +44,7 @@ __all__ = [
     "best_circuit",
     "best_cut",
     "counts",
+    "fed_nodes",
     "items",
     "mib_roc",
     "roc_curve",
@@ -144,7 +145,7 @@ def items(graph: Graph, granularity: str, optional: Iterable[str] = ()) -> Items
     if granularity not in GRANULARITIES:
         raise GraphError(f"granularity {granularity!r}: expected {', '.join(GRANULARITIES)}")
     left_out = _node_mask(graph, optional)
-    edge, node = _fed(graph)
+    edge, node = fed_nodes(graph)
     sender = graph.edge_sender[edge].astype(np.int64)
     keep = ~(left_out[sender] | left_out[node])
     edge, node, sender = edge[keep], node[keep], sender[keep]
@@ -180,8 +181,8 @@ def _nodes(
     return Items("nodes", names, edges[keep], place[nodes[keep]])
 
 
-def _fed(graph: Graph) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Edges and the nodes that their receivers feed: one entry for each edge and node."""
+def fed_nodes(graph: Graph) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return ``[incidence]`` edges and the nodes that their receivers feed."""
     starts, counts_ = graph.feeds_start[:-1], np.diff(graph.feeds_start)
     n_fed = counts_[graph.edge_receiver]
     edge = np.repeat(np.arange(graph.n_edges), n_fed)
