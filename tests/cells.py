@@ -57,6 +57,7 @@ _QUICK: dict[str, tuple[str, ...]] = {  # what is trained or searched for is kep
     "acdc-two-sided": ("--threshold", "0.3"),
     "eap-acdc": ("--threshold", "0.3"),
     "edge-pruning": ("--edges", "40", "--mask-steps", "4"),
+    "ensemble": ("--edges", "40", "--of", "eap,relp"),
     "subnetwork-probing": ("--edges", "40", "--mask-steps", "4"),
 }
 _SITES = {"saes": "mlp_out", "transcoders": "ln2_normalized", "cuts": "resid_pre"}

@@ -42,11 +42,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 from torch import Tensor
 
 from acdc.engine.experiment import Experiment
@@ -56,11 +57,22 @@ from acdc.engine.work import Work
 from acdc.errors import OptionError
 from acdc.methods.base import Score, method
 from acdc.methods.candidates import narrow
+from acdc.methods.eap import eap_ig
 from acdc.settings import Checked, option
 
-__all__ = ["EdgeTraining", "HardConcrete", "Training", "edge_pruning", "subnetwork_probing"]
+__all__ = [
+    "WARM_STARTS",
+    "EdgeTraining",
+    "HardConcrete",
+    "Training",
+    "edge_pruning",
+    "subnetwork_probing",
+]
 
 Scores = NDArray[np.float64]
+
+WARM_STARTS = ("none", "eap-ig")
+"""Where masks of edges can start (the sequential ensemble of Mondorf et al., arXiv 2510.06811)."""
 
 TARGET = 0.9
 """Sparsity of a training that is not told one."""
@@ -119,6 +131,8 @@ class EdgeTraining(Training):
     candidates
         On a graph with latents at most so many edges have masks, those with the largest attribution
         scores; all others are ablated from the start.  The sparsity is that of the whole graph.
+    warm_start
+        Where masks start: all alike, or by the rank of their edges' ``eap-ig`` scores.
     """
 
     candidates: int = option(
@@ -128,8 +142,9 @@ class EdgeTraining(Training):
         at_most=10**9,
         only="latents",
     )
+    warm_start: str = option("none", "Where masks start: none, or eap-ig.", choices=WARM_STARTS)
 
-    def of_few(self, n_edges: int, n_few: int) -> Training:
+    def of_few(self, n_edges: int, n_few: int) -> EdgeTraining:
         """Return the training on some edges that ends with as many in as this one on all.
 
         Raises
@@ -144,7 +159,7 @@ class EdgeTraining(Training):
                 "have masks: raise it, or --candidates"
             )
         sparsity = None if kept is None else 1 - kept / n_few
-        return Training(sparsity, self.mask_steps, self.learning_rate, self.seed)
+        return replace(self, sparsity=sparsity)
 
 
 class HardConcrete:
@@ -179,7 +194,10 @@ class HardConcrete:
 
 
 def edge_pruning(
-    experiment: Experiment, training: Training | None = None, work: Work | None = None
+    experiment: Experiment,
+    training: Training | None = None,
+    work: Work | None = None,
+    warm: Scores | None = None,
 ) -> Scores:
     """Train a mask for every edge.
 
@@ -191,6 +209,8 @@ def edge_pruning(
         Target sparsity, steps, learning rate and seed.
     work
         Memory for plain runs; told of steps, and of loss and sparsity after each.
+    warm
+        ``[edge]``: scores by whose ranks masks start; None: all start alike.
 
     Returns
     -------
@@ -202,7 +222,20 @@ def edge_pruning(
     def same(z: Tensor) -> Tensor:
         return z
 
-    return _train(experiment, n_edges, same, same, training or Training(), work or Work())
+    training, work = training or Training(), work or Work()
+    return _train(
+        experiment, n_edges, same, same, training, work, start=None if warm is None else ranks(warm)
+    )
+
+
+def ranks(scores: Scores) -> Tensor:
+    """Return where masks start, ``[edge]``: the log odds of the rank of each score's size.
+
+    The training's shift (see :mod:`acdc.methods.masks`) makes a sparsity of it, so only
+    differences count; and the larger these are, the longer it takes to go back on them.
+    """
+    share = (rankdata(np.abs(scores)) - 0.5) / len(scores)
+    return torch.logit(torch.as_tensor(share, dtype=torch.float32))
 
 
 @method(
@@ -214,12 +247,18 @@ def edge_pruning(
     size=lambda training, n_edges: training.n_edges(n_edges),
 )
 def _edge_pruning(experiment: Experiment, training: EdgeTraining, work: Work) -> Scores:
+    def train(experiment: Experiment, training: EdgeTraining) -> Scores:
+        warm = None
+        if training.warm_start == "eap-ig":
+            warm = eap_ig(experiment, work=Work(work.memory))
+        return edge_pruning(experiment, training, work, warm)
+
     narrowed = narrow(experiment, training.candidates, work.memory)
     if narrowed is None:
-        return edge_pruning(experiment, training, work)
+        return train(experiment, training)
     few, candidates = narrowed
     n_edges, scores = experiment.graph.n_edges, np.zeros(experiment.graph.n_edges)
-    scores[candidates] = edge_pruning(few, training.of_few(n_edges, few.graph.n_edges), work)
+    scores[candidates] = train(few, training.of_few(n_edges, few.graph.n_edges))
     return scores
 
 
@@ -289,11 +328,13 @@ def _train(
     work: Work,
     *,
     of_senders: bool = False,
+    start: Tensor | None = None,
 ) -> Scores:
     """``[mask]``: mean probability over the training.
 
     ``weights`` turns masks into what edges (or senders) carry, ``[..., mask] -> [..., edge]``, and
-    ``edges`` probabilities of masks into those of edges, ``[mask] -> [edge]``.
+    ``edges`` probabilities of masks into those of edges, ``[mask] -> [edge]``; ``start [mask]`` is
+    where ``log_alpha`` starts, up to a shift.
     """
     loss = _Loss(experiment, weights, n_masks, work.memory, of_senders=of_senders)
     device, generator = experiment.model.device, torch.Generator().manual_seed(training.seed)
@@ -302,12 +343,12 @@ def _train(
     def sparsity(log_alpha: Tensor) -> float:
         return 1 - float(edges(HardConcrete(log_alpha).probability()).mean())
 
-    start = min(sparsity(every * HardConcrete.whole(n_masks)), training.target)
+    first = min(sparsity(every * HardConcrete.whole(n_masks)), training.target)
     with torch.enable_grad():
-        free = torch.zeros(n_masks, device=device, requires_grad=True)
+        free = (0 * every if start is None else start.clone().to(device)).requires_grad_()
         optimizer = torch.optim.Adam([free], lr=training.learning_rate, eps=_EPSILON)
         for step in range(training.mask_steps):
-            target = _between(start, training.target, (step + 1) / (_WARM * training.mask_steps))
+            target = _between(first, training.target, (step + 1) / (_WARM * training.mask_steps))
             log_alpha = free + _shift(free.detach(), target, sparsity)
             masks = HardConcrete(log_alpha)
             z = masks.sample(loss.n_prompts(step), generator)
