@@ -423,7 +423,7 @@ def command_line(
     sized = settings.threshold is not None or settings.n_edges is not None
     for name, _, says in options_of(Settings):
         value = getattr(settings, name)
-        if name == "n_select" and sized:  # nothing to be chosen
+        if name == "n_select" and sized and settings.holdout is None:  # drawn for nothing
             continue
         if name != "task" and (value != usual[name] or name == "method"):
             words += _words(says.flag or name, value)

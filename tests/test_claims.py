@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -19,9 +21,11 @@ from acdc.measure.ability import ability
 from acdc.measure.evaluation import Evaluation, Evaluator
 from acdc.methods import METHODS
 from acdc.runs.claim import Claim, Claims
-from acdc.runs.discover import build_experiment, check_discovery, load_experiment
+from acdc.runs.discover import build_experiment, check_discovery, load_experiment, measure
+from acdc.runs.opened import open_run
 from acdc.runs.prompts import LEAST_SELECT, load_selection, split_prompts
-from acdc.settings import Settings
+from acdc.runs.unseen import PromptChoice
+from acdc.settings import Settings, command_line
 from acdc.tasks import Task
 from graphs import Circuit
 
@@ -109,6 +113,48 @@ def test_more_rows_than_a_file_leaves(tmp_path: Path) -> None:
     settings = check_discovery(Settings.of(file, model="ioi-small", n_select=48))
     with pytest.raises(OptionError, match=r"n_select is 48 but .* ask for fewer than 48"):
         build_experiment(settings)
+
+
+def test_more_to_test_than_are_held_out(tmp_path: Path) -> None:
+    file = rows(tmp_path, 64)
+    settings = check_discovery(Settings.of(file, model="ioi-small", n_test=17))
+    experiment, tokenizer = load_experiment(settings)
+    with pytest.raises(OptionError, match=r"n_test is 17 but .* 64 rows 16 are held out"):
+        split_prompts(settings, experiment, tokenizer)
+
+
+def test_a_task_that_has_no_more_says_so() -> None:
+    asked = check_discovery(Settings.of("pronoun", n_prompts=300, n_select=300, n_test=900))
+    experiment, tokenizer = load_experiment(asked)
+    split = split_prompts(asked, experiment, tokenizer)
+    assert split.test is not None
+    assert split.warnings == (
+        f"task pronoun has no more prompts: {len(split.test)} to test on, not 900",
+    )
+
+
+@pytest.mark.parametrize("asked", [{}, {"n_edges": 60, "method": "eap-ig"}])
+def test_rows_that_fitted_fit_again(tmp_path: Path, asked: dict[str, object]) -> None:
+    """The threshold that was found is in run.json, and hides no rows that chose it."""
+    file = rows(tmp_path, 64)
+    run = acdc.discover(file, model="ioi-small", **asked)
+    run.save(tmp_path / "run")
+    for found in (run, tmp_path / "run"):
+        opened = open_run(found)
+        settings = opened.settings()
+        evaluation, experiment = measure(opened.circuit, settings)
+        assert len(experiment.task) == run.claim.prompts["fit"]
+        assert evaluation == run.claim.seen
+        unseen = PromptChoice(opened.discovery_with(settings))
+        left = unseen(settings, experiment.model, None)
+        assert len(left) == 64 - run.claim.prompts["fit"] - run.claim.prompts["select"]
+        words = shlex.split(command_line(opened.discovery, run.settings.options))
+        assert ("--n-select" in words) is True
+    again = acdc.discover(
+        file, model="ioi-small", n_select=run.claim.prompts["select"],
+        threshold=json.loads((tmp_path / "run/run.json").read_text())["threshold"],
+    ) if not asked else run  # fmt: skip
+    assert again.circuit.edges() == run.circuit.edges()
 
 
 def test_a_row_that_stands_twice_does_not_test(tmp_path: Path) -> None:
@@ -215,10 +261,21 @@ def test_no_faithfulness_is_said_of_random_weights(
     assert (
         json.loads((tmp_path / "run" / "circuit.json").read_text())["info"]["faithfulness"] is None
     )
+    found = acdc.evaluate(tmp_path / "run", tests=False).summary()
+    assert {row["faithfulness"] for row in found["ablations"]} == {None}
+    assert found["faithfulness_low"] is None
+    assert found["areas"] == []
+    assert "the model does not do the task" in " ".join(found["warnings"])
     with pytest.raises(AbilityError, match="does not do the task"):
         acdc.discover("ioi", model=model, method="eap", n_prompts=32, n_edges=50, strict=True)
     from acdc.cli import main
 
+    with pytest.raises(SystemExit) as stop:
+        main(["evaluate", str(tmp_path / "run"), "--brief"])
+    assert stop.value.code == 0
+    said = capsys.readouterr().out
+    assert "warning: the model does not do the task" in said
+    assert re.search(r"faithfulness +│ - ", said)
     out = tmp_path / "strict"
     with pytest.raises(SystemExit) as stop:
         main(["discover", "ioi", "--model", model, "--strict", "--out", str(out)])
@@ -250,6 +307,19 @@ def test_rows_without_answers_are_judged_by_their_gap(tmp_path: Path) -> None:
     found = ability(build_experiment(settings))
     assert found.accuracy is None
     assert found.doubts == ()
+
+
+def test_positions_of_one_prompt_are_no_more_prompts(tmp_path: Path) -> None:
+    """Two prompts of four scored positions each are two: an interval over eight would say more."""
+    path = Path(rows(tmp_path, 2))
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    n = min(len(line["clean"]) for line in lines)
+    several = [line | {"scored": [n - 4, n - 3, n - 2, n - 1]} for line in lines]
+    path.write_text("".join(json.dumps(line) + "\n" for line in several))
+    settings = check_discovery(Settings.of(str(path), model="ioi-small", holdout=0.0))
+    found = ability(build_experiment(settings))
+    assert found.right_clean is not None
+    assert found.right_clean.shape == found.gaps.shape == (2,)
 
 
 def test_a_model_that_does_the_task() -> None:

@@ -383,8 +383,8 @@ def test_evaluate_reproduces_the_run(shared: Path, call: Call, method: str) -> N
     values = (f"{run[f'metric_{name}']:.4g}" for name in ("full", "circuit", "empty"))
     assert ", ".join(values) in answer.out
     settings, circuit, _ = read_run(shared / method)
-    evaluation, n_prompts = pipeline.measure(circuit, settings)
-    assert n_prompts == N_ROWS
+    evaluation, experiment = pipeline.measure(circuit, settings)
+    assert len(experiment.task) == N_ROWS
     for name in ("full", "empty", "circuit"):
         value = getattr(evaluation, f"metric_{name}")
         assert value == pytest.approx(run["metric_seen"][name], rel=1e-6)

@@ -265,8 +265,8 @@ def test_latents_are_split_like_everything_else(nodes: tuple[str, ...], tmp_path
     assert split
     summary = json.loads((folder / "run.json").read_text())
     assert summary["latents"]["n_kept"] == 12
-    again, n_prompts = measure(circuit, Settings.read(summary))
-    assert n_prompts == 4
+    again, experiment = measure(circuit, Settings.read(summary))
+    assert len(experiment.task) == 4
     assert again.metric_circuit == pytest.approx(summary["metric_seen"]["circuit"])
     assert f'"{split[0]}"' in (folder / "circuit.dot").read_text()
     for kind in ("graphml", "dot", "json"):

@@ -13,7 +13,6 @@ from acdc.cli.asked import takes
 from acdc.cli.inputs import to_bytes
 
 if TYPE_CHECKING:
-    from acdc.runs.folder import Run
     from acdc.settings import Settings
 
 __all__ = ["discover", "stability", "sweep"]
@@ -54,7 +53,7 @@ def discover(
     from acdc.runs.discover import discover as find
     from acdc.runs.folder import check_output
     from acdc.settings import Settings
-    from acdc.terminal.tables import TerminalReporter, edges_table, run_table, show
+    from acdc.terminal.tables import TerminalReporter, edges_table, run_table, show, warn
 
     if direction not in ("noising", "denoising", "both"):
         raise OptionError(f"direction {direction!r}: expected noising, denoising or both")
@@ -75,16 +74,8 @@ def discover(
     with reporter.phase("draw and write", None):
         run.save(folder, overwrite=overwrite)
     show(run_table(run.summary(), f"circuit of {task}"), edges_table(run.circuit))
-    _warn(run)
+    warn(run.claim.warnings)
     show(f"written to {folder}: run.json, circuit.json, circuit.dot, circuit.svg, circuit.png")
-
-
-def _warn(run: Run) -> None:
-    """Say what one should know before believing a circuit."""
-    from acdc.terminal.tables import show
-
-    for warning in run.claim.warnings:
-        show(f"warning: {warning}")
 
 
 def _default_method(asked: dict[str, Any]) -> str:
@@ -96,7 +87,7 @@ def _discover_both(
 ) -> None:
     """Discover in both directions, and show what only one of them finds."""
     from acdc.evidence.directions import check_folder, discover_both
-    from acdc.terminal.tables import TerminalReporter, directions_tables, run_table, show
+    from acdc.terminal.tables import TerminalReporter, directions_tables, run_table, show, warn
 
     check_folder(folder, overwrite=overwrite)
     reporter = TerminalReporter()
@@ -107,7 +98,7 @@ def _discover_both(
         found.save(folder, overwrite=overwrite)
     for run in found.runs:
         show(run_table(run.summary(), f"circuit of {settings.task}, {run.settings.direction}"))
-        _warn(run)
+        warn(run.claim.warnings)
     show(*directions_tables(found))
     show(f"written to {folder}: noising, denoising, directions.json, directions.svg and .png")
 

@@ -91,6 +91,7 @@ def evaluate(
         run_table,
         show,
         verdicts_table,
+        warn,
     )
     from graphs.files.whole import write_json
 
@@ -105,7 +106,9 @@ def evaluate(
     if brief:
         if out is not None or seen:
             raise OptionError(f"--brief with {'--out' if out else '--seen'}: leave one of them out")
-        show(run_table(_brief(open_run(circuit), task=task, **asked), title))
+        summary = _brief(open_run(circuit), task=task, **asked)
+        show(run_table(summary, title))
+        warn(summary["warnings"])
         return
     assessment = assess(
         circuit, task=task, seen=seen, trials=trials, tests=tests, n_resamples=n_resamples,
@@ -115,6 +118,7 @@ def evaluate(
         write_json(out, assessment.summary())
     summary = assessment.summary()
     show(run_table(summary, title), ablations_table(summary))
+    warn(assessment.warnings)
     if assessment.judgement is not None:
         show(verdicts_table(assessment.judgement))
         if assessment.judgement.edges:
@@ -125,19 +129,22 @@ def evaluate(
 
 def _brief(run: Opened, **asked: Any) -> dict[str, Any]:
     """What ``run_table`` shows of a circuit measured again."""
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
     from acdc.evidence.assessment import check_training
+    from acdc.measure.ability import ability
     from acdc.runs.discover import measure
 
     circuit, settings = run.circuit, run.settings(**asked)
     check_training(settings, asked)
-    evaluation, n_pairs = measure(circuit, settings, run.constants(settings))
+    evaluation, experiment = measure(circuit, settings, run.constants(settings))
+    doubts = ability(experiment).doubts
     return {
         **settings.plain(),
-        **asdict(evaluation),
+        **asdict(replace(evaluation, faithfulness=None) if doubts else evaluation),
+        "warnings": doubts,
         "method": circuit.info.get("method", settings.method),
-        "n_prompts": n_pairs,
+        "n_prompts": len(experiment.task),
         "n_edges_kept": circuit.n_edges,
         "n_edges_total": circuit.graph.n_edges,
     }

@@ -14,8 +14,9 @@ from acdc.engine.experiment import Experiment
 from acdc.engine.metrics import METRICS
 from acdc.errors import OptionError
 from acdc.evidence.verdicts import Judgement, Trials, judge, n_evaluations
+from acdc.measure.ability import ability
 from acdc.measure.curves import Area, score_curve
-from acdc.measure.evaluation import Evaluation, Evaluator, interval, resampled_faithfulness
+from acdc.measure.evaluation import Evaluation, Evaluator
 from acdc.methods import Score, meaning
 from acdc.runs.discover import Reporter, Silent, fit, with_constants, with_means
 from acdc.runs.folder import Timer, save_summary, versions
@@ -53,6 +54,11 @@ class Measured:
     low: float | None
     high: float | None
 
+    def without_claim(self) -> Measured:
+        """Return the metric alone: there is nothing to be faithful to."""
+        evaluation = replace(self.evaluation, faithfulness=None)
+        return replace(self, evaluation=evaluation, low=None, high=None)
+
     def row(self) -> dict[str, Any]:
         """Plain values for a table."""
         return {
@@ -81,14 +87,17 @@ class Assessment:
     measured
         Under every ablation, that of the settings first.
     areas
-        CPR and CMD of the circuit's scores; empty where the scores are all alike or the metric
-        has no gap.
+        CPR and CMD of the circuit's scores; empty where the scores are all alike, the metric has
+        no gap or the model does not do the task.
     judgement
         The tests; None if they were not asked for.
     timings
         Seconds by phase.
     left_out
         Interventions that were not measured in every direction, and why.
+    warnings
+        Why the model's faithfulness on these prompts means nothing, a sentence each
+        (:mod:`acdc.measure.ability`); then it is None under every ablation.
     """
 
     settings: Settings
@@ -100,6 +109,7 @@ class Assessment:
     judgement: Judgement | None
     timings: dict[str, float]
     left_out: dict[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
     def summary(self) -> dict[str, Any]:
         """Plain values: the keys of ``run.json``, and those of this class."""
@@ -119,6 +129,7 @@ class Assessment:
             "ablations_left_out": self.left_out,
             "areas": [asdict(area) for area in self.areas],
             "tests": None if self.judgement is None else self.judgement.as_dict(),
+            "warnings": list(self.warnings),
             "task_info": self.task_info,
             "timings": self.timings,
             "versions": versions(),
@@ -261,7 +272,7 @@ def assess(
             with_constants(other, memory, reporter)
             for other in _other_ablations(experiment, left_out)
         ]
-    evaluator = Evaluator(experiment)
+    evaluator, doubts = Evaluator(experiment), ability(experiment).doubts
     judgement = None
     if tests:
         total = n_evaluations(circuit.in_circuit, trials)
@@ -271,8 +282,12 @@ def assess(
         measured = [_measure(evaluator, circuit, n_resamples, trials.seed)]
         for other in others:
             measured.append(_measure(Evaluator(other), circuit, n_resamples, trials.seed))
-    with timer.phase("curves"), reporter.phase("CPR and CMD", _N_SIZES * len(_AREAS)):
-        areas = _areas(evaluator, circuit, n_resamples, trials.seed, reporter)
+    areas: tuple[Area, ...] = ()
+    if doubts:
+        measured = [one.without_claim() for one in measured]
+    else:
+        with timer.phase("curves"), reporter.phase("CPR and CMD", _N_SIZES * len(_AREAS)):
+            areas = _areas(evaluator, circuit, n_resamples, trials.seed, reporter)
     task = experiment.task
     return Assessment(
         settings,
@@ -284,6 +299,7 @@ def assess(
         judgement,
         timer.seconds,
         left_out,
+        doubts,
     )
 
 
@@ -316,12 +332,8 @@ def _other_ablations(experiment: Experiment, left_out: Container[str]) -> list[E
 def _measure(evaluator: Evaluator, circuit: Circuit, n_resamples: int, seed: int) -> Measured:
     experiment = evaluator.experiment
     evaluation = evaluator.evaluate(circuit.in_circuit)
-    low = high = None
-    if evaluation.faithfulness is not None:
-        values = evaluator.values(circuit.in_circuit)[None]
-        full, empty = evaluator.full_values, evaluator.empty_values
-        resampled = resampled_faithfulness(values, full, empty, n_resamples, seed)
-        low, high = (float(end[0]) for end in interval(resampled))
+    ends = evaluator.faithfulness_interval(circuit.in_circuit, n_resamples, seed)
+    low, high = ends or (None, None)
     return Measured(experiment.intervention, experiment.direction, evaluation, low, high)
 
 

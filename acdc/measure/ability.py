@@ -5,7 +5,7 @@ on the corrupt prompts, any faithfulness is that of noise, and can be as large a
 denominator is a gap of nothing.  So before a search it is measured, prompt by prompt,
 
 * how often the model answers *right*: its highest logit, among the answers and wrong answers of
-  the row (among all tokens where there are no wrong ones), is one of an answer; on the corrupt
+  a scored row (among all tokens where there are no wrong ones), is one of an answer; on the corrupt
   prompts: still the clean prompt's answer;
 * the *gap*: by how much the metric is better on the clean prompts than on the corrupt ones.
 
@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.stats import bootstrap
 from torch import Tensor
 
 from acdc.engine.experiment import Batch, Experiment
@@ -40,6 +41,9 @@ LEAST_MORE = 0.1
 
 _LEVEL = 0.99
 _N_RESAMPLES = 2000
+_MOST_DRAWN = 1 << 22
+"""Values that are drawn at once."""
+
 _ROWS = 64
 """Rows whose logits of the whole vocabulary are held at once."""
 
@@ -51,7 +55,9 @@ class Ability:
     Parameters
     ----------
     right_clean, right_corrupt
-        ``[row]`` whether each scored row is answered right; None where the rows have no answers.
+        ``[prompt]`` whether it is answered right, of several scored rows the share that is, as
+        :meth:`acdc.engine.experiment.Experiment.per_prompt` weighs it; None where the rows have no
+        answers.
     gaps
         ``[prompt]``: metric on the clean prompt minus that on the corrupt one, in the direction in
         which more is better.
@@ -63,8 +69,8 @@ class Ability:
         Whether no corrupt prompt differs from its clean one.
     """
 
-    right_clean: NDArray[np.bool_] | None
-    right_corrupt: NDArray[np.bool_] | None
+    right_clean: NDArray[np.float64] | None
+    right_corrupt: NDArray[np.float64] | None
     gaps: NDArray[np.float64]
     identical: bool
     margins: NDArray[np.float64] | None = None
@@ -108,7 +114,7 @@ class Ability:
             )
         if self.right_clean is not None and self.right_corrupt is not None:
             clean, corrupt = self.right_clean.mean(), self.right_corrupt.mean()
-            more = _interval(self.right_clean.astype(float) - self.right_corrupt)
+            more = _interval(self.right_clean - self.right_corrupt)
             enough = clean >= LEAST_RIGHT and clean - corrupt >= LEAST_MORE
             if not enough or more is None or more[0] <= 0:
                 found.append(
@@ -157,8 +163,8 @@ def ability(experiment: Experiment) -> Ability:
                 right[which].append(_right(experiment, rows, batch))
     clean, corrupt = (experiment.per_prompt(values[which]) for which in ("clean", "corrupt"))
     return Ability(
-        torch.cat(right["clean"]).cpu().numpy() if answered else None,
-        torch.cat(right["corrupt"]).cpu().numpy() if answered else None,
+        experiment.per_prompt(right["clean"]) if answered else None,
+        experiment.per_prompt(right["corrupt"]) if answered else None,
         -experiment.metric.sign * (clean - corrupt),
         all(pair.clean == pair.corrupt for pair in experiment.task.pairs),
         experiment.per_prompt(margins["clean"]) - experiment.per_prompt(margins["corrupt"])
@@ -183,12 +189,11 @@ def _right(experiment: Experiment, rows: Tensor, batch: Batch) -> Tensor:
 
 
 def _interval(values: NDArray[np.float64]) -> tuple[float, float] | None:
-    """Percentile bootstrap interval of a mean, None of fewer than two values."""
-    n = len(values)
-    if n < 2:
+    """Percentile bootstrap interval of a mean over prompts, None of fewer than two."""
+    if len(values) < 2:
         return None
-    rng = np.random.default_rng(0)
-    means = rng.multinomial(n, np.full(n, 1 / n), size=_N_RESAMPLES) @ values / n
-    tail = (1 - _LEVEL) / 2
-    low, high = np.quantile(means, (tail, 1 - tail))
-    return float(low), float(high)
+    ends = bootstrap(
+        (values,), np.mean, n_resamples=_N_RESAMPLES, batch=max(1, _MOST_DRAWN // len(values)),
+        confidence_level=_LEVEL, method="percentile", rng=0,
+    ).confidence_interval  # fmt: skip
+    return float(ends.low), float(ends.high)

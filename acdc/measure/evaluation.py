@@ -122,6 +122,19 @@ class Evaluator:
         """Faithfulness of the edges in ``mask [edge]``, None where it is undefined."""
         return self.evaluate(mask).faithfulness
 
+    def faithfulness_interval(
+        self, mask: NDArray[np.bool_], n_resamples: int = 1000, seed: int = 0
+    ) -> tuple[float, float] | None:
+        """95 % bootstrap interval over prompts; None where faithfulness is undefined, or of one."""
+        if not self.has_gap or len(self.full_values) < 2:
+            return None
+        values = self.values(mask)[None]
+        drawn = resampled_faithfulness(
+            values, self.full_values, self.empty_values, n_resamples, seed
+        )
+        low, high = (float(end[0]) for end in interval(drawn))
+        return low, high
+
 
 def is_faithful(
     faithfulness: float | None, level: float = DEFAULT_FAITHFULNESS, error: float = 0.0

@@ -14,13 +14,7 @@ from typing import Any
 from acdc.engine.experiment import Experiment
 from acdc.files.objects import JsonObject
 from acdc.measure.ability import Ability
-from acdc.measure.evaluation import (
-    Evaluation,
-    Evaluator,
-    interval,
-    is_faithful,
-    resampled_faithfulness,
-)
+from acdc.measure.evaluation import Evaluation, Evaluator, is_faithful
 from acdc.runs.prompts import Split
 from graphs import Circuit
 
@@ -158,22 +152,11 @@ class Claims:
         warnings = (*self.ability.doubts, *self.split.warnings)
         if self.evaluator is not None:
             evaluation = self.evaluator.evaluate(circuit.in_circuit)
-            ends = self._interval(self.evaluator, circuit, evaluation)
+            ends = self.evaluator.faithfulness_interval(circuit.in_circuit)
             if not self.ability.doubts:
                 warnings += _of_test(evaluation, seen, self.prompts["test"])
         ability = self.ability.as_dict()
         return Claim(evaluation, seen, ends, self.prompts, ability, warnings)
-
-    @staticmethod
-    def _interval(
-        evaluator: Evaluator, circuit: Circuit, evaluation: Evaluation
-    ) -> tuple[float, float] | None:
-        if evaluation.faithfulness is None or len(evaluator.experiment.task) < 2:
-            return None
-        values = evaluator.values(circuit.in_circuit)[None]
-        resampled = resampled_faithfulness(values, evaluator.full_values, evaluator.empty_values)
-        low, high = (float(end[0]) for end in interval(resampled))
-        return low, high
 
 
 def _of_test(evaluation: Evaluation, seen: Evaluation, n_test: int) -> tuple[str, ...]:

@@ -203,6 +203,7 @@ def discover(
         norms = norms_details(experiment, found.circuit, evaluation)
     details = {
         "n_prompts": len(experiment.task),
+        "n_select": split.n_select,
         "task_info": experiment.task.info,
         "model_info": model_info(experiment, settings),
         "forwards": passes.n,
@@ -474,7 +475,8 @@ def check_discovery(settings: Settings) -> Settings:
         raise OptionError("both a threshold and a number of edges were given: give one of them")
     method = method_of(settings)
     options = method.configured(settings)
-    if settings.n_select and not chooses_size(settings, method):
+    drawn = spec_of(settings) is not None  # of a file, those rows are left out of the search
+    if settings.n_select and drawn and not chooses_size(settings, method):
         raise OptionError(
             f"n_select {settings.n_select} does nothing where the threshold or the size is given: "
             "leave it out"
@@ -599,7 +601,7 @@ def _mean_over(
 
 def measure(
     circuit: Circuit, settings: Settings, constants: Constants | None = None
-) -> tuple[Evaluation, int]:
+) -> tuple[Evaluation, Experiment]:
     """Measure a circuit on the task, model and metric of some settings.
 
     Metric and faithfulness alone; :func:`acdc.evidence.assessment.evaluate` has the tests.
@@ -609,7 +611,7 @@ def measure(
     Returns
     -------
     tuple
-        The evaluation, and the number of prompt pairs that it was measured on.
+        The evaluation, and what it was measured on.
 
     Raises
     ------
@@ -618,7 +620,7 @@ def measure(
     """
     circuit, experiment = fit(circuit, settings, constants=constants)
     experiment = with_constants(experiment)
-    return Evaluator(experiment).evaluate(circuit.in_circuit), len(experiment.task)
+    return Evaluator(experiment).evaluate(circuit.in_circuit), experiment
 
 
 def fit(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,7 @@ class Opened:
             summary["holdout"] = 0.0 if from_file else None
             if "n_prompts" not in chosen:
                 summary.pop("n_prompts", None)
+            summary.pop("n_select", None)
             asked_for = Settings.read({**summary, **chosen}).replace(given=given)
         return check_settings(asked_for.replace(trust_remote_code=trust_remote_code))
 
@@ -114,7 +115,7 @@ def open_run(run: RunLike) -> Opened:
     """
     if isinstance(run, Run):
         summary = json.loads(json_text(run.summary()))
-        discovery = replace(_discovery(Settings.read(summary), summary), given=run.settings.given)
+        discovery = Settings.read(summary).replace(given=run.settings.given)
         return Opened("this run", run.circuit, discovery, summary, run)
     if isinstance(run, Circuit):
         return Opened("this is a circuit alone", run)
@@ -127,12 +128,4 @@ def open_run(run: RunLike) -> Opened:
     if circuit_file(path) == path:
         return Opened(f"{path} is a circuit file", load_circuit(path), path=path)
     discovery, circuit, summary = read_run(path)
-    return Opened(str(path), circuit, _discovery(discovery, summary), summary, path, path)
-
-
-def _discovery(settings: Settings, summary: dict[str, Any]) -> Settings:
-    """Settings of a run with the number of prompts that it chose a size on, if it says so."""
-    prompts = summary.get("prompts")
-    return (
-        settings.replace(n_select=prompts.get("select")) if isinstance(prompts, dict) else settings
-    )
+    return Opened(str(path), circuit, discovery, summary, path, path)

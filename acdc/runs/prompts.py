@@ -59,12 +59,16 @@ class Split:
         What the size is chosen on; None: it is not chosen, or on the prompts of the search.
     test
         What nothing is chosen on; None: there are none.
+    n_select
+        What ``n_select`` of the settings came to: with it, the same rows of a file fit again, also
+        where the threshold that was found is given.
     warnings
         What that leaves unsaid, a sentence each.
     """
 
     select: Task | None
     test: Task | None
+    n_select: int = 0
     warnings: tuple[str, ...] = ()
 
 
@@ -97,9 +101,7 @@ def load_selection(
     n = _n_select(settings)
     if spec_of(settings) is None:
         task, _, select, _ = _rows(settings, model, tokenizer)
-        return select_pairs(task, select) if select else None
-    if not n:
-        return None
+        return _some(task, select)
     seen = {pair.clean for pair in fit.pairs}
     return draw(settings, model, tokenizer, n, seen, _seeds(settings.seed, 1))
 
@@ -119,18 +121,12 @@ def split_prompts(settings: Settings, experiment: Experiment, tokenizer: Tokeniz
     tokenizer
         The model's.
     """
-    model, fit = experiment.model, experiment.task
-    select = load_selection(settings, model, tokenizer, fit)
-    known = {pair.clean for task in (fit, select) if task is not None for pair in task.pairs}
+    warnings: list[str] = []
     if spec_of(settings) is None:
-        task, _, _, rows = _rows(settings, model, tokenizer)
-        rows = rows[: settings.n_test]
-        test = select_pairs(task, rows) if rows else None
+        select, test, n_select = _of_file(settings, experiment, tokenizer)
     else:
-        n = DEFAULT_N_OTHERS if settings.n_test is None else settings.n_test
-        test = draw(settings, model, tokenizer, n, known, _seeds(settings.seed, 2)) if n else None
+        select, test, n_select, warnings = _of_task(settings, experiment, tokenizer)
     select, test = _usable(experiment, select), _usable(experiment, test)
-    warnings = []
     if chooses_size(settings) and select is None and settings.n_select != 0:
         warnings.append(
             "the circuit's size was chosen on the prompts that it was found on: there are too few "
@@ -140,7 +136,42 @@ def split_prompts(settings: Settings, experiment: Experiment, tokenizer: Tokeniz
         warnings.append(
             "no prompts are left that the search has not seen: only the seen faithfulness is known"
         )
-    return Split(select, test, tuple(warnings))
+    return Split(select, test, n_select, tuple(warnings))
+
+
+def _of_file(
+    settings: Settings, experiment: Experiment, tokenizer: Tokenizer | None
+) -> tuple[Task | None, Task | None, int]:
+    """Rows of a file that select and test, and how many select."""
+    task, _, select, test = _rows(settings, experiment.model, tokenizer)
+    n_test = len(test) if settings.n_test is None else settings.n_test
+    if n_test > len(test):
+        raise OptionError(
+            f"n_test is {n_test} but of {settings.task}'s {len(task)} rows {len(test)} are held "
+            "out (and stand in the others not as well): ask for fewer, or raise --holdout"
+        )
+    return _some(task, select), _some(task, test[:n_test]), len(select)
+
+
+def _of_task(
+    settings: Settings, experiment: Experiment, tokenizer: Tokenizer | None
+) -> tuple[Task | None, Task | None, int, list[str]]:
+    """Prompts of a built-in task that select and test, how many select, and what is lacking."""
+    model, fit, warnings = experiment.model, experiment.task, []
+    n_select = _n_select(settings)
+    n_test = DEFAULT_N_OTHERS if settings.n_test is None else settings.n_test
+    select = load_selection(settings, model, tokenizer, fit)
+    known = {pair.clean for task in (fit, select) if task is not None for pair in task.pairs}
+    test = draw(settings, model, tokenizer, n_test, known, _seeds(settings.seed, 2))
+    for task, n, what in ((select, n_select, "choose the size on"), (test, n_test, "test on")):
+        found = 0 if task is None else len(task)
+        if 0 < found < n:
+            warnings.append(f"task {settings.task} has no more prompts: {found} to {what}, not {n}")
+    return select, test, n_select, warnings
+
+
+def _some(task: Task, pairs: tuple[Pair, ...]) -> Task | None:
+    return select_pairs(task, pairs) if pairs else None
 
 
 def draw(
@@ -158,12 +189,14 @@ def draw(
     settings, model, tokenizer
         Of the task.
     n
-        How many; a task that has no more gives fewer, None if it has none.
+        How many; a task that has no more gives fewer, None if there are none.
     known
         Clean prompts that are left out.
     seeds
         To draw from, one after the other.
     """
+    if not n:
+        return None
     seen, n_dropped = set(known), 0
     found: list[Pair] = []
     first: int | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +47,7 @@ __all__ = [
     "show",
     "stability_tables",
     "verdicts_table",
+    "warn",
 ]
 
 _TOP_EDGES = 10
@@ -118,6 +119,11 @@ def show(*parts: Any) -> None:
     console = SafeConsole()
     for part in parts:
         console.print(part, highlight=False, markup=not isinstance(part, str))
+
+
+def warn(warnings: Iterable[str]) -> None:
+    """Say what one should know before believing a result, a line each."""
+    show(*(f"warning: {warning}" for warning in warnings))
 
 
 def number(value: float | None) -> str:
