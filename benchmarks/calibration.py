@@ -24,11 +24,9 @@ from rich.table import Table
 from scipy import stats
 
 from acdc.evidence.verdicts import TESTS
-from acdc.models import resolve_device
 from benchmarks.calibration_scenes import SEED, Plan, Scene, drawn_scenes, model_scenes
-from benchmarks.measure import conditions
+from benchmarks.results import write_results
 from benchmarks.subjects import bundled_experiment
-from graphs.files.whole import json_text, write_whole
 
 __all__ = ["Row", "markdown", "measure", "run_table", "sample", "write"]
 
@@ -190,15 +188,6 @@ def _summary(rows: Sequence[Row]) -> str:
 
 def write(folder: Path, rows: Sequence[Row], plan: Plan, device: str) -> list[str]:
     """Write ``results.json`` and ``results.md``; return their names."""
-    head = {
-        "format": FORMAT,
-        "version": VERSION,
-        "conditions": conditions(resolve_device(device)),
-        "plan": asdict(plan),
-        "seed": SEED,
-    }
-    lines = ",\n".join(json_text(asdict(row) | {"share": row.share}) for row in _in_order(rows))
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "results.json", f'{json_text(head)[:-1]},\n"rows": [\n{lines}\n]}}\n')
-    write_whole(folder / "results.md", markdown(rows))
-    return ["results.json", "results.md"]
+    head = {"format": FORMAT, "version": VERSION, "plan": asdict(plan), "seed": SEED}
+    values = (asdict(row) | {"share": row.share} for row in _in_order(rows))
+    return write_results(folder, head, values, markdown(rows), device)

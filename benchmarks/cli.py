@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 __all__ = ["app"]
 
@@ -93,7 +97,7 @@ def accuracy(
 
     Example: acdc bench accuracy --quick --out accuracy
     """
-    from acdc.terminal.tables import SafeConsole, say
+    from acdc.terminal.tables import say
     from benchmarks.accuracy import Plan, Table, measure
     from benchmarks.accuracy_report import check_readme, run_table, update_readme, write_report
 
@@ -108,10 +112,7 @@ def accuracy(
     files = write_report(cells, folder)
     if readme is not None:
         update_readme(cells, readme)
-    console = SafeConsole()
-    console.width = max(console.width, TABLE_WIDTH)
-    console.print(run_table(cells))
-    say(f"written to {folder}: {', '.join(['results.json', *files])}")
+    _show(run_table(cells), folder, ["results.json", *files])
 
 
 @app.command()
@@ -131,25 +132,17 @@ def calibration(
 
     Example: acdc bench calibration --quick --out calibration
     """
-    from rich.console import Console
-
-    from acdc.errors import OutputError
+    from acdc.terminal.tables import say
     from benchmarks.calibration import Row, measure, run_table, write
     from benchmarks.calibration_scenes import Plan
+    from benchmarks.results import check_folder
 
-    folder = out or Path("runs") / ("calibration-quick" if quick else "calibration")
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"output {str(folder)!r} is a file, give a folder")
-    plan = (Plan.quick if quick else Plan)()
-    log, rows = Console(stderr=True), list[Row]()
+    folder = check_folder(out or Path("runs") / ("calibration-quick" if quick else "calibration"))
+    plan, rows = (Plan.quick if quick else Plan)(), list[Row]()
     for row in measure(plan, device):
         rows.append(row)
-        log.print(f"{row.test}, {row.subject}: {row.says}: {row.share:.1%}", highlight=False)
-    files = write(folder, rows, plan, device)
-    console = Console()
-    console.width = max(console.width, TABLE_WIDTH)
-    console.print(run_table(rows))
-    console.print(f"written to {folder}: {', '.join(files)}", highlight=False)
+        say(f"{row.test}, {row.subject}: {row.says}: {row.share:.1%}", stderr=True)
+    _show(run_table(rows), folder, write(folder, rows, plan, device))
 
 
 @app.command()
@@ -171,25 +164,27 @@ def unseen(
 
     Example: acdc bench unseen --tasks ioi --seeds 2 --out unseen
     """
-    from rich.console import Console
-
-    from acdc.errors import OutputError
     from acdc.methods import METHODS
-    from benchmarks.unseen import Plan, bundled_tasks, measure, run_table, write
+    from acdc.terminal.tables import say
+    from benchmarks.results import check_folder
+    from benchmarks.unseen import Plan, Row, bundled_tasks, measure, run_table, write
 
-    folder = out or Path("runs") / "unseen"
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"output {str(folder)!r} is a file, give a folder")
+    folder, rows = check_folder(out or Path("runs") / "unseen"), list[Row]()
     plan = Plan(tuple(_names(tasks) or bundled_tasks()), METHODS[method].name, seeds, prompts)
-    log, rows = Console(stderr=True), []
     for row in measure(plan, device):
         rows.append(row)
-        log.print(f"{row.task}, seed {row.seed}: {row.seconds:.1f} s", highlight=False)
-    files = write(folder, rows, plan, device)
-    console = Console()
+        say(f"{row.task}, seed {row.seed}: {row.seconds:.1f} s", stderr=True)
+    _show(run_table(rows), folder, write(folder, rows, plan, device))
+
+
+def _show(table: Table, folder: Path, files: Sequence[str]) -> None:
+    """Print a wide table, and what was written."""
+    from acdc.terminal.tables import SafeConsole, say
+
+    console = SafeConsole()
     console.width = max(console.width, TABLE_WIDTH)
-    console.print(run_table(rows))
-    console.print(f"written to {folder}: {', '.join(files)}", highlight=False)
+    console.print(table)
+    say(f"written to {folder}: {', '.join(files)}")
 
 
 def _names(text: str | None) -> list[str] | None:

@@ -14,12 +14,11 @@ from pathlib import Path
 from rich.table import Table
 
 from acdc.measure.evaluation import Evaluator
-from acdc.models.devices import resolve_device
+from acdc.models import BUNDLED
 from acdc.runs.discover import discover, load_experiment
 from acdc.runs.prompts import draw, split_prompts
 from acdc.tasks import TASKS
-from benchmarks.measure import conditions
-from graphs.files.whole import json_text, write_whole
+from benchmarks.results import write_results
 
 __all__ = ["FRESH_SEED", "Plan", "Row", "markdown", "measure", "run_table", "write"]
 
@@ -117,7 +116,7 @@ def measure(plan: Plan, device: str = "cpu") -> Iterator[Row]:
 
 def bundled_tasks() -> tuple[str, ...]:
     """Tasks whose own model comes with the package."""
-    return tuple(name for name, spec in TASKS.items() if spec.model.endswith("-small"))
+    return tuple(name for name, spec in TASKS.items() if spec.model in BUNDLED)
 
 
 def _row(task: str, seed: int, plan: Plan, device: str) -> Row:
@@ -204,14 +203,5 @@ def _texts(row: Row) -> list[str]:
 
 def write(folder: Path, rows: Sequence[Row], plan: Plan, device: str) -> list[str]:
     """Write ``results.json`` and ``results.md``; return their names."""
-    head = {
-        "format": FORMAT,
-        "version": VERSION,
-        "conditions": conditions(resolve_device(device)),
-        "plan": asdict(plan),
-    }
-    lines = ",\n".join(json_text(asdict(row)) for row in rows)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "results.json", f'{json_text(head)[:-1]},\n"rows": [\n{lines}\n]}}\n')
-    write_whole(folder / "results.md", markdown(rows, plan))
-    return ["results.json", "results.md"]
+    head = {"format": FORMAT, "version": VERSION, "plan": asdict(plan)}
+    return write_results(folder, head, map(asdict, rows), markdown(rows, plan), device)
