@@ -149,7 +149,7 @@ def test_title_tells_model_task_and_edges():
 
 
 def test_large_circuits_merge_the_lines_into_one_head():
-    dot = to_dot(scored(900))
+    dot = to_dot(scored(900), max_edges=None)
     _, edges = drawn(dot)
     circuit = scored(900)
     assert sorted(edges) == sorted(circuit.edges())
@@ -162,6 +162,15 @@ def test_max_edges_draws_the_strongest_and_says_so():
     dot = to_dot(circuit, max_edges=50)
     _, edges = drawn(dot)
     assert 0 < len(edges) <= 50
+    assert f"{circuit.n_edges} of 32,491 edges · the {len(edges)} strongest drawn" in dot
+
+
+def test_a_picture_has_what_a_reader_takes_in_and_its_text_has_all():
+    circuit = scored(200)
+    dot = to_dot(circuit)
+    _, edges = drawn(dot)
+    assert 50 < len(edges) <= 60
+    assert set(edges) < set(circuit.edges())
     assert f"{circuit.n_edges} of 32,491 edges · the {len(edges)} strongest drawn" in dot
 
 

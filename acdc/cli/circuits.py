@@ -29,7 +29,7 @@ def export(
         Path | None, typer.Option("--out", help="File to write (default: beside the circuit).")
     ] = None,
     max_edges: Annotated[
-        int | None, typer.Option("--max-edges", help="Draw at most so many edges.")
+        int | None, typer.Option("--max-edges", help="Draw at most so many edges (default: 60).")
     ] = None,
     negate: Annotated[
         bool,

@@ -21,10 +21,13 @@ from acdc.tasks.texts import Texts, visible
 from graphs import Circuit, Graph, prune, select_top, top_edges
 from graphs.errors import GraphError
 from graphs.graph import parse_node
-from graphs.pictures.draw import MOST_EDGES, styled_lines
+from graphs.pictures.draw import styled_lines
 from graphs.pictures.svg import Drawing, to_svg
 
 __all__ = ["CircuitView", "Picture", "view_circuit"]
+
+MOST_EDGES = 1_000
+"""Of the circuit that the page holds."""
 
 N_OTHERS = 100
 CROWDED, N_STRONGEST = 90, 60

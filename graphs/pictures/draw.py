@@ -28,7 +28,9 @@ from graphs.select import Mask, prune, select_top
 
 __all__ = ["render", "styled_lines", "to_dot"]
 
-MOST_EDGES = 1_000
+DRAWN_EDGES = 60
+"""Edges of a picture that a reader takes in; more on demand."""
+
 MERGE_ABOVE = 220
 
 
@@ -36,7 +38,7 @@ def to_dot(
     circuit: Circuit,
     *,
     title: str | None = None,
-    max_edges: int | None = MOST_EDGES,
+    max_edges: int | None = DRAWN_EDGES,
     highlight: Iterable[str] = (),
 ) -> str:
     """Return the picture of a circuit as DOT text.
