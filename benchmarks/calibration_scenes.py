@@ -137,12 +137,12 @@ class Given(Evaluator):
         self._full, self._empty, self._values = full, empty, values
 
     @property
-    def full_values(self) -> Values:  # type: ignore[override]
+    def full_values(self) -> Values:  # type: ignore[override]  # drawn, not cached
         """``[prompt]``: metric with every edge in."""
         return self._full
 
     @property
-    def empty_values(self) -> Values:  # type: ignore[override]
+    def empty_values(self) -> Values:  # type: ignore[override]  # likewise
         """``[prompt]``: metric with no edge in."""
         return self._empty
 

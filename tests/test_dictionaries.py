@@ -606,6 +606,25 @@ def test_figures_on_a_task(small: Any) -> None:
     plain = quality.to_dict()
     assert json.loads(json.dumps(plain)) == plain
     assert plain["metric"]["recovered"] == quality.metric.recovered  # type: ignore[union-attr]
+    assert quality_on_task(whole, experiment).doubts == ()
+
+
+def test_a_bad_dictionary_is_doubted() -> None:
+    good, counts = Recovery(1.0, 0.95, 0.0), (0,) * 12
+    quality = Quality("blocks.0.hook_mlp_out", "relu", 1000, 10, 3.0, 0.1, 0.75, 0.5, counts,
+                      good, good, "logit_diff", good)  # fmt: skip
+    assert quality.doubts == ()
+    too_much = replace(quality, metric=Recovery(1.0, 1.39, 0.0))
+    assert too_much.doubts == (
+        "dictionary at blocks.0.hook_mlp_out: with its reconstruction in the activation's place "
+        "the metric recovers 1.39 of what zeros take, not 0.8 to 1.2",
+    )
+    assert len(replace(too_much, metric=Recovery(1.0, 0.7, 0.0)).doubts) == 1
+    assert replace(quality, dead_fraction=0.77).doubts == (
+        "dictionary at blocks.0.hook_mlp_out: 77% of its 1,000 latents are active on none of "
+        "these prompts",
+    )
+    assert len(replace(too_much, dead_fraction=0.77).doubts) == 2
 
 
 def test_nothing_to_recover() -> None:

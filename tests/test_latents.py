@@ -403,6 +403,15 @@ def test_discover_writes_what_became_of_the_latents(finished: Path) -> None:
     assert {"with_errors", "without_errors"} <= latents["error_nodes"].keys()
     assert latents["node_thresholds"][0]["n_nodes"] <= latents["node_thresholds"][-1]["n_nodes"]
     assert [q["n_latents"] for q in latents["quality"]] == [N_LATENTS, N_LATENTS]
+    said = [warning for warning in summary["warnings"] if warning.startswith("dictionary at")]
+    shares = [
+        (q["metric"]["reconstructed"] - q["metric"]["ablated"])
+        / (q["metric"]["model"] - q["metric"]["ablated"])
+        for q in latents["quality"]
+    ]
+    wrong = sum(not 0.8 <= share <= 1.2 for share in shares)
+    wrong += sum(q["dead_fraction"] > 0.5 for q in latents["quality"])
+    assert len(said) == wrong > 0
     circuit = json.loads((finished / "circuit.json").read_text())
     assert sum(len(site["latents"]) for site in circuit["cfg"]["sites"]) == 7
     assert any(".f" in edge for edge in circuit["edges"])

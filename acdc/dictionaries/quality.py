@@ -22,6 +22,7 @@ from rich.table import Table
 from torch import Tensor
 
 from acdc.dictionaries.activations import activation, check_fits, replacement
+from acdc.dictionaries.attachment import NeuronAttachment
 from acdc.dictionaries.sae import Dictionary
 from acdc.engine.experiment import Experiment
 from acdc.engine.metrics import METRICS, at_least_float32
@@ -31,6 +32,7 @@ __all__ = [
     "DENSITY_EDGES",
     "Quality",
     "Recovery",
+    "qualities_on_task",
     "quality_on_task",
     "quality_on_tokens",
     "quality_table",
@@ -38,6 +40,12 @@ __all__ = [
 
 DENSITY_EDGES = tuple(float(edge) for edge in np.arange(-6, 0.5, 0.5))
 """Bin edges of the density histogram, log10 of the share of tokens that a latent is active on."""
+
+RECOVERS = (0.8, 1.2)
+"""Between which a dictionary recovers the metric that nothing is said of it."""
+
+MOST_DEAD = 0.5
+"""Share of latents, active on no prompt, up to which nothing is said."""
 
 _LOGITS_BYTES = 24 << 20  # logits of the whole vocabulary are computed in parts of this size
 _SPARKS = " ▁▂▃▄▅▆▇█"
@@ -119,6 +127,24 @@ class Quality:
     metric_name: str | None = None
     metric: Recovery | None = None
 
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Why a circuit over the dictionary's latents says little, a sentence each."""
+        found, name = [], f"dictionary at {self.hook}"
+        share = None if self.metric is None else self.metric.recovered
+        low, high = RECOVERS
+        if share is not None and not low <= share <= high:
+            found.append(
+                f"{name}: with its reconstruction in the activation's place the metric recovers "
+                f"{share:.3g} of what zeros take, not {low:g} to {high:g}"
+            )
+        if self.dead_fraction > MOST_DEAD:
+            found.append(
+                f"{name}: {self.dead_fraction:.0%} of its {self.n_latents:,} latents are active on "
+                "none of these prompts"
+            )
+        return tuple(found)
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values, as run.json and the cards of dictionaries hold them."""
         plain = asdict(self) | {"density_counts": list(self.density_counts)}
@@ -197,6 +223,13 @@ def quality_on_task(
             kl.add([_kl(logprobs[0], p) for p in logprobs])
         metric.add_sums([experiment.measure(x, batch) for x in rows], batch.n_rows)
     return measured.quality(loss, kl, experiment.metric.name, metric)
+
+
+def qualities_on_task(experiment: Experiment) -> list[Quality]:
+    """Measure every dictionary of an experiment, as :func:`quality_on_task`; neurons have none."""
+    trained = [a for a in experiment.attachments if not isinstance(a, NeuronAttachment)]
+    crossing = [a.dictionary for a in trained if a.site.kind == "cross_layer"]
+    return [quality_on_task(a.dictionary, experiment, crossing) for a in trained]
 
 
 class _Scores:

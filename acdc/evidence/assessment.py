@@ -10,6 +10,7 @@ from typing import Any, get_args
 import numpy as np
 
 from acdc.ablations import ABLATIONS
+from acdc.dictionaries.quality import qualities_on_task
 from acdc.engine.experiment import Experiment
 from acdc.engine.metrics import METRICS
 from acdc.errors import OptionError
@@ -96,8 +97,9 @@ class Assessment:
     left_out
         Interventions that were not measured in every direction, and why.
     warnings
-        Why the model's faithfulness on these prompts means nothing, a sentence each
-        (:mod:`acdc.measure.ability`); then it is None under every ablation.
+        What one should know before believing it, a sentence each: that the model does not do the
+        task (:mod:`acdc.measure.ability`; then faithfulness is None under every ablation), or that
+        a dictionary is a bad one.
     """
 
     settings: Settings
@@ -299,7 +301,7 @@ def assess(
         judgement,
         timer.seconds,
         left_out,
-        doubts,
+        (*doubts, *(doubt for one in qualities_on_task(experiment) for doubt in one.doubts)),
     )
 
 

@@ -7,7 +7,7 @@ search saw every prompt.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -68,6 +68,10 @@ class Claim:
     def faithfulness_seen(self) -> float | None:
         """On the prompts of the search; None where the model does not do the task."""
         return None if self.ability["doubts"] else self.seen.faithfulness
+
+    def but(self, *warnings: str) -> Claim:
+        """Return the claim with more that one should know."""
+        return replace(self, warnings=(*self.warnings, *warnings))
 
     def as_dict(self) -> dict[str, Any]:
         """Return what ``run.json`` says of it."""

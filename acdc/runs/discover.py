@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from acdc.ablations import ABLATIONS
 from acdc.dictionaries.attach import Attached, attach, attach_neurons
-from acdc.dictionaries.attachment import NeuronAttachment, site_kind
-from acdc.dictionaries.quality import quality_on_task
+from acdc.dictionaries.attachment import site_kind
+from acdc.dictionaries.quality import Quality, qualities_on_task
 from acdc.dictionaries.sources import load_dictionaries
 from acdc.engine.attribution import node_scores
 from acdc.engine.checkpoint import Checkpoint
@@ -23,7 +23,7 @@ from acdc.engine.constants import FILE_NAME, Constants, load_constants
 from acdc.engine.experiment import Experiment
 from acdc.engine.work import Work
 from acdc.errors import AbilityError, DictionaryError, OptionError, UnknownNameError
-from acdc.measure.ability import ability
+from acdc.measure.ability import Ability, ability
 from acdc.measure.error_nodes import default_thresholds, errors_in_and_out, sweep_nodes
 from acdc.measure.evaluation import Evaluation, Evaluator
 from acdc.methods import Method
@@ -164,22 +164,10 @@ def discover(
     """
     reporter = reporter or Silent()
     settings = check_discovery(settings_of(task, **asked))
-    method = method_of(settings)
+    method, timer = method_of(settings), Timer()
     work = Work(memory, reporter.advance, reporter.note)
-    timer = Timer()
     with timer.phase("load"), reporter.phase("load model and task", None):
-        experiment, tokenizer = load_experiment(settings)
-        able = ability(experiment)
-        if strict and able.doubts:
-            raise AbilityError("; ".join(able.doubts))
-        attached = attached_nodes(experiment, settings, memory, sites)
-        if sites is not None and attached is not None and attached.experiment.outline.is_large:
-            raise OptionError(
-                f"a graph of {attached.experiment.outline.n_edges:,} edges is not written out "
-                "whole, and runs are compared on whole graphs: lower --max-latents"
-            )
-        experiment = experiment if attached is None else attached.experiment
-        experiment = with_means(experiment)
+        able, experiment, attached, tokenizer = _load(settings, memory, sites, strict)
     if checkpoint is not None:
         identity = {**settings.plain(), **_fingerprint(experiment), "versions": versions()}
         work = replace(work, checkpoint=Checkpoint(checkpoint, identity))
@@ -198,25 +186,41 @@ def discover(
     with timer.phase("evaluate"), reporter.phase("evaluate", None):
         evaluator = Evaluator(experiment)
         evaluation = evaluator.evaluate(found.circuit.in_circuit)
-        claim = Claims(experiment, split, able).of(found.circuit, evaluation)
-        latents = {} if attached is None else latent_details(attached, evaluator, found.circuit)
-        norms = norms_details(experiment, found.circuit, evaluation)
-    details = {
-        "n_prompts": len(experiment.task),
-        "n_select": split.n_select,
-        "task_info": experiment.task.info,
-        "model_info": model_info(experiment, settings),
-        "forwards": passes.n,
-        **found.details,
-        **latents,
-        **norms,
-    }
-    constants = experiment.carried
-    if constants is not None:
-        details["constants"] = constants.report
+        qualities = qualities_on_task(experiment)
+        doubts = [doubt for quality in qualities for doubt in quality.doubts]
+        claim = Claims(experiment, split, able).of(found.circuit, evaluation).but(*doubts)
+        details = {
+            "n_prompts": len(experiment.task),
+            "n_select": split.n_select,
+            "task_info": experiment.task.info,
+            "model_info": model_info(experiment, settings),
+            "forwards": passes.n,
+            **found.details,
+            **latent_details(attached, evaluator, found.circuit, qualities),
+            **norms_details(experiment, found.circuit, evaluation),
+            **({} if experiment.carried is None else {"constants": experiment.carried.report}),
+        }
     info = circuit_info(experiment, settings, claim.faithfulness)
     circuit = replace(found.circuit, info=info)
-    return Run(settings, circuit, claim, timer.seconds, details, constants)
+    return Run(settings, circuit, claim, timer.seconds, details, experiment.carried)
+
+
+def _load(
+    settings: Settings, memory: int, sites: Mapping[str, Site] | None, strict: bool
+) -> tuple[Ability, Experiment, Attached | None, Tokenizer | None]:
+    """What the model does, the experiment with its dictionaries, these, and the tokenizer."""
+    experiment, tokenizer = load_experiment(settings)
+    able = ability(experiment)
+    if strict and able.doubts:
+        raise AbilityError("; ".join(able.doubts))
+    attached = attached_nodes(experiment, settings, memory, sites)
+    if sites is not None and attached is not None and attached.experiment.outline.is_large:
+        raise OptionError(
+            f"a graph of {attached.experiment.outline.n_edges:,} edges is not written out "
+            "whole, and runs are compared on whole graphs: lower --max-latents"
+        )
+    experiment = experiment if attached is None else attached.experiment
+    return able, with_means(experiment), attached, tokenizer
 
 
 @dataclass
@@ -402,19 +406,21 @@ def reattach(experiment: Experiment, settings: Settings, graph: Graph) -> Experi
     return replace(found, places=found.outline.places_of(graph))
 
 
-def latent_details(attached: Attached, evaluator: Evaluator, circuit: Circuit) -> dict[str, Any]:
+def latent_details(
+    attached: Attached | None,
+    evaluator: Evaluator,
+    circuit: Circuit,
+    qualities: Sequence[Quality],
+) -> dict[str, Any]:
     """Return what run.json says of latents: sites, quality, and what error nodes carry."""
+    if attached is None:
+        return {}
     experiment = attached.experiment
-    crossing = [a.dictionary for a in experiment.attachments if a.site.kind == "cross_layer"]
     scores = node_scores(experiment, between_inputs(experiment, _STEPS), _STEPS)
     return {
         "latents": {
             **attached.summary(),
-            "quality": [
-                asdict(quality_on_task(a.dictionary, experiment, crossing))
-                for a in experiment.attachments
-                if not isinstance(a, NeuronAttachment)
-            ],
+            "quality": [asdict(quality) for quality in qualities],
             "error_nodes": asdict(errors_in_and_out(evaluator, circuit.in_circuit)),
             "node_thresholds": [
                 asdict(row) for row in sweep_nodes(experiment, scores, default_thresholds(scores))

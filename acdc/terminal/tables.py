@@ -104,7 +104,7 @@ class SafeConsole(Console):
     def __init__(self, **options: Any) -> None:
         super().__init__(emoji=False, **options)
 
-    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]
+    def render_str(self, text: str, **options: Any) -> Text:  # type: ignore[override]  # it has fewer
         """Return what every text passes through, in tables too."""
         return super().render_str(printable(text, keep="\n\t"), **options)
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acdc.dictionaries import Dictionary
-from acdc.dictionaries.quality import Quality, quality_on_task
+from acdc.dictionaries.quality import Quality, qualities_on_task
 from acdc.engine.attribution import node_scores
 from acdc.engine.experiment import Experiment
 from acdc.errors import CircuitFileError, OptionError
@@ -305,11 +305,11 @@ def _check_latents(
 
 
 def _sites(experiment: Experiment, nodes: Sequence[str]) -> Iterable[SiteView]:
-    for attachment in experiment.attachments:
+    latents = {split_span(node)[0] for node in nodes}
+    qualities = qualities_on_task(experiment)
+    for attachment, quality in zip(experiment.attachments, qualities, strict=True):
         site = attachment.site
-        latents = {split_span(node)[0] for node in nodes}
         inside = sum(name.startswith(f"{site.name}.f") for name in latents)
-        quality = quality_on_task(attachment.dictionary, experiment)
         yield SiteView(site.name, len(site.latents), inside, quality)
 
 
