@@ -121,7 +121,10 @@ def test_discover_save_load_evaluate(ln2: str, pairs: str, tmp_path: Path) -> No
     again = acdc.load_run(tmp_path / "run")
     found = acdc.evaluate(again, tests=False, seen=True)
     assert found.n_prompts == again.details["n_prompts"] == 5
-    assert found.measured[0].evaluation.faithfulness == pytest.approx(run.evaluation.faithfulness)
+    measured = found.measured[0].evaluation
+    assert measured.metric_circuit == pytest.approx(run.evaluation.metric_circuit)
+    assert measured.faithfulness is run.claim.faithfulness_seen is None  # random weights
+    assert found.warnings[0] in run.claim.warnings
 
 
 def test_reporter_counts_every_step(ln2: str, pairs: str) -> None:
@@ -139,7 +142,8 @@ def test_reporter_counts_every_step(ln2: str, pairs: str) -> None:
 
     for method in METHODS:
         reporter = Counting()
-        options: dict[str, Any] = {"threshold": 0.1} if method in ("acdc", "eap-acdc") else {}
+        chooses = method in ("acdc", "acdc-two-sided", "eap-acdc")
+        options: dict[str, Any] = {"threshold": 0.1} if chooses else {}
         acdc.discover(pairs, model=ln2, method=method, reporter=reporter, **options)
         names = [name for name, _ in reporter.phases]
         assert names == ["load model and task", f"discover ({method})", "evaluate"]
