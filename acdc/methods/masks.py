@@ -66,6 +66,7 @@ __all__ = [
     "HardConcrete",
     "Training",
     "edge_pruning",
+    "ranks",
     "subnetwork_probing",
 ]
 

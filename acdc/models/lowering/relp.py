@@ -33,7 +33,7 @@ from acdc.models.lowering.attention import Attention
 from acdc.models.lowering.gradients import ScaledGradient, of_kind, with_parts
 from acdc.models.lowering.model import FeedForward, LoweredModel
 
-__all__ = ["RelpRules", "with_relevance"]
+__all__ = ["FrozenAttention", "RelevanceFeedForward", "RelpRules", "with_relevance"]
 
 _LEAST = 1e-6
 """Added to what is divided by, away from 0, as the authors do."""
