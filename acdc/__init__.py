@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from acdc.evidence.comparison import compare
     from acdc.evidence.directions import discover_both
     from acdc.evidence.frontier import sweep
+    from acdc.evidence.interactions import interactions
     from acdc.evidence.references import load_reference
     from acdc.evidence.self_repair import self_repair
     from acdc.evidence.stability import stability
@@ -39,6 +40,7 @@ _HOMES = {
     "discover": "acdc.runs.discover",
     "discover_both": "acdc.evidence.directions",
     "evaluate": "acdc.evidence.assessment",
+    "interactions": "acdc.evidence.interactions",
     "load_circuit": "acdc.runs.circuits",
     "load_dictionaries": "acdc.dictionaries.sources",
     "load_model": "acdc.models",
@@ -59,6 +61,7 @@ __all__ = [
     "discover",
     "discover_both",
     "evaluate",
+    "interactions",
     "load_circuit",
     "load_dictionaries",
     "load_model",

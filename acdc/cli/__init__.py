@@ -22,6 +22,7 @@ from acdc.cli.circuits import export, latents
 from acdc.cli.comparison import compare
 from acdc.cli.discovery import discover, stability, sweep
 from acdc.cli.evidence import evaluate, report, self_repair
+from acdc.cli.interactions import interactions
 from acdc.cli.listing import list_
 
 __all__ = ["app", "main"]
@@ -44,6 +45,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {  # in the order of acdc --help
     "evaluate": evaluate,
     "stability": stability,
     "self-repair": self_repair,
+    "interactions": interactions,
     "export": export,
     "latents": latents,
     "report": report,

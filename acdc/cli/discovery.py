@@ -100,6 +100,8 @@ def _discover_both(
         show(run_table(run.summary(), f"circuit of {settings.task}, {run.settings.direction}"))
         warn(run.claim.warnings)
     show(*directions_tables(found))
+    if found.candidates:
+        show(f"candidates, not yet tested: acdc interactions {folder}")
     show(f"written to {folder}: noising, denoising, directions.json, directions.svg and .png")
 
 

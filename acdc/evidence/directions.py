@@ -7,7 +7,9 @@ noising misses what stands in for another, and restoring either shows, so that d
 both.  An edge that only noising finds is therefore a candidate for one input of an AND, one that
 only denoising finds for one of an OR.  (Heimersheim & Nanda 2024, "How to
 use and interpret activation patching", arXiv 2404.15255.)  Candidates, no proofs: two searches
-also differ where an edge is near their thresholds, and behind a node that only one of them needs.
+also differ where an edge is near their threshold, and behind a node that only one of them needs.
+:mod:`acdc.evidence.interactions` tests them.  Both searches of ACDC have one threshold: where none
+is asked for, denoising has that which noising found.
 
 A folder holds ``noising`` and ``denoising``, a run each, ``directions.json``, and one diagram of
 both, ``directions.svg`` and ``directions.png``.
@@ -113,6 +115,7 @@ class BothDirections:
             "n_edges_total": self.noising.circuit.graph.n_edges,
             "n_edges_kept": {r.settings.direction: r.circuit.n_edges for r in self.runs},
             "faithfulness": {r.settings.direction: r.faithfulness for r in self.runs},
+            "thresholds": {r.settings.direction: _threshold(r) for r in self.runs},
             "both": edges.common,
             "only_noising": edges.only_a,
             "only_denoising": edges.only_b,
@@ -149,6 +152,12 @@ class BothDirections:
     def _tidy(self, folder: Path) -> None:
         for run in self.runs:
             run.tidy(folder / run.settings.direction)
+
+
+def _threshold(run: Run) -> float | None:
+    """At which edges were removed; None for a method that has none."""
+    found = run.details.get("threshold", run.settings.threshold)
+    return None if found is None else float(found)
 
 
 def _by_receiver(edges: tuple[str, ...]) -> dict[str, list[str]]:
@@ -222,4 +231,6 @@ def discover_both(
             **{**options, "direction": direction},
         )
         sites = runs[direction].circuit.graph.shape.site_at or None
+        if options.get("threshold") is None and options.get("n_edges") is None:
+            options["threshold"] = runs[direction].details.get("threshold")
     return BothDirections(**runs)

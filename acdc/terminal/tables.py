@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from acdc.evidence.bases import SizeAt
     from acdc.evidence.comparison import Cost
     from acdc.evidence.directions import BothDirections
+    from acdc.evidence.interactions import Interactions
     from acdc.evidence.self_repair import HeadRepair, Measure, RoleRepair, SelfRepair
     from acdc.evidence.stability import Stability
     from acdc.evidence.verdicts import Judgement
+    from acdc.measure.gates import Gate
     from graphs import Circuit
     from graphs.known.bases import BasesComparison, Shared
     from graphs.known.chance import AtChance, Chance
@@ -38,6 +40,7 @@ __all__ = [
     "edges_table",
     "effects_table",
     "frontier_table",
+    "interactions_tables",
     "number",
     "reference_table",
     "roles_table",
@@ -340,6 +343,38 @@ def self_repair_tables(found: SelfRepair, title: str) -> Iterator[Any]:
             f"no backup: no head answers with at least {found.min_share:.0%} of what ablating the "
             "others takes away"
         )
+
+
+def interactions_tables(found: Interactions, title: str, n: int = 20) -> Iterator[Any]:
+    """Yield how many pairs are of which kind, and the table of gates."""
+    counts = ", ".join(f"{count:,} {kind}" for kind, count in found.counts.items())
+    left_out = f"; {found.n_left_out:,} more of lower scores not tested" if found.n_left_out else ""
+    yield (
+        f"{title}: {found.n_prompts} prompts, metric {found.settings.metric}, "
+        f"{found.settings.intervention} ablation"
+    )
+    yield f"{len(found.pairs):,} pairs: {counts}{left_out}"
+    gates = [pair for pair in found.pairs if pair.noising.is_gate or pair.denoising.is_gate]
+    if not gates:
+        yield "no interaction: every pair that was tested adds up, as far as these prompts tell"
+        return
+    more = f" (first {n})" if len(gates) > n else ""
+    table = Table(title=f"gates{more}", title_justify="left", caption_justify="left")
+    level = f"{1 - found.alpha:.0%}"
+    table.caption = f"interaction, its {level} interval of all pairs together; a dash: adds up"
+    for column in ("edges", "gate", "noising", "denoising"):
+        table.add_column(column)
+    for pair in gates[:n]:
+        table.add_row(
+            escape(f"{pair.a}\n{pair.b}"), pair.kind, _gate(pair.noising), _gate(pair.denoising)
+        )
+    yield table
+
+
+def _gate(gate: Gate) -> str:
+    if not gate.is_gate:
+        return "-"
+    return f"{gate.kind} {gate.interaction:.3g} ({gate.low:.3g} to {gate.high:.3g})"
 
 
 def _role_table(role: RoleRepair) -> Table:

@@ -1,0 +1,294 @@
+"""Which edges of a circuit act together: pairs that meet at a node, tested for gates.
+
+A circuit says which edges matter, not how they combine.  A node that computes an AND of two senders
+needs both, one that computes an OR either (:mod:`acdc.evidence.directions`); that two searches
+differ at it is a hint, and this is the test.  The metric is measured with either edge of a pair
+ablated, with both and with none, in the clean run with all else clean (noising) and in the corrupt
+run with all else corrupt (denoising), on every prompt: :mod:`acdc.measure.gates` says what follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from acdc.errors import CircuitFileError, OptionError
+from acdc.measure.evaluation import Evaluator
+from acdc.measure.gates import Gate, combined, name_gates
+from acdc.runs.discover import Reporter, Silent, fit, with_constants
+from acdc.runs.folder import Timer, save_summary, versions
+from acdc.runs.opened import Opened, RunLike, open_run
+from acdc.runs.unseen import PromptChoice
+from acdc.settings import MOST_RESAMPLES, Direction, Settings, check_count
+from graphs import Circuit, Graph
+from graphs.known.compare import differing_shapes
+from graphs.text import short
+
+__all__ = ["Interactions", "Pair", "interactions"]
+
+DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
+_MOST_PAIRS = 200
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two edges, and how they act together.
+
+    Parameters
+    ----------
+    a, b
+        Their names.
+    node
+        That both enter; empty for edges that were named.
+    noising, denoising
+        What was found in either direction.
+    """
+
+    a: str
+    b: str
+    node: str
+    noising: Gate
+    denoising: Gate
+
+    @property
+    def kind(self) -> str:
+        """See :func:`acdc.measure.gates.combined`."""
+        return combined((self.noising.kind, self.denoising.kind))
+
+    @property
+    def size(self) -> float:
+        """The larger interaction of the two that were found significant; 0 if none was."""
+        found = [abs(g.interaction) for g in (self.noising, self.denoising) if g.is_gate]
+        return max(found, default=0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Interactions:
+    """What was found of pairs of edges.
+
+    Parameters
+    ----------
+    settings
+        What was measured on.
+    pairs
+        Gates first, those of larger interactions first.
+    n_left_out
+        Pairs that meet at a node and were not tested, of lower scores.
+    alpha
+        Level of all tests together.
+    n_prompts, task_info
+        The prompts.
+    timings
+        Seconds by phase.
+    """
+
+    settings: Settings
+    pairs: tuple[Pair, ...]
+    n_left_out: int
+    alpha: float
+    n_prompts: int
+    task_info: dict[str, Any]
+    timings: dict[str, float]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many pairs are of each kind, those of none left out."""
+        kinds = [pair.kind for pair in self.pairs]
+        return {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
+
+    def summary(self) -> dict[str, Any]:
+        """Content of ``interactions.json``."""
+        return {
+            "task": self.settings.task,
+            "model": self.settings.model,
+            "metric": self.settings.metric,
+            "intervention": self.settings.intervention,
+            "alpha": self.alpha,
+            "n_prompts": self.n_prompts,
+            "task_info": self.task_info,
+            "n_tested": len(self.pairs),
+            "n_left_out": self.n_left_out,
+            "counts": self.counts,
+            "pairs": [{"kind": pair.kind, **asdict(pair)} for pair in self.pairs],
+            "timings": self.timings,
+            "versions": versions(),
+        }
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write :meth:`summary` as ``interactions.json`` into a folder, or as a ``.json`` file.
+
+        Raises OutputError if the file exists, unless ``overwrite``, or cannot be written.
+        """
+        return save_summary(path, "interactions.json", self.summary(), overwrite=overwrite)
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{n} {kind}" for kind, n in self.counts.items())
+        return short(f"<Interactions of {len(self.pairs)} pairs on {self.settings.task}: {counts}>")
+
+
+def interactions(
+    run: RunLike,
+    edges: Sequence[str] = (),
+    *,
+    task: Any = None,
+    seen: bool = False,
+    max_pairs: int = _MOST_PAIRS,
+    alpha: float = 0.01,
+    n_resamples: int = 1000,
+    resample_seed: int = 0,
+    reporter: Reporter | None = None,
+    **asked: Any,
+) -> Interactions:
+    """Test which pairs of a circuit's edges act together, and name the gates.
+
+    Parameters
+    ----------
+    run
+        Folder of a run, or of both directions (``--direction both``: the edges of either), a
+        circuit file, :class:`acdc.Run` or :class:`graphs.Circuit`.
+    edges
+        Names: all pairs of these are tested, in the circuit or not; none: pairs of the circuit's
+        edges into one node, a head's query, key and value together.
+    task
+        As of :func:`acdc.discover`; None: the run's.  A circuit that comes alone needs one.
+    seen
+        Whether to measure on the prompts that discovery saw.
+    max_pairs
+        At most so many are tested: those whose lower absolute score is largest.
+    alpha
+        Chance of calling any pair a gate that is none, above 0 and below 1.
+    n_resamples, resample_seed
+        Of the bootstrap over prompts.
+    reporter
+        Told of progress.
+    **asked
+        Fields of :class:`acdc.settings.Settings` that are to be other than the run's.
+
+    Raises
+    ------
+    OptionError
+        If there is no pair to test, or a value makes no sense.
+    GraphError
+        If there is no edge of a name.
+
+    Examples
+    --------
+    >>> import acdc
+    >>> acdc.interactions("runs/both").counts  # doctest: +SKIP
+    """
+    if not 0 < alpha < 1:
+        raise OptionError(f"alpha {alpha:g}: expected a level above 0 and below 1")
+    check_count("max_pairs", max_pairs, at_most=MOST_RESAMPLES)
+    check_count("n_resamples", n_resamples, at_most=MOST_RESAMPLES)
+    reporter, timer = reporter or Silent(), Timer()
+    opened, circuit = _open(run)
+    settings = opened.settings(task=task, **asked)
+    chosen, n_left_out = _choose(circuit, edges, max_pairs)
+    prompts = PromptChoice(opened.discovery_with(settings), seen)
+    with timer.phase("load"), reporter.phase("load model and task", None):
+        circuit, experiment = fit(circuit, settings, prompts, opened.constants(settings))
+    n_edges = len({edge for pair in chosen for edge in pair})
+    tables = []
+    with (
+        timer.phase("measure"),
+        reporter.phase("interactions", len(DIRECTIONS) * (len(chosen) + n_edges)),
+    ):
+        for direction in DIRECTIONS:
+            own = replace(experiment, direction=direction)
+            evaluator = Evaluator(with_constants(own, reporter=reporter))
+            tables.append(_measure(evaluator, chosen, direction, reporter))
+    with timer.phase("test"):
+        gates = name_gates(
+            np.concatenate(tables), alpha=alpha, n_resamples=n_resamples, seed=resample_seed
+        )
+    graph, n = circuit.graph, len(chosen)
+    pairs = [
+        Pair(
+            graph.edge_name(a), graph.edge_name(b), "" if edges else _node(graph, b),
+            gates[i], gates[n + i],
+        )
+        for i, (a, b) in enumerate(chosen)
+    ]  # fmt: skip
+    pairs.sort(key=lambda pair: -pair.size)
+    return Interactions(
+        settings, tuple(pairs), n_left_out, alpha, len(experiment.task),
+        dict(experiment.task.info), timer.seconds,
+    )  # fmt: skip
+
+
+def _open(run: RunLike) -> tuple[Opened, Circuit]:
+    """A run and its circuit; of both directions the first run, and the edges of either."""
+    if not isinstance(run, str | Path) or not (Path(run) / "directions.json").is_file():
+        opened = open_run(run)
+        return opened, opened.circuit
+    first, second = (open_run(Path(run) / direction) for direction in DIRECTIONS)
+    a, b = first.circuit, second.circuit
+    if differing := differing_shapes(a.graph.shape, b.graph.shape, "noising", "denoising"):
+        raise CircuitFileError(f"{run}: its two circuits are of different graphs: {differing}")
+    scores = np.maximum(np.abs(a.scores), np.abs(b.scores))
+    return first, replace(a, in_circuit=a.in_circuit | b.in_circuit, scores=scores)
+
+
+def _choose(
+    circuit: Circuit, edges: Sequence[str], max_pairs: int
+) -> tuple[list[tuple[int, int]], int]:
+    """Pairs of edges to test, and how many more there are."""
+    graph = circuit.graph
+    if edges:
+        found = np.flatnonzero(graph.edge_mask(edges)).tolist()
+        pairs = list(combinations(found, 2))
+    else:
+        pairs = list(_meeting(graph, np.flatnonzero(circuit.in_circuit).tolist()))
+    if not pairs:
+        raise OptionError(
+            "there is no pair of edges to test: name at least two with --edge"
+            if edges
+            else "no two edges of the circuit enter one node: name some with --edge"
+        )
+    scores = np.abs(circuit.scores)
+    pairs.sort(key=lambda pair: -min(scores[pair[0]], scores[pair[1]]))
+    return pairs[:max_pairs], max(0, len(pairs) - max_pairs)
+
+
+def _meeting(graph: Graph, edges: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Pairs of edges into one node."""
+    by_node: dict[str, list[int]] = {}
+    for edge in edges:
+        by_node.setdefault(_node(graph, edge), []).append(edge)
+    for together in by_node.values():
+        yield from combinations(together, 2)
+
+
+def _node(graph: Graph, edge: int) -> str:
+    return graph.receiver_node(int(graph.edge_receiver[edge]))
+
+
+def _measure(
+    evaluator: Evaluator,
+    pairs: Sequence[tuple[int, int]],
+    direction: Direction,
+    reporter: Reporter,
+) -> NDArray[np.float64]:
+    """``[pair, i, j, prompt]``: metric with a clean or not, and b clean or not."""
+    n_edges = evaluator.experiment.graph.n_edges
+
+    def without(*edges: int) -> NDArray[np.float64]:
+        mask = np.ones(n_edges, dtype=bool)
+        mask[list(edges)] = False
+        reporter.advance(1)
+        return evaluator.values(mask)
+
+    none = evaluator.values(np.ones(n_edges, dtype=bool))
+    alone = {edge: without(edge) for edge in sorted({e for pair in pairs for e in pair})}
+    tables = np.array(
+        [[[without(a, b), alone[a]], [alone[b], none]] for a, b in pairs]
+    )  # [a intact, b intact]: what is ablated is not clean in noising
+    if direction == "denoising":  # there what is ablated carries the clean run's value
+        tables = tables[:, ::-1, ::-1]
+    return tables
