@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from acdc.engine.experiment import Experiment
     from acdc.evidence.assessment import evaluate
     from acdc.evidence.comparison import compare
+    from acdc.evidence.conditions import conditions
     from acdc.evidence.directions import discover_both
     from acdc.evidence.frontier import sweep
     from acdc.evidence.interactions import interactions
@@ -37,6 +38,7 @@ _HOMES = {
     "Run": "acdc.runs.folder",
     "Settings": "acdc.settings",
     "compare": "acdc.evidence.comparison",
+    "conditions": "acdc.evidence.conditions",
     "discover": "acdc.runs.discover",
     "discover_both": "acdc.evidence.directions",
     "evaluate": "acdc.evidence.assessment",
@@ -58,6 +60,7 @@ __all__ = [
     "Run",
     "Settings",
     "compare",
+    "conditions",
     "discover",
     "discover_both",
     "evaluate",

@@ -20,7 +20,7 @@ import typer
 from acdc.cli.asked import MethodCommand
 from acdc.cli.circuits import export, latents
 from acdc.cli.comparison import compare
-from acdc.cli.discovery import discover, stability, sweep
+from acdc.cli.discovery import conditions, discover, stability, sweep
 from acdc.cli.evidence import evaluate, report, self_repair
 from acdc.cli.interactions import interactions
 from acdc.cli.listing import list_
@@ -44,6 +44,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {  # in the order of acdc --help
     "sweep": sweep,
     "evaluate": evaluate,
     "stability": stability,
+    "conditions": conditions,
     "self-repair": self_repair,
     "interactions": interactions,
     "export": export,
@@ -52,7 +53,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {  # in the order of acdc --help
     "compare": compare,
     "list": list_,
 }
-_WITH_METHODS = ("discover", "stability")
+_WITH_METHODS = ("discover", "stability", "conditions")
 for _name, _command in _COMMANDS.items():
     app.command(_name, cls=MethodCommand if _name in _WITH_METHODS else None)(_command)
 

@@ -1,4 +1,4 @@
-"""Commands that find circuits: ``discover``, ``sweep`` and ``stability``."""
+"""Commands that find circuits: ``discover``, ``sweep``, ``stability`` and ``conditions``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from acdc.cli.inputs import to_bytes
 if TYPE_CHECKING:
     from acdc.settings import Settings
 
-__all__ = ["discover", "stability", "sweep"]
+__all__ = ["conditions", "discover", "stability", "sweep"]
 
 _EVERY = ("model", "method", "selection", "prompts", "computing", "ablation", "nodes")
 
@@ -194,6 +194,57 @@ def stability(
         found.save(folder, at_least=at_least, overwrite=overwrite)
     show(*stability_tables(found))
     show(f"written to {folder}: stability.json, edges.csv, circuit.json, circuit.svg, circuit.png")
+
+
+@takes(*_EVERY, leave=("corruption", "intervention"), methods=True, method=None)
+def conditions(
+    task: opt.Task,
+    corruptions: Annotated[
+        str | None,
+        typer.Option("--corruptions", help="By name, as abc,swapped, or all of the task's."),
+    ] = None,
+    interventions: Annotated[
+        str | None,
+        typer.Option("--interventions", help="By name, as resample,mean,zero, or all untrained."),
+    ] = None,
+    memory: opt.Memory = 1.0,
+    list_edges: Annotated[
+        bool, typer.Option("--list/--no-list", help="List the edges that come and go.")
+    ] = True,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder to write (default: runs/conditions-<task>-<time>)."),
+    ] = None,
+    overwrite: opt.Overwrite = False,
+    **asked: Any,
+) -> None:
+    """Find a circuit per corruption and intervention: which edges stay, which come and go.
+
+    Example: acdc conditions docstring --corruptions all --method eap-ig
+
+    Example: acdc conditions ioi --corruptions abc,swapped --interventions resample,zero
+    """
+    from acdc.evidence.conditions import conditions as compare_conditions
+    from acdc.runs.folder import check_output
+    from acdc.terminal.tables import TerminalReporter, conditions_tables, show
+
+    n_bytes = to_bytes(memory)
+    folder = out or _default_folder(f"conditions-{Path(task).stem}")
+    check_output(folder, overwrite=overwrite)
+    reporter = TerminalReporter()
+    asked.setdefault("method", _default_method(asked))
+    found = compare_conditions(
+        task, _words(corruptions), _words(interventions), reporter=reporter, memory=n_bytes,
+        **asked,
+    )  # fmt: skip
+    with reporter.phase("draw and write", None):
+        found.save(folder, overwrite=overwrite)
+    show(*conditions_tables(found, list_edges=list_edges))
+    show(f"written to {folder}: conditions.json, edges.csv, conditions.svg and .png, and each run")
+
+
+def _words(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(part.strip() for part in text.split(","))
 
 
 def _numbers(text: str) -> list[float]:

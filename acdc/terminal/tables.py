@@ -18,6 +18,7 @@ from graphs.text import printable
 if TYPE_CHECKING:
     from acdc.evidence.bases import SizeAt
     from acdc.evidence.comparison import Cost
+    from acdc.evidence.conditions import Conditions
     from acdc.evidence.directions import BothDirections
     from acdc.evidence.interactions import Interactions
     from acdc.evidence.self_repair import HeadRepair, Measure, RoleRepair, SelfRepair
@@ -36,6 +37,7 @@ __all__ = [
     "ablations_table",
     "bases_tables",
     "comparison_table",
+    "conditions_tables",
     "directions_tables",
     "edges_table",
     "effects_table",
@@ -562,6 +564,33 @@ def bases_tables(
         for i, label in enumerate(labels):
             only = comparison.edges.only(i)
             yield f"component edges only in {label}: " + (", ".join(only) or "none")
+
+
+def conditions_tables(found: Conditions, *, list_edges: bool = True, n: int = 25) -> Iterator[Any]:
+    """Yield how circuits under several conditions overlap, and which edges come and go."""
+    edges, labels = found.found.edges, found.labels
+    table = Table(title="circuits by condition", title_justify="left")
+    for column in ("condition", "edges", "faithfulness", "seen"):
+        table.add_column(column, justify="left" if column == "condition" else "right")
+    for label, run in zip(labels, found.runs, strict=True):
+        values = number(run.faithfulness), number(run.claim.faithfulness_seen)
+        table.add_row(escape(label), f"{run.circuit.n_edges:,}", *values)
+    yield table
+    yield _shared_table("edges", edges, labels)
+    if not list_edges:
+        return
+    yield "edges of all: " + (", ".join(edges.common) or "none")
+    moving = {name: at for name, at in edges.members.items() if len(at) < len(labels)}
+    order = sorted(moving, key=lambda name: -len(moving[name]))
+    more = f" (first {n} of {len(order):,})" if len(order) > n else ""
+    come_and_go = Table(title=f"edges that come and go{more}", title_justify="left")
+    come_and_go.add_column("edge")
+    for label in labels:
+        come_and_go.add_column(escape(label), justify="center")
+    for name in order[:n]:
+        marks = ("x" if i in moving[name] else "" for i in range(len(labels)))
+        come_and_go.add_row(escape(name), *marks)
+    yield come_and_go if order else "no edge comes and goes"
 
 
 def _shared_table(name: str, names: Shared, labels: Sequence[str]) -> Table:

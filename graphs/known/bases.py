@@ -28,7 +28,7 @@ from graphs.graph import GraphShape, parse_node
 from graphs.known.compare import differing_shapes
 from graphs.select import prune
 
-__all__ = ["BasesComparison", "InComponents", "Shared", "basis_name", "compare_bases"]
+__all__ = ["BasesComparison", "InComponents", "Shared", "basis_name", "compare_bases", "shared"]
 
 _HEAD = re.compile(r"a(\d+)\.h\d+")
 _KIND_NAMES = {"transcoder": "transcoders", "neurons": "neurons", "neuron_inputs": "neurons"}
@@ -173,10 +173,10 @@ def compare_bases(*circuits: Circuit) -> BasesComparison:
         if site.kind.startswith("attn")
     }
     found = [_in_components(circuit, shapes[0], joined) for circuit in circuits]
-    edges = _shared([one.edges for one in found])
+    edges = shared([one.edges for one in found])
     return BasesComparison(
         tuple(_told_apart(one, set(edges.common)) for one in found),
-        _shared([one.components for one in found]),
+        shared([one.components for one in found]),
         edges,
     )
 
@@ -254,7 +254,8 @@ def _told_apart(one: InComponents, common: Container[str]) -> InComponents:
     )
 
 
-def _shared(circuits: Sequence[Iterable[str]]) -> Shared:
+def shared(circuits: Sequence[Iterable[str]]) -> Shared:
+    """Return in which of some collections each name is."""
     members: dict[str, tuple[int, ...]] = {}
     for i, names in enumerate(circuits):
         for name in names:
