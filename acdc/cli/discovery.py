@@ -162,6 +162,16 @@ def sweep(
 def stability(
     task: Annotated[str, typer.Argument(help="Built-in task (acdc list tasks).")],
     seeds: Annotated[int, typer.Option("--seeds", help="Runs, each with prompts of its own.")] = 5,
+    corruptions: Annotated[
+        str | None,
+        typer.Option("--corruptions", help="Vary the corruption, too: by name, or all."),
+    ] = None,
+    templates: Annotated[
+        int, typer.Option("--templates", help="Vary the template, too: so many of the task's.")
+    ] = 1,
+    method_seeds: Annotated[
+        int, typer.Option("--method-seeds", help="Vary the method's own seed, too.")
+    ] = 1,
     memory: opt.Memory = 1.0,
     at_least: Annotated[
         float, typer.Option("--at-least", help="Draw edges kept in this share of the runs.")
@@ -175,7 +185,12 @@ def stability(
 ) -> None:
     """Repeat discovery over draws of prompts: count in how many runs each edge was kept.
 
+    With --corruptions, --templates or --method-seeds under every combination: then a table says
+    which of these the differences between circuits come from.
+
     Example: acdc stability ioi --seeds 5 --method eap-ig --out runs/stable
+
+    Example: acdc stability ioi --seeds 3 --corruptions all --templates 3 --method eap-ig
     """
     from acdc.errors import OptionError
     from acdc.evidence.stability import stability as repeat
@@ -189,7 +204,10 @@ def stability(
     check_output(folder, overwrite=overwrite)
     reporter = TerminalReporter()
     asked.setdefault("method", _default_method(asked))
-    found = repeat(task, seeds, reporter=reporter, memory=n_bytes, **asked)
+    found = repeat(
+        task, seeds, corruptions=_words(corruptions), n_templates=templates,
+        n_method_seeds=method_seeds, reporter=reporter, memory=n_bytes, **asked,
+    )  # fmt: skip
     with reporter.phase("draw and write", None):
         found.save(folder, at_least=at_least, overwrite=overwrite)
     show(*stability_tables(found))

@@ -1,6 +1,8 @@
 """How often each edge is found: discovery repeated over draws of a task's prompts.
 
-An edge that one draw of prompts finds and the next does not is no finding.  A folder holds
+An edge that one draw of prompts finds and the next does not is no finding.  With corruptions,
+templates or seeds of the method varied as well, circuits are found under every combination, and
+:mod:`acdc.evidence.sources` says which of these the differences come from.  A folder holds
 ``stability.json`` (settings, one row per seed, versions, timings), ``edges.csv`` (in how many
 runs each edge was kept), and of the edges kept often enough ``circuit.json`` and its pictures,
 where an edge's score, and so its width, is the share of runs that kept it.
@@ -10,8 +12,9 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import dataclass, replace
-from itertools import combinations
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +22,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acdc.errors import OptionError
+from acdc.evidence.conditions import chosen_corruptions
+from acdc.evidence.sources import FACTORS, Source, sources
 from acdc.runs.discover import Reporter, Silent, check_discovery, discover
 from acdc.runs.folder import Run, versions, write_folder
-from acdc.runs.given import settings_of
+from acdc.runs.given import model_of, settings_of, spec_of
 from acdc.settings import Settings, check_count
+from acdc.tasks import Task, load_task
 from graphs import Circuit, Graph, component_graph, save_circuit, write_whole
 from graphs.files.whole import write_json
 from graphs.pictures.draw import render, to_dot
 from graphs.text import said, short
 
 __all__ = ["Stability", "stability"]
+
+
+_N_LISTED = 512
+"""Prompts that a task's templates are counted in."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +59,8 @@ class Stability:
         Of each run on its own prompts; None where it is undefined.
     timings
         Seconds by phase, over all runs.
+    factors
+        What was varied beside the seeds, see :mod:`acdc.evidence.sources`: its level in each run.
     """
 
     settings: Settings
@@ -57,6 +69,7 @@ class Stability:
     masks: NDArray[np.bool_]
     faithfulness: tuple[float | None, ...]
     timings: dict[str, float]
+    factors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         s, sizes = self.settings, self.masks.sum(1)
@@ -69,6 +82,11 @@ class Stability:
     def counts(self) -> NDArray[np.int64]:
         """``[edge]``: runs that kept it."""
         return self.masks.sum(0)
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Where the differences come from; empty where only prompts were varied."""
+        return sources(self.masks, self.factors) if self.factors else ()
 
     @property
     def overlap(self) -> float:
@@ -84,7 +102,8 @@ class Stability:
         if not 0 < at_least <= 1:
             raise OptionError(f"at_least {at_least:g}: expected a share above 0, at most 1")
         shares = self.counts / len(self.seeds)
-        method = f"{self.settings.method}, share of {len(self.seeds)} seeds"
+        what = "runs" if self.factors else "seeds"
+        method = f"{self.settings.method}, share of {len(self.seeds)} {what}"
         info = {
             "task": Path(self.settings.task).stem,
             "model": self.settings.model,
@@ -105,9 +124,17 @@ class Stability:
             **self.settings.plain(),
             "seeds": list(self.seeds),
             "runs": [
-                {"seed": seed, "n_edges_kept": int(mask.sum()), "faithfulness": value}
-                for seed, mask, value in zip(self.seeds, self.masks, self.faithfulness, strict=True)
+                {
+                    "seed": seed,
+                    **{name: levels[run] for name, levels in self.factors.items()},
+                    "n_edges_kept": int(mask.sum()),
+                    "faithfulness": value,
+                }
+                for run, (seed, mask, value) in enumerate(
+                    zip(self.seeds, self.masks, self.faithfulness, strict=True)
+                )
             ],
+            "sources": [asdict(source) for source in self.sources],
             "n_edges_total": self.graph.n_edges,
             "n_edges_by_count": {str(k): int((counts == k).sum()) for k in range(n, 0, -1)},
             "mean_jaccard": self.overlap,
@@ -138,16 +165,33 @@ class Stability:
 
 
 def stability(
-    task: Any, n_seeds: int = 5, *, reporter: Reporter | None = None, **options: Any
+    task: Any,
+    n_seeds: int = 5,
+    *,
+    corruptions: Sequence[str] | None = None,
+    n_templates: int = 1,
+    n_method_seeds: int = 1,
+    reporter: Reporter | None = None,
+    **options: Any,
 ) -> Stability:
     """Discover a circuit from several draws of a task's prompts.
+
+    With ``corruptions``, ``n_templates`` or ``n_method_seeds`` under every combination of these and
+    of the draws: then the size of a circuit is chosen on the prompts that it is found on.
 
     Parameters
     ----------
     task
         As of :func:`acdc.discover`.
     n_seeds
-        Runs, at least 2; their seeds count up from ``seed``.
+        Runs, at least 2; their seeds count up from ``seed``.  Of a combination, draws of prompts;
+        1 will do.
+    corruptions
+        Of a built-in task, as of :func:`acdc.conditions`: by name, or ``("all",)``.
+    n_templates
+        Templates of a built-in task, the most frequent ones: each run has prompts of one alone.
+    n_method_seeds
+        Seeds of the method, where it draws anything itself (masks that are trained).
     reporter
         Told of progress.
     **options
@@ -160,6 +204,9 @@ def stability(
         out: then every seed has the same prompts.
     """
     reporter = reporter or Silent()
+    if corruptions is not None or n_templates > 1 or n_method_seeds > 1:
+        counts = n_seeds, n_templates, n_method_seeds
+        return _crossed(task, corruptions, counts, reporter, options)
     if n_seeds < 2:
         raise OptionError(f"{n_seeds} seeds: expected at least 2, what one run finds is no share")
     check_count("seeds", n_seeds, at_most=10_000)
@@ -178,18 +225,100 @@ def stability(
             runs.append(discover(sites=sites, **{**options, **own}))
             sites = runs[0].circuit.graph.shape.site_at or None
             reporter.advance(1)
+    return _found(asked, runs, tuple(run.settings.seed for run in runs))
+
+
+def _found(
+    asked: Settings,
+    runs: list[Run],
+    seeds: tuple[int, ...],
+    factors: Mapping[str, tuple[str, ...]] | None = None,
+) -> Stability:
     timings: dict[str, float] = {}
     for run in runs:
         for phase, seconds in run.timings.items():
             timings[phase] = timings.get(phase, 0.0) + seconds
     return Stability(
         asked,
-        tuple(run.settings.seed for run in runs),
+        seeds,
         _common_graph(runs),
         np.stack([run.circuit.in_circuit for run in runs]),
         tuple(run.faithfulness for run in runs),
         timings,
+        factors or {},
     )
+
+
+def _crossed(
+    task: Any,
+    corruptions: Sequence[str] | None,
+    counts: tuple[int, int, int],
+    reporter: Reporter,
+    options: dict[str, Any],
+) -> Stability:
+    """Discover under every combination of corruption, template, draw of prompts and seed."""
+    for name, count in zip(("seeds", "n_templates", "n_method_seeds"), counts, strict=True):
+        check_count(name, count, at_most=10_000)
+    settings = {name: value for name, value in options.items() if name != "memory"}
+    asked = check_discovery(settings_of(task, **settings))
+    if spec_of(asked) is None:
+        raise OptionError(
+            f"task file {asked.task!r} has its own prompts: corruptions, templates and seeds of "
+            "the method are varied of a built-in task"
+        )
+    n_draws, n_templates, n_seeds = counts
+    by_corruption = chosen_corruptions(asked, corruptions)
+    model, tokenizer = model_of(asked)
+
+    def prompts(
+        draw: int, corruption: str | None, template: str | None, n: int | None = asked.n_prompts
+    ) -> Task:
+        return load_task(
+            asked.task, tokenizer, n_prompts=n, seed=draw, corruption=corruption,
+            template=template, d_vocab=model.d_vocab, d_vocab_out=model.d_vocab_out,
+            n_ctx=model.n_ctx,
+        )  # fmt: skip
+
+    by_template = _templates(prompts(asked.seed, by_corruption[0], None, _N_LISTED), n_templates)
+    draws, seeds = (range(asked.seed, asked.seed + n) for n in (n_draws, n_seeds))
+    levels = list(product(by_corruption, by_template, draws, seeds))
+    if len(levels) < 2:
+        raise OptionError("1 run: give two corruptions, templates or seeds at least")
+    runs: list[Run] = []
+    sites = None
+    with reporter.phase("discover over sources", len(levels)):
+        for corruption, template, draw, seed in levels:
+            own = vars(
+                asked.replace(
+                    seed=seed, corruption=None, holdout=0.0, n_prompts=None, n_select=None,
+                    n_test=None, given=asked.given | {"model": (model, tokenizer)},
+                )
+            )  # fmt: skip
+            own = {name: value for name, value in own.items() if name != "task"}
+            given_task = prompts(draw, corruption, template)
+            runs.append(discover(given_task, sites=sites, **{**options, **own}))
+            sites = runs[0].circuit.graph.shape.site_at or None
+            reporter.advance(1)
+    columns = tuple(tuple(map(str, column)) for column in zip(*levels, strict=True))
+    return _found(
+        asked,
+        runs,
+        tuple(seed for _, _, _, seed in levels),
+        dict(zip(FACTORS, columns, strict=True)),
+    )
+
+
+def _templates(task: Task, n: int) -> tuple[str | None, ...]:
+    """The most frequent templates of a task's prompts; None, for any, if there is to be one."""
+    if n == 1:
+        return (None,)
+    known = task.info["templates"]
+    if n > len(known):
+        raise OptionError(
+            f"n_templates is {n}, but the prompts of task {task.name!r} have {len(known)}: ask for "
+            "at most that many"
+        )
+    return tuple(sorted(known, key=lambda name: -known[name])[:n])
 
 
 def _common_graph(runs: list[Run]) -> Graph:

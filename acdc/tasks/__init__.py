@@ -18,6 +18,7 @@ from acdc.errors import OptionError, TaskError, UnknownNameError
 from acdc.settings import check_count
 from acdc.tasks.base import Pair, Task, Tokenizer, single_token_continuation
 from acdc.tasks.files import SUFFIXES, pairs_of_rows, read_pairs
+from acdc.tasks.prompts import Generated
 from acdc.tasks.spec import DEFAULT_METRIC, TASKS, TaskSpec
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
 
 DEFAULT_N_PROMPTS = 128
 """Prompts of a built-in task unless the user says how many."""
+_MOST_DOUBLINGS = 6
 
 
 def is_task_file(name_or_path: str) -> bool:
@@ -64,6 +66,7 @@ def load_task(
     seed: int = 0,
     prepend_bos: bool = False,
     corruption: str | None = None,
+    template: str | None = None,
     d_vocab: int | None = None,
     d_vocab_out: int | None = None,
     n_ctx: int | None = None,
@@ -85,6 +88,8 @@ def load_task(
         Put the tokenizer's BOS token in front of both prompts of every pair.
     corruption
         Which corruption of a built-in task; its first one by default.
+    template
+        One of a built-in task's, as ``info["templates"]`` names them: prompts of it alone.
     d_vocab, d_vocab_out, n_ctx
         Tokens that the model reads, tokens that it can predict (``d_vocab`` unless given) and
         its context length, to check ids and lengths against.
@@ -110,10 +115,12 @@ def load_task(
         check_count("n_prompts", n_prompts)
     d_vocab_out = d_vocab if d_vocab_out is None else d_vocab_out
     if isinstance(task, str) and task in TASKS:
-        found = _generate(TASKS[task], tokenizer, n_prompts, seed, corruption, d_vocab)
+        found = _generate(TASKS[task], tokenizer, n_prompts, seed, corruption, template, d_vocab)
     elif isinstance(task, str) and not is_task_file(task):
         raise UnknownNameError("task", task, TASKS)
     else:
+        if template is not None:
+            raise OptionError(f"template {template!r}: only a built-in task has templates")
         every = _given(task, tokenizer, d_vocab, d_vocab_out)
         found = _first(every, n_prompts, corruption)
     if prepend_bos:
@@ -128,6 +135,7 @@ def _generate(
     n_prompts: int | None,
     seed: int,
     corruption: str | None,
+    template: str | None,
     d_vocab: int | None,
 ) -> Task:
     corruption = spec.default_corruption if corruption is None else corruption
@@ -140,7 +148,10 @@ def _generate(
             "give a task file with token ids"
         )
     wanted = DEFAULT_N_PROMPTS if n_prompts is None else n_prompts
-    generated = spec.generate(source, Random(seed), wanted, corruption)
+    if template is None:
+        generated = spec.generate(source, Random(seed), wanted, corruption)
+    else:
+        generated = _of_template(spec, source, seed, wanted, corruption, template)
     info = {
         "source": "built-in",
         "n_prompts": len(generated),
@@ -150,6 +161,23 @@ def _generate(
         "lengths": _lengths([g.pair for g in generated]),
     }
     return Task(spec.name, tuple(g.pair for g in generated), info)
+
+
+def _of_template(
+    spec: TaskSpec, source: Any, seed: int, n_prompts: int, corruption: str, template: str
+) -> list[Generated]:
+    """Prompts of one template: of ever more prompts, those that are made from it."""
+    n_drawn = 4 * n_prompts
+    for _ in range(_MOST_DOUBLINGS):
+        drawn = spec.generate(source, Random(seed), n_drawn, corruption)
+        found = [one for one in drawn if one.template == template]
+        if len(found) >= n_prompts:
+            return found[:n_prompts]
+        n_drawn *= 2
+    raise TaskError(
+        f"task {spec.name!r}: {len(found)} of {n_drawn // 2:,} prompts are of template "
+        f"{template!r}, {n_prompts} are needed: ask for fewer prompts, or another template"
+    )
 
 
 def _token_ids(spec: TaskSpec, tokenizer: Tokenizer | None, d_vocab: int | None) -> tuple[int, ...]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from acdc.evidence.directions import BothDirections
     from acdc.evidence.interactions import Interactions
     from acdc.evidence.self_repair import HeadRepair, Measure, RoleRepair, SelfRepair
+    from acdc.evidence.sources import Source
     from acdc.evidence.stability import Stability
     from acdc.evidence.verdicts import Judgement
     from acdc.measure.gates import Gate
@@ -310,11 +311,14 @@ def effects_table(judgement: Judgement, n: int = 5) -> Table:
     return table
 
 
-def stability_tables(found: Stability, n: int = _TOP_EDGES) -> tuple[str, Table, Table]:
-    """A line, and tables of edges by the runs that kept them and of those kept most often."""
+def stability_tables(found: Stability, n: int = _TOP_EDGES) -> tuple[Any, ...]:
+    """A line, and tables of edges by the runs that kept them and of those kept most often.
+
+    Where more than prompts was varied a table of what the differences come from.
+    """
     summary = found.summary()
-    n_seeds = len(found.seeds)
-    said = f"edges over {n_seeds} seeds; two runs share {found.overlap:.1%} (mean Jaccard)"
+    n_seeds, what = len(found.seeds), "runs" if found.factors else "seeds"
+    said = f"edges over {n_seeds} {what}; two runs share {found.overlap:.1%} (mean Jaccard)"
     counts = Table()
     for column in ("kept in", "edges"):
         counts.add_column(column, justify="right")
@@ -325,7 +329,20 @@ def stability_tables(found: Stability, n: int = _TOP_EDGES) -> tuple[str, Table,
     edges.add_column("runs", justify="right")
     for name, count in list(summary["edges"].items())[:n]:
         edges.add_row(escape(name), f"{count} of {n_seeds}")
-    return said, counts, edges
+    return said, counts, edges, *([_sources_table(found.sources)] if found.sources else [])
+
+
+def _sources_table(sources: Sequence[Source]) -> Table:
+    table = Table(title="what the differences come from", title_justify="left")
+    for column in ("source", "levels", "share of the variance", "of the sum of squares", "df"):
+        table.add_column(column, justify="left" if column == "source" else "right")
+    for source in sources:
+        name = "their interactions" if source.name == "rest" else source.name
+        table.add_row(
+            name, str(source.n_levels or "-"), f"{source.variance:.1%}", f"{source.squares:.1%}",
+            str(source.df),
+        )  # fmt: skip
+    return table
 
 
 def self_repair_tables(found: SelfRepair, title: str) -> Iterator[Any]:
