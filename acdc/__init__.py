@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from acdc.evidence.conditions import conditions
     from acdc.evidence.directions import discover_both
     from acdc.evidence.frontier import sweep
+    from acdc.evidence.groups import groups
     from acdc.evidence.interactions import interactions
     from acdc.evidence.references import load_reference
     from acdc.evidence.self_repair import self_repair
@@ -42,6 +43,7 @@ _HOMES = {
     "discover": "acdc.runs.discover",
     "discover_both": "acdc.evidence.directions",
     "evaluate": "acdc.evidence.assessment",
+    "groups": "acdc.evidence.groups",
     "interactions": "acdc.evidence.interactions",
     "load_circuit": "acdc.runs.circuits",
     "load_dictionaries": "acdc.dictionaries.sources",
@@ -64,6 +66,7 @@ __all__ = [
     "discover",
     "discover_both",
     "evaluate",
+    "groups",
     "interactions",
     "load_circuit",
     "load_dictionaries",

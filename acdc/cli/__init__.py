@@ -22,6 +22,7 @@ from acdc.cli.circuits import export, latents
 from acdc.cli.comparison import compare
 from acdc.cli.discovery import conditions, discover, stability, sweep
 from acdc.cli.evidence import evaluate, report, self_repair
+from acdc.cli.groups import groups
 from acdc.cli.interactions import interactions
 from acdc.cli.listing import list_
 
@@ -45,6 +46,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {  # in the order of acdc --help
     "evaluate": evaluate,
     "stability": stability,
     "conditions": conditions,
+    "groups": groups,
     "self-repair": self_repair,
     "interactions": interactions,
     "export": export,
@@ -53,7 +55,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {  # in the order of acdc --help
     "compare": compare,
     "list": list_,
 }
-_WITH_METHODS = ("discover", "stability", "conditions")
+_WITH_METHODS = ("discover", "stability", "conditions", "groups")
 for _name, _command in _COMMANDS.items():
     app.command(_name, cls=MethodCommand if _name in _WITH_METHODS else None)(_command)
 

@@ -221,6 +221,19 @@ class Method:
         found: Scores = self.function(experiment, options or self.options(), work or Work())
         return edge_scores(experiment, found) if self.over == "nodes" else found
 
+    def scores_by_prompt(
+        self, experiment: Experiment, options: Any = None, work: Work | None = None
+    ) -> Scores:
+        """Return the scores of every edge on every prompt alone, ``[prompt, edge]``.
+
+        Parameters and errors as of :meth:`scores`.  Where every prompt has as many scored
+        positions, and a score is a mean over prompts (as attribution is), they are its parts.
+        """
+        return np.stack([
+            self.scores(experiment.on(replace(experiment.task, pairs=(pair,))), options, work)
+            for pair in experiment.task.pairs
+        ])  # fmt: skip
+
     def _selection(self, experiment: Experiment, settings: Settings, options: Any) -> Selection:
         selection = Selection(settings.threshold, settings.n_edges, settings.ranking)
         if self.score is Score.MAGNITUDE:

@@ -23,14 +23,14 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from acdc.errors import TaskError
 from acdc.tasks.base import Pair, Tokenizer, single_token_continuation
-from graphs.files.whole import MIB, check_regular, parse_json, read_text
+from graphs.files.whole import MIB, check_regular, json_text, parse_json, read_text, write_whole
 
 __all__ = [
     "MOST_BYTES",
@@ -42,6 +42,7 @@ __all__ = [
     "encode",
     "pairs_of_rows",
     "read_pairs",
+    "write_pairs",
 ]
 
 KEYS: dict[str, tuple[str, ...]] = {
@@ -147,6 +148,15 @@ def read_pairs(
     if not rows:
         raise TaskError(f"{path}: no rows in the file: give at least one prompt pair")
     return _pairs(rows, tokenizer, d_vocab, d_vocab_out)
+
+
+def write_pairs(path: str | Path, pairs: Iterable[Pair]) -> None:
+    """Write prompt pairs as a ``.jsonl`` file of token ids, which :func:`read_pairs` gives back."""
+    lines = []
+    for pair in pairs:
+        row = {name: value for name, value in vars(pair).items() if value or name not in OPTIONAL}
+        lines.append(json_text(row))
+    write_whole(path, "".join(f"{line}\n" for line in lines))
 
 
 def pairs_of_rows(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from acdc.evidence.comparison import Cost
     from acdc.evidence.conditions import Conditions
     from acdc.evidence.directions import BothDirections
+    from acdc.evidence.groups import Groups
     from acdc.evidence.interactions import Interactions
     from acdc.evidence.self_repair import HeadRepair, Measure, RoleRepair, SelfRepair
     from acdc.evidence.sources import Source
@@ -43,6 +44,7 @@ __all__ = [
     "edges_table",
     "effects_table",
     "frontier_table",
+    "groups_tables",
     "interactions_tables",
     "number",
     "reference_table",
@@ -243,6 +245,34 @@ def ablations_table(summary: dict[str, Any]) -> Table:
         choices = f"{area['ranking']} scores, {area['axis']} axis, {area['size']} sizes"
         table.add_row(area["measure"], "", choices, said)
     return table
+
+
+def groups_tables(found: Groups, title: str) -> tuple[Table, ...]:
+    """Tables of groups of prompts, and of every circuit on every group's fresh prompts."""
+    table = Table(title=escape(title), title_justify="left")
+    for column in ("group", "prompts", "fresh", "edges", "faithfulness", "such as"):
+        table.add_column(column)
+    summary = found.summary()
+    for place, group in enumerate(summary["groups"]):
+        low, high = group["faithfulness_interval"] or (None, None)
+        row = group | {"faithfulness_low": low, "faithfulness_high": high}
+        table.add_row(
+            str(place), f"{group['n_fit']:,}", f"{group['n_test']:,}", f"{group['n_edges']:,}",
+            _with_interval(row), escape(group["examples"][0]),
+        )  # fmt: skip
+    if not found.crosses:
+        return (table,)
+    crosses = Table(title="every circuit on the other groups", title_justify="left")
+    for column in ("circuit of", "prompts of", "faithfulness", "less than theirs", "fails"):
+        crosses.add_column(column)
+    for cross in found.crosses:
+        ends = f" [{number(cross.low)}, {number(cross.high)}]"
+        less = number(cross.loss) + ("" if cross.loss is None else ends)
+        crosses.add_row(
+            str(cross.circuit), str(cross.prompts), number(cross.faithfulness), less,
+            "yes" if cross.fails else "no",
+        )  # fmt: skip
+    return table, crosses
 
 
 def directions_tables(found: BothDirections, n: int = 15) -> tuple[Table, Table | str]:
