@@ -9,7 +9,8 @@ depends on (its *request*); what is there already and agrees is not done again.
 agreement         on the items that the reference fixes (edges, or pairs of nodes) and on nodes:
                   ROC and AUROC (:func:`graphs.known.roc.sweep_roc` for ACDC over thresholds,
                   :func:`graphs.known.roc.roc_curve` of absolute scores for the others), average
-                  precision, and the best circuit's missed and extra items
+                  precision, the best circuit's missed and extra items, and what random scores
+                  get (:func:`graphs.known.chance.chance_of_ranking`)
 curves            CPR and CMD, see :mod:`acdc.measure.curves`
 sizes             of the smallest circuit with faithfulness 0.9 and 0.95
 ================  ============================================================================
@@ -43,6 +44,7 @@ from acdc.tasks import DEFAULT_METRIC, load_task
 from benchmarks.measure import conditions, timed
 from graphs import Reference, prune, read_reference
 from graphs.files.whole import MIB, json_text, read_json, write_whole
+from graphs.known.chance import chance_of_ranking
 from graphs.known.roc import (
     MIB_FRACTIONS,
     Items,
@@ -59,7 +61,7 @@ from graphs.known.roc import (
     sweep_scores,
 )
 
-__all__ = ["Plan", "Subject", "Table", "measure", "subjects"]
+__all__ = ["Plan", "Subject", "Table", "add_random", "measure", "subjects"]
 
 FORMAT = "acdc-bench-accuracy"
 VERSION = 1
@@ -70,6 +72,7 @@ _CELL: dict[str, Any] = {
 }  # fmt: skip
 SEED = 0
 LEVELS = (0.9, 0.95)
+_N_RANDOM = 100
 
 Mask = NDArray[np.bool_]
 Scores = NDArray[np.float64]
@@ -360,6 +363,9 @@ def measure(plan: Plan, table: Table, device: str = "cpu") -> Iterator[dict[str,
         Where models run.
     """
     for name, subject in plan.subjects.items():
+        for stored in [cell for key, cell in table.cells.items() if key[0] == name]:
+            if add_random(subject, stored):
+                table.add(stored, device)
         requests = {method: plan.request(subject, method, device) for method in plan.methods}
         missing = [m for m in plan.methods if not table.finished(name, m, requests[m])]
         if not missing:
@@ -469,6 +475,7 @@ def _agreement(scored: Items, truth: Mask, found: _Found) -> dict[str, Any]:
     agreement = counts(truth, best)
     return {
         **known,
+        "random": _random(scored, truth, len(found.scores)),
         "auroc": curve.area,
         "auroc_of_ranking": auroc(truth, ranked),
         "average_precision": average_precision(truth, ranked),
@@ -477,6 +484,31 @@ def _agreement(scored: Items, truth: Mask, found: _Found) -> dict[str, Any]:
         "extra": [scored.names[i] for i in np.flatnonzero(~truth & best)],
         "roc": _corners(curve),
     }
+
+
+def _random(scored: Items, truth: Mask, n_edges: int) -> dict[str, float]:
+    """AUROC and average precision of random scores of the edges, on the mean."""
+    scores = np.random.default_rng(SEED).random(n_edges)
+    found = chance_of_ranking(scored, truth, scores, n=_N_RANDOM, seed=SEED)
+    return {name: chance.mean for name, chance in found.items()}
+
+
+def add_random(subject: Subject, cell: dict[str, Any]) -> bool:
+    """Put what random scores get into a stored cell that lacks it; whether it did."""
+    reference, added = subject.reference, False
+    if reference is None:
+        return False
+    optional, graph = reference.optional_nodes, reference.graph
+    for part in ("edges", "nodes"):
+        known = cell.get(part, {})
+        if known.get("auroc") is None or "random" in known:
+            continue
+        scored = items(graph, known["granularity"], optional)
+        by_name = part == "nodes"
+        truth = scored.named(reference.nodes) if by_name else scored.mask(reference.mask())
+        known["random"] = _rounded(_random(scored, truth, graph.n_edges))
+        added = True
+    return added
 
 
 def _corners(curve: Roc) -> dict[str, Any]:

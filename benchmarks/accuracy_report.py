@@ -67,6 +67,12 @@ def _of(cell: Cell, part: str, key: str) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
+def _random(cell: Cell, part: str) -> str:
+    """AUROC of random scores; a dash where it was not measured."""
+    value = cell.get(part, {}).get("random")
+    return "-" if value is None else f"{value['auroc']:.3f}"
+
+
 def _area(cell: Cell, measure: str) -> str:
     """MIB's own number, of the sweep where the method has no ranking."""
     ranking = "signed" if measure == "CPR" else "absolute"
@@ -89,6 +95,7 @@ _COLUMNS: dict[str, Callable[[Cell], str]] = {
     "metric": lambda cell: cell["request"]["metric"],
     "ablation": lambda cell: cell["request"]["intervention"],
     "edge AUROC": lambda cell: _of(cell, "edges", "auroc"),
+    "random": lambda cell: _random(cell, "edges"),
     "edge AP": lambda cell: _of(cell, "edges", "average_precision"),
     "missed / extra": _wrong,
     "node AUROC": lambda cell: _of(cell, "nodes", "auroc"),
@@ -106,7 +113,9 @@ _LEGEND = (
     "nodes rank as high as the true ones. AP: average precision; for ACDC of the ranking by the "
     "largest threshold that keeps an edge. EAP, GIM, NAP and HISP score by the gradient at the "
     "clean run, where mse, the metric of the compiled models, is flat: they see nothing there. "
-    "What eap-ig hardly sees, as edges behind saturated attention, eap-acdc drops untested. A "
+    "What eap-ig hardly sees, as edges behind saturated attention, eap-acdc drops untested. "
+    "Random: the mean of 100 random scorings of the edges; of nodes it may be off 0.5, since one "
+    "with more edges has the largest of more scores. A "
     "dash: no circuit is known, or all or none of the items are in it."
 )
 
@@ -167,6 +176,9 @@ def readme_table(cells: Sequence[Cell]) -> str:
                 f"{sum(nodes) / len(nodes):.3f}" if nodes else "-",
             ]
         )
+    by_chance = [_by_chance([c for c in known if _group(c) == group], "edges") for group in groups]
+    of_nodes = _by_chance(known, "nodes").split(" ")[0]
+    rows.append(["*random scores*", *by_chance, _by_chance(known, "edges"), "-", of_nodes])
     lines = _markdown_table(["method", *titles, "all", "least", "nodes"], rows)
     text = "\n".join(lines)
     return f"{text}\n\nLeast: AUROC of its worst model. Nodes: their mean AUROC. {_LEGEND}\n"
@@ -189,7 +201,7 @@ def _grid(cells: Sequence[Cell], part: str) -> str:
         size = next(
             (f"{c[part]['n_true']} of {c[part]['n_items']}" for c in group if part in c), ""
         )
-        rows.append([name, size, *values])
+        rows.append([name, size, *values, _by_chance(group, part)])
     means = [
         f"**{_mean([c for c in cells if c['method'] == method], part)}**" for method in methods
     ]
@@ -198,8 +210,8 @@ def _grid(cells: Sequence[Cell], part: str) -> str:
         for g in groups.values()
     ]
     best = [value for value in best if not math.isnan(value)]
-    lines = _markdown_table(["model", f"true {part}", *methods], rows)
-    lines.append("| " + " | ".join(["**mean**", "", *means]) + " |")
+    lines = _markdown_table(["model", f"true {part}", *methods, "*random*"], rows)
+    lines.append("| " + " | ".join(["**mean**", "", *means, _by_chance(cells, part)]) + " |")
     if best:
         lines += [
             "",
@@ -217,6 +229,20 @@ def _both(cell: Cell | None, part: str) -> str:
     if cell is None or not _scored(cell, part):
         return "-"
     return f"{cell[part]['auroc']:.3f} ({cell[part]['average_precision']:.2f})"
+
+
+def _by_chance(cells: Sequence[Cell], part: str) -> str:
+    """What random scores get, on the mean over models; a dash where it was not measured."""
+    found = {
+        cell["subject"]: cell[part]["random"]
+        for cell in cells
+        if _scored(cell, part) and "random" in cell[part]
+    }
+    if not found:
+        return "-"
+    areas = ("auroc", "average_precision")
+    auroc, precision = (sum(x[a] for x in found.values()) / len(found) for a in areas)
+    return f"{auroc:.3f} ({precision:.2f})"
 
 
 def _mean(cells: Sequence[Cell], part: str) -> str:

@@ -79,6 +79,20 @@ def test_acdc_finds_the_circuits_that_the_paper_says_it_finds(whole: list[dict[s
             assert cell["edges"]["roc"] == {"stairs": True, "fpr": [0, 0, 1], "tpr": [0, 1, 1]}
 
 
+def test_random_scores_stand_beside(whole: list[dict[str, Any]]) -> None:
+    for cell in whole:
+        assert cell["edges"]["random"]["auroc"] == pytest.approx(0.5, abs=0.06)
+        share = cell["edges"]["n_true"] / cell["edges"]["n_items"]
+        assert cell["edges"]["random"]["average_precision"] == pytest.approx(share, abs=0.2)
+        older = json.loads(json.dumps(cell))
+        for part in ("edges", "nodes"):
+            older[part].pop("random", None)
+        assert accuracy.add_random(subjects()[cell["subject"]], older)
+        assert older == cell  # a stored cell gets what a measured one has
+        assert not accuracy.add_random(subjects()[cell["subject"]], older)
+    assert "*random scores*" in readme_table(whole)
+
+
 def test_areas_of_every_convention(whole: list[dict[str, Any]]) -> None:
     for cell in whole:
         rankings = {"sweep"} if cell["method"] == "acdc" else {"signed", "absolute"}

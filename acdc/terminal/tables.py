@@ -616,14 +616,18 @@ def bases_tables(
 def conditions_tables(found: Conditions, *, list_edges: bool = True, n: int = 25) -> Iterator[Any]:
     """Yield how circuits under several conditions overlap, and which edges come and go."""
     edges, labels = found.found.edges, found.labels
-    table = Table(title="circuits by condition", title_justify="left")
-    for column in ("condition", "edges", "faithfulness", "seen"):
+    numbers = [str(i) for i in range(1, len(labels) + 1)]
+    title = f"circuits by condition: {len(edges.common):,} edges in all; numbers: Jaccard of two"
+    table = Table(title=title, title_justify="left")
+    columns = ("", "condition", "edges", "faithfulness", "seen", "alone", *numbers)
+    for column in columns:
         table.add_column(column, justify="left" if column == "condition" else "right")
-    for label, run in zip(labels, found.runs, strict=True):
+    for i, (label, run) in enumerate(zip(labels, found.runs, strict=True)):
         values = number(run.faithfulness), number(run.claim.faithfulness_seen)
-        table.add_row(escape(label), f"{run.circuit.n_edges:,}", *values)
+        alike = [f"{edges.jaccard(i, j):.2f}" for j in range(len(labels))]
+        cells = (f"{run.circuit.n_edges:,}", *values, f"{len(edges.only(i)):,}", *alike)
+        table.add_row(numbers[i], escape(label), *cells)
     yield table
-    yield _shared_table("edges", edges, labels)
     if not list_edges:
         return
     yield "edges of all: " + (", ".join(edges.common) or "none")
@@ -632,8 +636,8 @@ def conditions_tables(found: Conditions, *, list_edges: bool = True, n: int = 25
     more = f" (first {n} of {len(order):,})" if len(order) > n else ""
     come_and_go = Table(title=f"edges that come and go{more}", title_justify="left")
     come_and_go.add_column("edge")
-    for label in labels:
-        come_and_go.add_column(escape(label), justify="center")
+    for column in numbers:
+        come_and_go.add_column(column, justify="center")
     for name in order[:n]:
         marks = ("x" if i in moving[name] else "" for i in range(len(labels)))
         come_and_go.add_row(escape(name), *marks)
