@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 import acdc
 from acdc.cli import main
 from acdc.errors import OptionError, TaskError
-from acdc.evidence.sources import FACTORS, REST, sources
+from acdc.evidence.sources import CROSSED, FACTORS, REST, sources
 from acdc.models import BUNDLED
 from acdc.tasks import load_task
 
@@ -52,6 +52,13 @@ def test_one_source_has_all_of_the_variance(name: str) -> None:
     assert sum(s.variance for s in found.values()) == pytest.approx(1)
     assert sum(s.squares for s in found.values()) == pytest.approx(1)
     assert sum(s.df for s in found.values()) == len(runs) - 1
+
+
+def test_corruptions_that_act_otherwise_in_every_template() -> None:
+    runs, factors = design(**LEVELS)
+    found = {s.name: s for s in sources(by_levels(runs, (0, 1)), factors)}
+    assert found[CROSSED].variance > 0.8
+    assert found[REST].variance == pytest.approx(0, abs=1e-9)
 
 
 def test_differences_without_a_source_are_rest() -> None:
@@ -136,7 +143,13 @@ def test_stability_says_where_differences_come_from(
     assert "8 runs" in said
     found = json.loads((tmp_path / "new" / "stability.json").read_text())
     assert len(found["runs"]) == 8
-    assert [s["name"] for s in found["sources"]] == ["corruption", "template", "prompts", REST]
+    assert [s["name"] for s in found["sources"]] == [
+        "corruption",
+        "template",
+        "prompts",
+        CROSSED,
+        REST,
+    ]
     assert sum(s["variance"] for s in found["sources"]) == pytest.approx(1)
     assert {run["corruption"] for run in found["runs"]} == {"other_gender", "other_name"}
     assert len({run["template"] for run in found["runs"]}) == 2

@@ -9,8 +9,9 @@ is that of Hamming distances, ``SS = sum of d(i, j) over pairs of runs / number 
 number of edges that one of two circuits has and the other has not.  It splits into parts by factor
 as in a multivariate analysis of variance on distances (Anderson 2001, "A new method for
 non-parametric multivariate analysis of variance", Austral Ecology 26), here of a balanced design:
-every combination once.  Prompts are drawn within a template, so theirs is a nested factor; what is
-left is the factors' interactions, ``rest``.
+every combination once.  Prompts are drawn within a template, so theirs is a nested factor.  That
+corruptions do not act alike in all templates has a part of its own; all other interactions are
+``rest``.
 
 Parts of a sum of squares grow with the number of levels, even of a factor that does nothing.
 ``variance`` therefore compares components of variance, estimated from mean squares by the method of
@@ -29,9 +30,10 @@ from numpy.typing import NDArray
 
 from acdc.errors import OptionError
 
-__all__ = ["FACTORS", "REST", "Source", "sources"]
+__all__ = ["CROSSED", "FACTORS", "REST", "Source", "sources"]
 
 FACTORS = ("corruption", "template", "prompts", "seed")
+CROSSED = "corruption x template"
 REST = "rest"
 
 
@@ -42,9 +44,9 @@ class Source:
     Parameters
     ----------
     name
-        One of :data:`FACTORS`, or :data:`REST`.
+        One of :data:`FACTORS`, :data:`CROSSED` or :data:`REST`.
     n_levels
-        How many were tried; of prompts within each template, of the rest 0.
+        How many were tried; of prompts within each template, of interactions 0.
     df
         Degrees of freedom.
     squares
@@ -82,11 +84,14 @@ def sources(masks: NDArray[np.bool_], factors: Mapping[str, Sequence[str]]) -> t
     squares["prompts"] = _squares(values, (1, 2)) - squares["template"]  # within templates
     df = {name: size - 1 for name, size in sizes.items()}
     df["prompts"] *= sizes["template"]
+    squares[CROSSED] = _squares(values, (0, 1)) - squares["corruption"] - squares["template"]
+    df[CROSSED] = df["corruption"] * df["template"]
     total = _squares(values, (0, 1, 2, 3))
     squares[REST] = total - sum(squares.values())
     df[REST] = n - 1 - sum(df.values())
     components = _components(squares, df, sizes, n)
-    varied = [name for name in FACTORS if sizes[name] > 1] + ([REST] if df[REST] else [])
+    varied = [name for name in FACTORS if sizes[name] > 1]
+    varied += [name for name in (CROSSED, REST) if df[name]]
     whole = sum(components[name] for name in varied)
     return tuple(
         Source(
@@ -126,14 +131,19 @@ def _squares(values: NDArray[np.float64], axes: tuple[int, ...]) -> float:
 def _components(
     squares: Mapping[str, float], df: Mapping[str, int], sizes: Mapping[str, int], n: int
 ) -> dict[str, float]:
-    """Components of variance by the expected mean squares of the design."""
-    mean = {name: squares[name] / df[name] if df[name] > 0 else 0.0 for name in squares}
-    below = dict.fromkeys(FACTORS, REST)
-    if df["prompts"]:  # templates differ by their prompts, too
-        below["template"] = "prompts"
-    n_levels = dict(sizes) | {"prompts": sizes["template"] * sizes["prompts"]}
-    found = {
-        name: max(0.0, (mean[name] - mean[below[name]]) * n_levels[name] / n) if df[name] else 0.0
-        for name in FACTORS
+    """Components of variance by the expected mean squares of the design, every factor random."""
+    mean = {name: squares[name] / df[name] for name in squares if df[name]}
+    rest = mean.get(REST, 0.0)
+    crossed, prompts = mean.get(CROSSED, rest), mean.get("prompts", rest)
+    below = dict.fromkeys(mean, rest)
+    below |= {"corruption": crossed, "template": crossed + prompts - rest, REST: 0.0}
+    n_levels = {
+        **sizes,
+        "prompts": sizes["template"] * sizes["prompts"],
+        CROSSED: sizes["corruption"] * sizes["template"],
+        REST: n,
     }
-    return found | {REST: max(0.0, mean[REST])}
+    return {
+        name: max(0.0, (mean[name] - below[name]) * n_levels[name] / n) if name in mean else 0.0
+        for name in squares
+    }

@@ -367,7 +367,7 @@ def _sources_table(sources: Sequence[Source]) -> Table:
     for column in ("source", "levels", "share of the variance", "of the sum of squares", "df"):
         table.add_column(column, justify="left" if column == "source" else "right")
     for source in sources:
-        name = "their interactions" if source.name == "rest" else source.name
+        name = "other interactions" if source.name == "rest" else source.name
         table.add_row(
             name, str(source.n_levels or "-"), f"{source.variance:.1%}", f"{source.squares:.1%}",
             str(source.df),
