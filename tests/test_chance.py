@@ -197,6 +197,7 @@ def test_asked_for_the_result_says_so_everywhere(
     assert found["other_model"] is True
     assert found["model"]["same"] is False
     assert found["chance"]["n_circuits"] == 30
+    assert found["doubts"] == json.loads((run / "run.json").read_text())["warnings"]
     assert set(found["chance"]["roles"]) == set(load_reference("docstring").roles)
     assert found["edges"]["common"] is not None
     page = to_html(gather(run, reference="docstring", other_model=True, tests=False, n_prompts=1))

@@ -276,6 +276,10 @@ def test_candidates_of_both_directions_are_tested(
     assert gate["node"] == "m0"
     assert gate["noising"]["low"] < -1 < gate["noising"]["high"] < 0
     assert gate["denoising"]["kind"] == "OR"
+    (tested,) = found["candidates"]
+    assert (tested["gate"], tested["receiver"], tested["holds"]) == ("OR", "m0", True)
+    assert tested["kinds"] == {"OR": 1}
+    assert "candidates for OR: 1 of 1 tested hold (m0)" in said
     before = (place / "gates.json").read_bytes()
     assert call("interactions", "both", "--seen", "--out", "gates.json") == 2
     assert (place / "gates.json").read_bytes() == before
@@ -293,7 +297,8 @@ def test_edges_that_are_named_are_tested_alone(
     assert of_run.counts == {"OR": 1}
     assert "1 OR" in repr(of_run)
     assert of_run.save("again").is_file()
-    assert acdc.interactions("both", seen=True, max_pairs=1).n_left_out >= 0
+    (first,) = acdc.interactions("both", seen=True, max_pairs=1).pairs
+    assert {first.a, first.b} == set(EDGES)  # candidates come first
 
 
 BAD = {

@@ -135,6 +135,8 @@ def _show(found: Compared, roles: list[str], list_edges: bool) -> None:
             show(roles_table(own, roles, found.chance))
         if found.match is not None:
             show(found.match.says)
+        for doubt in found.doubts:
+            show(f"warning of the run: {doubt}")
         if list_edges:
             overlap, what = (own.nodes, "nodes") if own.edges is None else (own.edges, "edges")
             show(f"missed {what}: " + (", ".join(overlap.only_b) or "none"))
@@ -165,6 +167,6 @@ def _print_json(found: Compared) -> None:
     plain = found.summary()
     alone = not plain["sizes"] and "circuits" not in plain["comparison"]
     if alone:
-        more = {key: plain[key] for key in ("model", "other_model", "chance")}
+        more = {key: plain[key] for key in ("model", "other_model", "doubts", "chance")}
         plain = plain["comparison"] | (more if found.reference else {"chance": plain["chance"]})
     typer.echo(json.dumps(plain, indent=1))

@@ -112,6 +112,12 @@ class Compared:
     chance: AtChance | None = None
 
     @property
+    def doubts(self) -> tuple[str, ...]:
+        """Warnings of the run that is compared with a reference: what it does not claim."""
+        said = self.circuits[0].summary.get("warnings") if self.reference is not None else None
+        return tuple(map(str, said)) if isinstance(said, list) else ()
+
+    @property
     def is_other_model(self) -> bool:
         """Whether the reference is known to be of another model than the circuit."""
         return self.match is not None and self.match.same is False
@@ -140,6 +146,7 @@ class Compared:
             "costs": [asdict(cost) for cost in self.costs],
             "reference": None if self.reference is None else self.reference.name,
             "warning": self.warning,
+            "doubts": list(self.doubts),
             "other_model": self.is_other_model,
             "model": None if self.match is None else asdict(self.match),
             "chance": None if self.chance is None else asdict(self.chance),

@@ -31,7 +31,7 @@ from graphs.known.compare import Comparison, compare, to_dot_comparison
 from graphs.pictures.draw import render
 from graphs.text import short
 
-__all__ = ["BothDirections", "Candidate", "check_folder", "discover_both"]
+__all__ = ["BothDirections", "Candidate", "candidates_of", "check_folder", "discover_both"]
 
 _GATES = {"noising": "AND", "denoising": "OR"}
 """What the inputs of a node may be of which only this direction finds some."""
@@ -96,15 +96,7 @@ class BothDirections:
 
         Left out is a receiver that reads a single edge in both circuits together: no gate.
         """
-        edges = self.comparison.edges
-        common = _by_receiver(edges.common)
-        found = []
-        for direction, only in (("noising", edges.only_a), ("denoising", edges.only_b)):
-            for receiver, senders in _by_receiver(only).items():
-                partners = tuple(common.get(receiver, ()))
-                if len(senders) + len(partners) > 1:
-                    found.append(Candidate(_GATES[direction], receiver, tuple(senders), partners))
-        return tuple(found)
+        return candidates_of(self.comparison)
 
     def summary(self) -> dict[str, Any]:
         """Content of ``directions.json``."""
@@ -152,6 +144,22 @@ class BothDirections:
     def _tidy(self, folder: Path) -> None:
         for run in self.runs:
             run.tidy(folder / run.settings.direction)
+
+
+def candidates_of(comparison: Comparison) -> tuple[Candidate, ...]:
+    """Return the candidates of a noising circuit (``a``) and a denoising one (``b``).
+
+    As :attr:`BothDirections.candidates`.
+    """
+    edges = comparison.edges
+    common = _by_receiver(edges.common)
+    found = []
+    for direction, only in (("noising", edges.only_a), ("denoising", edges.only_b)):
+        for receiver, senders in _by_receiver(only).items():
+            partners = tuple(common.get(receiver, ()))
+            if len(senders) + len(partners) > 1:
+                found.append(Candidate(_GATES[direction], receiver, tuple(senders), partners))
+    return tuple(found)
 
 
 def _threshold(run: Run) -> float | None:

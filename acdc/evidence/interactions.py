@@ -9,7 +9,8 @@ run with all else corrupt (denoising), on every prompt: :mod:`acdc.measure.gates
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acdc.errors import CircuitFileError, OptionError
+from acdc.evidence.directions import Candidate, candidates_of
 from acdc.measure.evaluation import Evaluator
 from acdc.measure.gates import Gate, combined, name_gates
 from acdc.runs.discover import Reporter, Silent, fit, with_constants
@@ -27,10 +29,10 @@ from acdc.runs.opened import Opened, RunLike, open_run
 from acdc.runs.unseen import PromptChoice
 from acdc.settings import MOST_RESAMPLES, Direction, Settings, check_count
 from graphs import Circuit, Graph
-from graphs.known.compare import differing_shapes
+from graphs.known.compare import compare, differing_shapes
 from graphs.text import short
 
-__all__ = ["Interactions", "Pair", "interactions"]
+__all__ = ["Interactions", "Pair", "Tested", "interactions"]
 
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 _MOST_PAIRS = 200
@@ -68,6 +70,31 @@ class Pair:
         return max(found, default=0.0)
 
 
+@dataclass(frozen=True)
+class Tested:
+    """A candidate of two directions, and what its pairs were found to be.
+
+    Parameters
+    ----------
+    gate, receiver
+        What it may be, as :class:`acdc.evidence.directions.Candidate` has it.
+    n_pairs
+        Pairs of edges into it, one of them found by one direction alone.
+    kinds
+        Kind -> how many of those that were tested.
+    """
+
+    gate: str
+    receiver: str
+    n_pairs: int
+    kinds: Mapping[str, int]
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether a pair is such a gate; None if none was tested."""
+        return self.gate in self.kinds if self.kinds else None
+
+
 @dataclass(frozen=True, eq=False)
 class Interactions:
     """What was found of pairs of edges.
@@ -86,6 +113,8 @@ class Interactions:
         The prompts.
     timings
         Seconds by phase.
+    candidates
+        Of a run in both directions: what became of them.
     """
 
     settings: Settings
@@ -95,6 +124,7 @@ class Interactions:
     n_prompts: int
     task_info: dict[str, Any]
     timings: dict[str, float]
+    candidates: tuple[Tested, ...] = ()
 
     @property
     def counts(self) -> dict[str, int]:
@@ -115,6 +145,7 @@ class Interactions:
             "n_tested": len(self.pairs),
             "n_left_out": self.n_left_out,
             "counts": self.counts,
+            "candidates": [{**asdict(one), "holds": one.holds} for one in self.candidates],
             "pairs": [{"kind": pair.kind, **asdict(pair)} for pair in self.pairs],
             "timings": self.timings,
             "versions": versions(),
@@ -160,7 +191,8 @@ def interactions(
     seen
         Whether to measure on the prompts that discovery saw.
     max_pairs
-        At most so many are tested: those whose lower absolute score is largest.
+        At most so many are tested: those whose lower absolute score is largest, of both directions
+        first those of the candidates.
     alpha
         Chance of calling any pair a gate that is none, above 0 and below 1.
     n_resamples, resample_seed
@@ -187,9 +219,10 @@ def interactions(
     check_count("max_pairs", max_pairs, at_most=MOST_RESAMPLES)
     check_count("n_resamples", n_resamples, at_most=MOST_RESAMPLES)
     reporter, timer = reporter or Silent(), Timer()
-    opened, circuit = _open(run)
+    opened, circuit, candidates = _open(run)
     settings = opened.settings(task=task, **asked)
-    chosen, n_left_out = _choose(circuit, edges, max_pairs)
+    wanted = {frozenset(pair) for one in candidates for pair in _pairs_of(one)}
+    chosen, n_left_out = _choose(circuit, edges, max_pairs, wanted)
     prompts = PromptChoice(opened.discovery_with(settings), seen)
     with timer.phase("load"), reporter.phase("load model and task", None):
         circuit, experiment = fit(circuit, settings, prompts, opened.constants(settings))
@@ -218,27 +251,46 @@ def interactions(
     pairs.sort(key=lambda pair: -pair.size)
     return Interactions(
         settings, tuple(pairs), n_left_out, alpha, len(experiment.task),
-        dict(experiment.task.info), timer.seconds,
+        dict(experiment.task.info), timer.seconds, _tested(candidates, pairs) if not edges else (),
     )  # fmt: skip
 
 
-def _open(run: RunLike) -> tuple[Opened, Circuit]:
-    """A run and its circuit; of both directions the first run, and the edges of either."""
+def _open(run: RunLike) -> tuple[Opened, Circuit, tuple[Candidate, ...]]:
+    """A run and its circuit; of both directions the first run, the edges of either, candidates."""
     if not isinstance(run, str | Path) or not (Path(run) / "directions.json").is_file():
         opened = open_run(run)
-        return opened, opened.circuit
+        return opened, opened.circuit, ()
     first, second = (open_run(Path(run) / direction) for direction in DIRECTIONS)
     a, b = first.circuit, second.circuit
     if differing := differing_shapes(a.graph.shape, b.graph.shape, "noising", "denoising"):
         raise CircuitFileError(f"{run}: its two circuits are of different graphs: {differing}")
     scores = np.maximum(np.abs(a.scores), np.abs(b.scores))
-    return first, replace(a, in_circuit=a.in_circuit | b.in_circuit, scores=scores)
+    either = replace(a, in_circuit=a.in_circuit | b.in_circuit, scores=scores)
+    return first, either, candidates_of(compare(a, b))
+
+
+def _pairs_of(candidate: Candidate) -> Iterator[tuple[str, str]]:
+    """Pairs of edges into a candidate, at least one of which one direction alone finds."""
+    for sender in candidate.only:
+        for other in (*candidate.only, *candidate.partners):
+            if other != sender:
+                yield f"{sender}->{candidate.receiver}", f"{other}->{candidate.receiver}"
+
+
+def _tested(candidates: Sequence[Candidate], pairs: Sequence[Pair]) -> tuple[Tested, ...]:
+    kinds = {frozenset((pair.a, pair.b)): pair.kind for pair in pairs}
+    found = []
+    for one in candidates:
+        own = {frozenset(pair) for pair in _pairs_of(one)}
+        counts = Counter(kinds[pair] for pair in own if pair in kinds)
+        found.append(Tested(one.gate, one.receiver, len(own), dict(counts)))
+    return tuple(found)
 
 
 def _choose(
-    circuit: Circuit, edges: Sequence[str], max_pairs: int
+    circuit: Circuit, edges: Sequence[str], max_pairs: int, wanted: Container[frozenset[str]]
 ) -> tuple[list[tuple[int, int]], int]:
-    """Pairs of edges to test, and how many more there are."""
+    """Pairs of edges to test, those wanted first, and how many more there are."""
     graph = circuit.graph
     if edges:
         found = np.flatnonzero(graph.edge_mask(edges)).tolist()
@@ -252,7 +304,12 @@ def _choose(
             else "no two edges of the circuit enter one node: name some with --edge"
         )
     scores = np.abs(circuit.scores)
-    pairs.sort(key=lambda pair: -min(scores[pair[0]], scores[pair[1]]))
+
+    def rank(pair: tuple[int, int]) -> tuple[bool, float]:
+        is_wanted = frozenset(map(graph.edge_name, pair)) in wanted
+        return not is_wanted, -float(min(scores[pair[0]], scores[pair[1]]))
+
+    pairs.sort(key=rank)
     return pairs[:max_pairs], max(0, len(pairs) - max_pairs)
 
 

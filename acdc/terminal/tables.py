@@ -403,6 +403,16 @@ def interactions_tables(found: Interactions, title: str, n: int = 20) -> Iterato
         f"{found.settings.intervention} ablation"
     )
     yield f"{len(found.pairs):,} pairs: {counts}{left_out}"
+    for gate in ("AND", "OR"):
+        own = [one for one in found.candidates if one.gate == gate]
+        if own:
+            held = [one.receiver for one in own if one.holds]
+            tested = sum(one.holds is not None for one in own)
+            named = f" ({', '.join(held)})" if held else ""
+            yield (
+                f"candidates for {gate}: {len(held)} of {tested} tested hold{named}, "
+                f"{len(own)} in all"
+            )
     gates = [pair for pair in found.pairs if pair.noising.is_gate or pair.denoising.is_gate]
     if not gates:
         yield "no interaction: every pair that was tested adds up, as far as these prompts tell"
@@ -532,19 +542,21 @@ def _overlaps_table(title: str, counts: Sequence[str], chance: AtChance | None) 
     for column in ("", *counts, "precision", "recall", "F1", "Jaccard"):
         table.add_column(column, justify="right" if column else "left")
     if chance is not None:
-        table.caption = f"random: {_random_circuits(chance)}; 95 % of them are at most the second"
+        table.caption = (
+            f"random: mean of {chance.n_circuits:,} random circuits of {chance.n_edges:,} edges; "
+            "95 %: what as many of them do not exceed"
+        )
     return table
 
 
-def _random_circuits(chance: AtChance) -> str:
-    return f"mean of {chance.n_circuits:,} random circuits of {chance.n_edges:,} edges"
-
-
 def _add_chance(table: Table, chances: Mapping[str, Chance] | None) -> None:
-    """Add a row of what random circuits get, if it is known."""
+    """Add rows of what random circuits get, if it is known."""
     if chances is not None:
-        cells = [f"{c.mean:.3f}, {c.high:.3f}" for c in chances.values()]
-        table.add_row("  random", "", "", "", *cells, style="dim")
+        means, highs = ([f"{x:.3f}" for x in some] for some in zip(
+            *((c.mean, c.high) for c in chances.values()), strict=True
+        ))  # fmt: skip
+        table.add_row("  random", "", "", "", *means, style="dim")
+        table.add_row("  95 %", "", "", "", *highs, style="dim")
 
 
 def bases_tables(
