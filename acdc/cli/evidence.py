@@ -39,6 +39,10 @@ def evaluate(
         typer.Option("--seen/--unseen", help="Evaluate on the prompts that discovery saw."),
     ] = False,
     tests: opt.Tests = True,
+    by_prompt: Annotated[
+        bool,
+        typer.Option("--per-prompt", help="What each edge does on every prompt alone, too."),
+    ] = False,
     alpha: Annotated[float, typer.Option("--alpha", help="Level of the tests.")] = 0.05,
     epsilon: Annotated[
         float, typer.Option("--epsilon", help="Equivalence: how far from even odds may be.")
@@ -88,6 +92,7 @@ def evaluate(
         TerminalReporter,
         ablations_table,
         effects_table,
+        per_prompt_table,
         run_table,
         show,
         verdicts_table,
@@ -112,7 +117,7 @@ def evaluate(
         return
     assessment = assess(
         circuit, task=task, seen=seen, trials=trials, tests=tests, n_resamples=n_resamples,
-        optimal=optimal, memory=n_bytes, reporter=TerminalReporter(), **asked,
+        optimal=optimal, by_prompt=by_prompt, memory=n_bytes, reporter=TerminalReporter(), **asked,
     )  # fmt: skip
     if out is not None:
         write_json(out, assessment.summary())
@@ -123,6 +128,8 @@ def evaluate(
         show(verdicts_table(assessment.judgement))
         if assessment.judgement.edges:
             show(effects_table(assessment.judgement))
+    if assessment.per_prompt is not None:
+        show(per_prompt_table(assessment.per_prompt))
     if out is not None:
         show(f"written to {out}")
 

@@ -18,13 +18,14 @@ from acdc.evidence.verdicts import Judgement, Trials, judge, n_evaluations
 from acdc.measure.ability import ability
 from acdc.measure.curves import Area, score_curve
 from acdc.measure.evaluation import Evaluation, Evaluator
+from acdc.measure.per_prompt import PerPrompt, per_prompt
 from acdc.methods import Score, meaning
 from acdc.runs.discover import Reporter, Silent, fit, with_constants, with_means
 from acdc.runs.folder import Timer, save_summary, versions
 from acdc.runs.opened import RunLike, open_run
 from acdc.runs.unseen import PromptChoice
 from acdc.settings import MOST_RESAMPLES, Direction, Settings, check_count
-from graphs import Circuit
+from graphs import Circuit, prune
 from graphs.text import said
 
 __all__ = ["Assessment", "Measured", "assess", "check_training", "evaluate", "importance"]
@@ -96,6 +97,8 @@ class Assessment:
         Seconds by phase.
     left_out
         Interventions that were not measured in every direction, and why.
+    per_prompt
+        What each edge does on every prompt; None if it was not asked for.
     warnings
         What one should know before believing it, a sentence each: that the model does not do the
         task (:mod:`acdc.measure.ability`; then faithfulness is None under every ablation), or that
@@ -112,6 +115,7 @@ class Assessment:
     timings: dict[str, float]
     left_out: dict[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    per_prompt: PerPrompt | None = None
 
     def summary(self) -> dict[str, Any]:
         """Plain values: the keys of ``run.json``, and those of this class."""
@@ -132,6 +136,7 @@ class Assessment:
             "areas": [asdict(area) for area in self.areas],
             "tests": None if self.judgement is None else self.judgement.as_dict(),
             "warnings": list(self.warnings),
+            "per_prompt": None if self.per_prompt is None else self.per_prompt.as_dict(),
             "task_info": self.task_info,
             "timings": self.timings,
             "versions": versions(),
@@ -163,6 +168,7 @@ def evaluate(
     tests: bool = True,
     n_resamples: int = 1000,
     optimal: bool = False,
+    by_prompt: bool = False,
     memory: int = 1 << 30,
     reporter: Reporter | None = None,
     **asked: Any,
@@ -186,6 +192,8 @@ def evaluate(
     optimal
         Train optimal constants for both directions and measure under them too: as many passes
         as there are senders, per step.
+    by_prompt
+        Measure what each edge does on every prompt alone, too: one evaluation an edge.
     memory
         Bytes for the passes of that training.
     reporter
@@ -227,7 +235,7 @@ def evaluate(
         experiment = with_means(experiment)
     return assess(
         circuit, experiment, settings, trials=trials, tests=tests, n_resamples=n_resamples,
-        optimal=optimal, memory=memory, reporter=reporter, timer=timer,
+        optimal=optimal, by_prompt=by_prompt, memory=memory, reporter=reporter, timer=timer,
     )  # fmt: skip
 
 
@@ -250,6 +258,7 @@ def assess(
     tests: bool = True,
     n_resamples: int = 1000,
     optimal: bool = False,
+    by_prompt: bool = False,
     memory: int = 1 << 30,
     reporter: Reporter | None = None,
     timer: Timer | None = None,
@@ -258,7 +267,7 @@ def assess(
 
     Parameters
     ----------
-    circuit, settings, trials, tests, n_resamples, optimal, memory, reporter
+    circuit, settings, trials, tests, n_resamples, optimal, by_prompt, memory, reporter
         As of :func:`evaluate`.
     experiment
         What the settings ask for, on prompts that a :class:`acdc.runs.unseen.PromptChoice` gave.
@@ -290,6 +299,11 @@ def assess(
     else:
         with timer.phase("curves"), reporter.phase("CPR and CMD", _N_SIZES * len(_AREAS)):
             areas = _areas(evaluator, circuit, n_resamples, trials.seed, reporter)
+    effects = None
+    if by_prompt:
+        total = int(prune(circuit.graph, circuit.in_circuit).sum())
+        with timer.phase("per prompt"), reporter.phase("effects per prompt", total):
+            effects = per_prompt(evaluator, circuit.in_circuit, reporter.advance)
     task = experiment.task
     return Assessment(
         settings,
@@ -302,6 +316,7 @@ def assess(
         timer.seconds,
         left_out,
         (*doubts, *(doubt for one in qualities_on_task(experiment) for doubt in one.doubts)),
+        effects,
     )
 
 

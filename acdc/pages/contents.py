@@ -132,6 +132,8 @@ class Report:
         With a reference, if there is one.
     repeated
         Discovery over seeds, if it was done.
+    texts
+        Of token ids.
     """
 
     folder: str | Path
@@ -144,6 +146,7 @@ class Report:
     frontier: tuple[Point, ...]
     agreement: Agreement | None
     repeated: Repeated | None
+    texts: Texts
 
     def __repr__(self) -> str:
         return short(f"<Report of {self.folder}: {self.summary['n_edges_kept']:,} edges>")
@@ -230,11 +233,12 @@ def gather(
                 reporter=reporter,
             )
         )
+    texts = Texts(tokenizer, experiment.task.pairs[0].clean[-1])
     with reporter.phase("look at the circuit", None):
         view = view_circuit(
             circuit,
             experiment,
-            Texts(tokenizer, experiment.task.pairs[0].clean[-1]),
+            texts,
             n_prompts=n_prompts,
             n_kept=None if repeated is None else repeated.n_kept,
         )
@@ -249,6 +253,7 @@ def gather(
         _frontier(experiment, circuit, summary, reporter),
         None if known is None or match is None else _agreement(circuit, known, settings, match),
         repeated,
+        texts,
     )
 
 

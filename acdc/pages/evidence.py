@@ -17,6 +17,7 @@ from acdc.evidence.assessment import Assessment, Measured
 from acdc.evidence.stability import Stability
 from acdc.evidence.verdicts import EdgeEffect, Verdict
 from acdc.files.objects import JsonObject
+from acdc.measure.per_prompt import PerPrompt
 from acdc.settings import Settings
 from graphs import Circuit
 from graphs.files.whole import MIB, json_text, read_json
@@ -92,6 +93,8 @@ class Evidence:
         CPR and CMD, as MIB has them; may be empty.
     tests
         None if they were left out.
+    per_prompt
+        What each edge does on every prompt; None if that was not measured.
     """
 
     task: str
@@ -103,6 +106,7 @@ class Evidence:
     ablations: tuple[Ablated, ...]
     areas: tuple[AreaValue, ...]
     tests: Tests | None
+    per_prompt: PerPrompt | None = None
 
 
 @dataclass(frozen=True)
@@ -146,6 +150,7 @@ def evidence_of(found: Assessment) -> Evidence:
         ablations=tuple(map(_ablated, found.measured)),
         areas=tuple(AreaValue(a.measure, a.value, a.low, a.high) for a in found.areas),
         tests=tests,
+        per_prompt=found.per_prompt,
     )
 
 
@@ -181,6 +186,8 @@ def read_evidence(path: Path, circuit: Circuit) -> Evidence:
             "this run"
         )
     tests = None if item.get("tests", dict, None) is None else _tests(item.at("tests"))
+    by_prompt = item.get("per_prompt", dict, None)
+    effects = None if by_prompt is None else PerPrompt.read(item.at("per_prompt"))
     return Evidence(
         task=item.text("task"),
         model=item.text("model"),
@@ -203,6 +210,7 @@ def read_evidence(path: Path, circuit: Circuit) -> Evidence:
             for row in item.rows("areas")
         ),
         tests=tests,
+        per_prompt=effects,
     )
 
 

@@ -20,6 +20,7 @@ from acdc.pages.page import page
 from acdc.pages.plots import ablations_plot, bars, frontier_plot, roc_plot
 from acdc.runs.given import defaults_of, metric_of, spec_of
 from acdc.settings import Settings, command_line
+from acdc.tasks.texts import visible
 
 __all__ = ["to_html"]
 
@@ -47,7 +48,7 @@ def to_html(report: Report) -> str:
     title = f"Circuit of {_task(report.settings)} in {_model(report.settings)}"
     sections = {
         "circuit": ("Circuit", _circuit(report)),
-        "tests": ("Tests", _tests(report.evidence)),
+        "tests": ("Tests", _tests(report.evidence) + _per_prompt(report)),
         "faithfulness": ("Faithfulness", _faithfulness(report)),
         "reference": ("Reference", _reference(report.agreement)),
         "stability": ("Stability", _stability(report)),
@@ -303,6 +304,29 @@ def _effects(effects: Sequence[EdgeEffect]) -> str:
         "<details><summary>Edges that do least</summary><div class=wide><table><tr><th>edge</th>"
         "<th class=n>squared change without it</th><th class=n>of added edges it surpasses</th>"
         f"<th class=n>p</th></tr>{rows}</table></div></details>"
+    )
+
+
+def _per_prompt(report: Report) -> str:
+    """Edges that help on some prompts and hurt on others, with a prompt of either sort."""
+    found = None if report.evidence is None else report.evidence.per_prompt
+    if found is None:
+        return ""
+
+    def text(prompt: int) -> str:
+        return escape(visible("".join(map(report.texts, found.prompts[prompt]))).strip())
+
+    rows = "".join(
+        f"<tr><td class=mono>{escape(row.edge)}</td><td class=n>{row.mean:.3g}</td>"
+        f"<td class=n>{100 * row.helps:.0f} %</td><td class=n>{100 * row.hurts:.0f} %</td>"
+        f"<td>{text(row.best)}</td><td>{text(row.worst)}</td></tr>"
+        for row in found.two_sided()[:_EFFECTS]
+    )
+    return (
+        "<details><summary>Edges that help on some prompts and hurt on others</summary>"
+        "<div class=wide><table><tr><th>edge</th><th class=n>mean effect</th><th class=n>helps on"
+        "</th><th class=n>hurts on</th><th>helps most on</th><th>hurts most on</th></tr>"
+        f"{rows}</table></div></details>"
     )
 
 

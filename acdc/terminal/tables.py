@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from acdc.evidence.stability import Stability
     from acdc.evidence.verdicts import Judgement
     from acdc.measure.gates import Gate
+    from acdc.measure.per_prompt import PerPrompt
     from graphs import Circuit
     from graphs.known.bases import BasesComparison, Shared
     from graphs.known.chance import AtChance, Chance
@@ -47,6 +48,7 @@ __all__ = [
     "groups_tables",
     "interactions_tables",
     "number",
+    "per_prompt_table",
     "reference_table",
     "roles_table",
     "run_table",
@@ -327,6 +329,20 @@ def _paths_line(n_on_path: int, n_edges: int) -> str:
         f"{some} on a path of it from the embeddings to logits; the others carry nothing under "
         "resample ablation"
     )
+
+
+def per_prompt_table(found: PerPrompt, n: int = 10) -> Table:
+    """Table of edges that help on some prompts and hurt on others."""
+    title = "edges that help on some prompts and hurt on others"
+    table = Table(title=title, title_justify="left")
+    for column in ("edge", "mean effect", "helps on", "hurts on", "helps prompt", "hurts prompt"):
+        table.add_column(column)
+    for row in found.two_sided()[:n]:
+        table.add_row(
+            row.edge, number(row.mean), f"{row.helps:.0%}", f"{row.hurts:.0%}",
+            str(row.best + 1), str(row.worst + 1),
+        )  # fmt: skip
+    return table
 
 
 def effects_table(judgement: Judgement, n: int = 5) -> Table:
