@@ -25,7 +25,8 @@ def test_the_mean_of_scores_over_their_size() -> None:
     experiment, _ = build("LN", 1)
     parts = [eap_ig(experiment), gim(experiment), relp(experiment)]
     wanted = np.mean([x / np.sqrt((x**2).mean()) for x in parts], axis=0)
-    np.testing.assert_allclose(ensemble(experiment), wanted, rtol=1e-12)
+    found = ensemble(experiment, Options("eap-ig,gim,relp"))
+    np.testing.assert_allclose(found, wanted, rtol=1e-12)
 
 
 def test_the_mean_of_ranks_by_hand() -> None:

@@ -46,14 +46,17 @@ class Options(Checked):
     ----------
     of
         Names of at least two methods over edges or nodes, separated by commas; each has its own
-        default options.
+        default options.  Those of the default see something under every metric; ``eap``, ``gim``
+        and ``relp`` do not under kl and mse, which are flat at the clean run.
     combine
         One of :data:`COMBINATIONS`.
     seed
         Of members that are trained.
     """
 
-    of: str = option("eap-ig,gim,relp", "Methods that are combined, separated by commas.")
+    of: str = option(
+        "eap-ig,eap-ig-activations,clean-corrupted", "Methods that are combined, with commas."
+    )
     combine: str = option("mean", "Of scores over their size, or of ranks.", choices=COMBINATIONS)
     seed: int = option(0, shared=True)
 
