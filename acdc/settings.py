@@ -26,6 +26,7 @@ __all__ = [
     "MOST_RESAMPLES",
     "POSITIONS",
     "RANKINGS",
+    "SELECTIONS",
     "Checked",
     "Direction",
     "Lost",
@@ -43,6 +44,7 @@ Norms = Literal["live", "frozen"]
 POSITIONS = ("token", "span")
 """By what nodes and edges can be split."""
 RANKINGS = ("absolute", "signed")
+SELECTIONS = ("top", "greedy", "milp")
 """How scores can be ranked."""
 DEFAULT_HOLDOUT = 0.25
 """Share of a file's rows that discovery leaves to evaluation."""
@@ -88,8 +90,8 @@ class Option:
     shared
         An option of a method that takes the value of the setting of the same name.
     only
-        What has to be there for it to do anything: ``latents``, ``neurons`` or ``training``; none:
-        nothing special.
+        What has to be there for it to do anything: ``latents``, ``neurons``, ``training`` or
+        ``milp``; none: nothing special.
     """
 
     help: str
@@ -213,7 +215,7 @@ class Settings(Checked):
         Bundled model, folder or Hugging Face name; None: the task's bundled model.
     method, metric
         Names, see ``acdc list``; no metric: the task's.
-    threshold, n_edges, ranking
+    threshold, n_edges, ranking, select, select_seconds, positive, stable
         How scores become a circuit, see :mod:`acdc.methods.select`.
     n_prompts, batch_size, seed, corruption, prepend_bos
         The prompts.
@@ -273,6 +275,22 @@ class Settings(Checked):
     ranking: str | None = option(
         None, "Rank scores by absolute or signed value.", group="selection", choices=RANKINGS
     )
+    select: str = option(
+        "top", "How scores become a circuit: top (the highest, pruned), greedy (from logits "
+        "upwards) or milp (the best connected one).", group="selection", choices=SELECTIONS,
+    )  # fmt: skip
+    select_seconds: float = option(
+        60.0, "Time limit of each integer program of --select milp.", group="selection", above=0,
+        example="60", only="milp",
+    )  # fmt: skip
+    positive: float | None = option(
+        None, "Share of the edges whose ablation makes the metric worse; the rest are the others.",
+        group="selection", at_least=0, at_most=1, example="0.8",
+    )  # fmt: skip
+    stable: float | None = option(
+        None, "Leave out edges whose score's sign is the same in less than this share of "
+        "bootstrap draws of prompts.", group="selection", above=0.5, below=1, example="0.95",
+    )  # fmt: skip
     n_prompts: int | None = option(
         None, "Prompt pairs that the search sees (default: 128; of a file all that are left).",
         group="prompts", at_least=1, at_most=10**6,

@@ -367,6 +367,7 @@ def smallest_faithful(
     faithfulness: float = DEFAULT_FAITHFULNESS,
     *,
     surely: bool = False,
+    choose: Callable[[int], Mask] | None = None,
 ) -> Mask:
     """Return the smallest circuit along a ranking that is faithful.
 
@@ -385,6 +386,9 @@ def smallest_faithful(
         every circuit counts as faithful.
     surely
         With a standard error to spare, so that it is about as faithful on other prompts.
+    choose
+        Gives the circuit of at most so many edges; None: the largest connected one that the
+        ranking gives (:func:`graphs.select_top`).
 
     Returns
     -------
@@ -392,9 +396,10 @@ def smallest_faithful(
         ``[edge]`` mask; its sum is the size.
     """
     graph = evaluator.experiment.graph
+    choose = choose or (lambda n: select_top(graph, ranked, n, absolute=False))
 
     def faithful(n: int) -> bool:
-        mask = select_top(graph, ranked, n, absolute=False)
+        mask = choose(n)
         if surely:
             return evaluator.is_surely_faithful(mask, faithfulness)
         return is_faithful(evaluator.faithfulness(mask), faithfulness)
@@ -405,4 +410,4 @@ def smallest_faithful(
     while high - low > max(1, high // 50):
         middle = (low + high) // 2
         low, high = (low, middle) if faithful(middle) else (middle, high)
-    return select_top(graph, ranked, high, absolute=False)
+    return choose(high)

@@ -39,6 +39,7 @@ from acdc.engine.work import Work
 from acdc.errors import OptionError
 from acdc.measure.evaluation import DEFAULT_FAITHFULNESS
 from acdc.methods.select import Selection, edge_scores, select
+from acdc.methods.signs import stable_signs
 from acdc.registry import Registry
 from acdc.settings import Checked, Settings, options_of
 from graphs import Circuit
@@ -167,6 +168,7 @@ class Method:
             raise OptionError(
                 f"method {self.name!r} gives scores without a sign: rank by absolute value"
             )
+        self._check_selection(settings)
         shared = (name for name, _, says in options_of(self.options) if says.shared)
         options = self.options(**{name: getattr(settings, name) for name in shared}, **given)
         selects = settings.threshold is not None or settings.n_edges is not None
@@ -203,7 +205,7 @@ class Method:
         found = self.function(experiment, options, work)
         if self.over == "circuit":
             return found
-        selection = self._selection(experiment, settings, options)
+        selection = self._selection(experiment, settings, options, found)
         details: dict[str, Any] = {}
         if self.over == "nodes":
             names = experiment.graph.senders
@@ -211,8 +213,9 @@ class Method:
             ranking = selection.ranking or "absolute"
             selection = replace(selection, ranking=ranking)
             found = edge_scores(experiment, found, ranking)
-        mask, ranking = select(experiment, found, selection)
-        return Found(Circuit(experiment.graph, found, mask), {"ranking": ranking, **details})
+        chosen = select(experiment, found, selection)
+        details = {"ranking": chosen.ranking, **chosen.details, **details}
+        return Found(Circuit(experiment.graph, found, chosen.mask), details)
 
     def scores(
         self, experiment: Experiment, options: Any = None, work: Work | None = None
@@ -234,8 +237,58 @@ class Method:
             for pair in experiment.task.pairs
         ])  # fmt: skip
 
-    def _selection(self, experiment: Experiment, settings: Settings, options: Any) -> Selection:
-        selection = Selection(settings.threshold, settings.n_edges, settings.ranking)
+    def _check_selection(self, settings: Settings) -> None:
+        """Raise OptionError if scores cannot be selected from as asked."""
+        usual = Selection()
+        asked = {
+            "select": settings.select != usual.how,
+            "positive": settings.positive is not None,
+            "stable": settings.stable is not None,
+        }
+        for name in (name for name, is_asked in asked.items() if is_asked):
+            value = getattr(settings, name)
+            if self.over == "circuit":
+                raise OptionError(
+                    f"{name} {value!r}: method {self.name!r} has no scores to choose by; leave it "
+                    "out"
+                )
+            if name != "select" and self.score is Score.MAGNITUDE:
+                raise OptionError(
+                    f"{name} {value!r}: method {self.name!r} gives scores without a sign; leave it "
+                    "out"
+                )
+            if name != "stable" and settings.threshold is not None:
+                raise OptionError(
+                    f"{name} {value!r} chooses a number of edges, and a threshold was given: leave "
+                    "one of them out"
+                )
+        if settings.positive is not None and settings.ranking is not None:
+            raise OptionError(
+                f"positive {settings.positive:g} is a ranking of its own: leave ranking "
+                f"{settings.ranking!r} out"
+            )
+
+    def _selection(
+        self, experiment: Experiment, settings: Settings, options: Any, found: Scores
+    ) -> Selection:
+        selection = Selection(
+            settings.threshold,
+            settings.n_edges,
+            settings.ranking,
+            settings.select,
+            settings.select_seconds,
+            settings.positive,
+        )
+        if settings.stable is not None:
+            scores = edge_scores(experiment, found) if self.over == "nodes" else found
+            stable = stable_signs(
+                experiment,
+                lambda few: self.scores(few, options),
+                scores,
+                settings.stable,
+                settings.seed,
+            )
+            selection = replace(selection, allowed=stable)
         if self.score is Score.MAGNITUDE:
             selection = replace(selection, ranking="absolute")
         size = self.size(options, experiment.graph.n_edges)

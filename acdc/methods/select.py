@@ -9,11 +9,20 @@ whichever ranks lower.  Three details:
 * a receiver that feeds several nodes (a key or value of grouped-query attention) ranks with the
   highest of them;
 * q, k and v of a head are ports of one node: their edges from one sender have one score.
+
+Of a number of edges, ``top`` takes the largest connected circuit that the ranking gives, ``greedy``
+grows one from ``logits`` upwards as EAP-IG and MIB do, and ``milp`` is the connected circuit with
+the largest summed score (:mod:`graphs.optimal`; by signed scores it may have fewer edges).  Edges
+that help and edges that hinder may be taken in a given proportion, and edges whose sign is not
+stable over prompts be left out (:mod:`acdc.methods.signs`): Nikankin et al. 2025, "BlackboxNLP-2025
+MIB shared task: improving circuit faithfulness via better edge selection", arXiv 2510.25786, name
+all three (bootstrapping, a ratio of signs, integer programming); how each is done here is ours.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,16 +31,17 @@ from acdc.engine.experiment import Experiment
 from acdc.errors import OptionError
 from acdc.measure.curves import ranked_scores, smallest_faithful
 from acdc.measure.evaluation import Evaluator
-from acdc.settings import RANKINGS
-from graphs import select_threshold, select_top
+from acdc.settings import RANKINGS, SELECTIONS
+from graphs import select_greedy, select_threshold, select_top
+from graphs.optimal import Optimal, select_optimal
 
-__all__ = ["Selection", "edge_scores", "select"]
+__all__ = ["Chooser", "Selected", "Selection", "edge_scores", "in_proportion", "select"]
 
 Scores = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Selection:
     """Which edges are in.
 
@@ -45,46 +55,202 @@ class Selection:
         ``absolute``, or ``signed`` (edges whose ablation makes the metric worse come first).
         None: by absolute value where a threshold or a number is given, otherwise whichever gives
         the smaller circuit.
+    how
+        ``top``, ``greedy`` or ``milp``, see the module.
+    seconds
+        Time limit of an integer program.
+    positive
+        Share of the edges whose ablation makes the metric worse; None: as it comes.
+    allowed
+        ``[edge]``: edges that may be in; None: all.
     """
 
     threshold: float | None = None
     n_edges: int | None = None
     ranking: str | None = None
+    how: str = SELECTIONS[0]
+    seconds: float = 60.0
+    positive: float | None = None
+    allowed: Mask | None = None
 
 
-def select(experiment: Experiment, scores: Scores, selection: Selection) -> tuple[Mask, str]:
-    """Return the mask ``[edge]`` that a selection makes of scores ``[edge]``, and the ranking.
+@dataclass(frozen=True, eq=False)
+class Selected:
+    """A circuit that was chosen by scores.
+
+    Parameters
+    ----------
+    mask
+        ``[edge]``.
+    ranking
+        ``absolute`` or ``signed``.
+    details
+        What ``run.json`` says of it: ``selection`` has the edges whose sign is unstable and, of an
+        integer program, the summed score, its bound, that of the best quick circuit, and whether
+        it is proven to be the best.  Empty where nothing was asked for.
+    """
+
+    mask: Mask
+    ranking: str
+    details: dict[str, Any]
+
+
+def select(experiment: Experiment, scores: Scores, selection: Selection) -> Selected:
+    """Choose a circuit by scores ``[edge]``.
 
     Raises
     ------
     OptionError
-        If every score is 0.
+        If every score is 0, or none has a sign that is stable.
     """
-    graph = experiment.graph
     if not scores.any():
         raise OptionError(
             f"every edge has score 0 under metric {experiment.metric.name!r}: the method sees "
             "nothing there (kl and mse are flat at the clean run); choose eap-ig or another metric"
         )
-    if selection.threshold is None and selection.n_edges is None:
-        return _smallest(experiment, scores, selection.ranking)
-    ranking = selection.ranking or RANKINGS[0]
-    values = ranked_scores(experiment, scores, ranking)
-    if selection.threshold is not None:
-        return select_threshold(graph, values, selection.threshold, absolute=False), ranking
-    n_edges = min(selection.n_edges or 0, graph.n_edges)
-    return select_top(graph, values, n_edges, absolute=False), ranking
+    if selection.allowed is not None and not selection.allowed.any():
+        raise OptionError("stable: no edge's score keeps its sign over prompts; lower the share")
+    rankings = [selection.ranking] if selection.ranking else list(RANKINGS)
+    if selection.positive is not None or not _chooses_size(selection):
+        rankings = rankings[:1]
+    choosers = [Chooser(experiment, scores, selection, name) for name in rankings]
+    if _chooses_size(selection):
+        evaluator = Evaluator(experiment.selection)
+        found = [
+            smallest_faithful(evaluator, one.ranked, surely=True, choose=one) for one in choosers
+        ]
+        mask, chooser = min(zip(found, choosers, strict=True), key=lambda pair: int(pair[0].sum()))
+    else:
+        chooser = choosers[0]
+        mask = (
+            chooser.above(selection.threshold)
+            if selection.threshold is not None
+            else chooser(min(selection.n_edges or 0, experiment.graph.n_edges))
+        )
+    return Selected(mask, chooser.ranking, _details(selection, chooser.programs.get(_key(mask))))
 
 
-def _smallest(experiment: Experiment, scores: Scores, ranking: str | None) -> tuple[Mask, str]:
-    """The smallest circuit that is faithful on the prompts kept for that."""
-    evaluator = Evaluator(experiment.selection)
-    masks = {
-        name: smallest_faithful(evaluator, ranked_scores(experiment, scores, name), surely=True)
-        for name in ([ranking] if ranking else RANKINGS)
-    }
-    best = min(masks, key=lambda name: int(masks[name].sum()))
-    return masks[best], best
+def _chooses_size(selection: Selection) -> bool:
+    return selection.threshold is None and selection.n_edges is None
+
+
+def _details(selection: Selection, program: Optimal | None) -> dict[str, Any]:
+    said: dict[str, Any] = {}
+    if selection.allowed is not None:
+        said["n_unstable"] = int((~selection.allowed).sum())
+    if program is not None:
+        said |= {
+            "score": program.score,
+            "bound": program.bound,
+            "heuristic": program.heuristic,
+            "optimal": program.is_optimal,
+            "gap": program.gap,
+            "seconds": round(program.seconds, 3),
+        }
+    return {"selection": said} if said else {}
+
+
+def _key(mask: Mask) -> bytes:
+    return mask.tobytes()
+
+
+class Chooser:
+    """Gives the circuit of at most so many edges that scores choose.
+
+    Parameters
+    ----------
+    experiment, scores, selection
+        As of :func:`select`; its threshold and number of edges do not matter.
+    ranking
+        ``absolute`` or ``signed``.
+
+    Attributes
+    ----------
+    ranked
+        ``[edge]``: the edges to keep highest.
+    programs
+        By circuit, what an integer program said of it.
+    """
+
+    def __init__(
+        self, experiment: Experiment, scores: Scores, selection: Selection, ranking: str
+    ) -> None:
+        self.ranking, self._selection = ranking, selection
+        n_edges = experiment.graph.n_edges
+        self._allowed = (
+            np.ones(n_edges, dtype=bool) if selection.allowed is None else selection.allowed
+        )
+        self._graph = experiment.graph.subgraph(self._allowed)
+        self.ranked = self._worth = ranked_scores(experiment, scores, ranking)
+        self._helps = ranked_scores(experiment, scores, "signed") > 0
+        if selection.positive is not None:
+            self.ranked = in_proportion(self._worth, self._helps, selection.positive)
+        self.programs: dict[bytes, Optimal] = {}
+
+    def above(self, threshold: float) -> Mask:
+        """All edges whose ranked score is at least a threshold, pruned."""
+        ranked = self.ranked[self._allowed]
+        return self._widened(select_threshold(self._graph, ranked, threshold, absolute=False))
+
+    def __call__(self, n: int) -> Mask:
+        """The circuit of at most ``n`` edges."""
+        ranked, n = self.ranked[self._allowed], min(n, self._graph.n_edges)
+        if self._selection.how == "top":
+            return self._widened(select_top(self._graph, ranked, n, absolute=False))
+        if self._selection.how == "greedy":
+            return self._widened(select_greedy(self._graph, ranked, n, absolute=False))
+        found = select_optimal(
+            self._graph,
+            self._worth[self._allowed],
+            n,
+            most=self._most(n),
+            seconds=self._selection.seconds,
+        )
+        mask = self._widened(found.mask)
+        self.programs[_key(mask)] = found
+        return mask
+
+    def _most(self, n: int) -> list[tuple[Mask, int]]:
+        """Kinds of edges of which at most so many may be in."""
+        if self._selection.positive is None:
+            return []
+        n_helping = round(self._selection.positive * n)
+        helps = self._helps[self._allowed]
+        return [(helps, n_helping), (~helps, n - n_helping)]
+
+    def _widened(self, mask: Mask) -> Mask:
+        whole = np.zeros(len(self._allowed), dtype=bool)
+        whole[self._allowed] = mask
+        return whole
+
+
+def in_proportion(worth: Scores, helps: Mask, share: float) -> Scores:
+    """Ranked scores of which every first ``n`` have a share of edges that help.
+
+    Parameters
+    ----------
+    worth
+        ``[edge]``, larger is better: the order among edges that help, and among the others.
+    helps
+        ``[edge]``: whether ablating the edge makes the metric worse.
+    share
+        0 to 1.
+
+    Examples
+    --------
+    >>> worth, helps = np.array([9.0, 8.0, 7.0, 2.0, 1.0]), np.array([1, 1, 1, 0, 0], dtype=bool)
+    >>> np.argsort(-in_proportion(worth, helps, 0.5))
+    array([0, 3, 1, 4, 2])
+    """
+    last = np.empty(len(worth))
+    for kind, part in ((helps, share), (~helps, 1 - share)):
+        order = np.argsort(-worth[kind], kind="stable")
+        place = np.empty(len(order))
+        place[order] = np.arange(len(order))
+        # the k-th of its kind is due once (k + 1/2) / part edges are in; of a kind of which none
+        # is wanted, after all others
+        last[kind] = (place + 0.5) / part if part > 0 else len(worth) ** 2 + place
+    return -last
 
 
 def edge_scores(experiment: Experiment, scores: Scores, ranking: str = "absolute") -> Scores:

@@ -498,6 +498,7 @@ def _check_use(settings: Settings, method: Method, options: Any) -> None:
     there = {
         "latents": (settings.saes is not None or settings.neurons, "latents"),
         "neurons": (settings.neurons, "neurons"),
+        "milp": (settings.select == "milp", "select milp"),
         "training": (ABLATIONS[settings.intervention].trained, f"intervention {trained}"),
     }
     for values in (settings, options):
