@@ -335,12 +335,13 @@ def per_prompt_table(found: PerPrompt, n: int = 10) -> Table:
     """Table of edges that help on some prompts and hurt on others."""
     title = "edges that help on some prompts and hurt on others"
     table = Table(title=title, title_justify="left")
-    for column in ("edge", "mean effect", "helps on", "hurts on", "helps prompt", "hurts prompt"):
-        table.add_column(column)
+    table.add_column("edge", no_wrap=True, overflow="fold")
+    for column in ("mean", "helps on", "hurts on", "helps most", "hurts most"):
+        table.add_column(column, justify="right")
     for row in found.two_sided()[:n]:
         table.add_row(
             row.edge, number(row.mean), f"{row.helps:.0%}", f"{row.hurts:.0%}",
-            str(row.best + 1), str(row.worst + 1),
+            f"prompt {row.best + 1}", f"prompt {row.worst + 1}",
         )  # fmt: skip
     return table
 
