@@ -92,6 +92,9 @@ class Option:
     only
         What has to be there for it to do anything: ``latents``, ``neurons``, ``training`` or
         ``milp``; none: nothing special.
+    needs
+        Name of another option of the same kind, and the value that it has to have for this one to
+        do anything; none: whatever it is.
     """
 
     help: str
@@ -105,6 +108,7 @@ class Option:
     flag: str | None = None
     shared: bool = False
     only: str = ""
+    needs: tuple[str, str] | None = None
 
     def check(self, name: str, value: Any) -> None:
         """Raise OptionError if a value is none of the choices or out of bounds."""

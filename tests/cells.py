@@ -23,6 +23,7 @@ from unittest.mock import patch
 
 from latent_oracle import random_dictionary
 from safetensors.torch import load_file
+from test_cross_layer import save, tensors_of
 
 import acdc.evidence.directions as directions_module
 import acdc.evidence.stability as stability_module
@@ -47,7 +48,9 @@ KINDS: dict[str, tuple[str, ...]] = {
     "SAE latents": _LATENTS,
     "transcoder latents": ("--saes", "{transcoders}", "--max-latents", "6"),
     "cuts": ("--saes", "{cuts}", "--max-latents", "6"),
+    "cross-layer transcoder latents": ("--saes", "{crossing}", "--max-latents", "6"),
     "neurons": ("--neurons", "--max-latents", "6"),
+    "neuron inputs": ("--neurons", "--neuron-inputs", "--max-latents", "6"),
     "spans with latents": ("--positions", "span", *_LATENTS),
 }
 """Kind of node -> the options that ask for it."""
@@ -82,6 +85,7 @@ def prepare(folder: Path) -> None:
     for name, site in _SITES.items():
         architecture = "transcoder" if name == "transcoders" else "standard"
         write_dictionary(random_dictionary(model, architecture, site, 1), folder / name / "one")
+    save(tensors_of(model, scale=0.1), folder / "crossing")
 
 
 def command(*words: object) -> None:
@@ -119,7 +123,7 @@ def cells(kind: str, method: str, place: Path) -> Iterator[tuple[str, str]]:
         What :func:`prepare` filled; runs are written into a folder of their own in it.
     """
     own = place / f"{kind}, {method}".replace(" ", "-")
-    paths = {name: place / name for name in _SITES}
+    paths = {name: place / name for name in (*_SITES, "crossing")}
     nodes = [word.format(**paths) for word in KINDS[kind]]
     common = [place / "task.jsonl", "--model", place / "model", *nodes, "--batch-size", "8"]
     how = ["--method", method, *_QUICK.get(method, ("--edges", "40"))]

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from functools import wraps
 from itertools import count
 from types import FunctionType
-from typing import Any
+from typing import Any, get_type_hints
 
 from beartype import beartype
 from jaxtyping import jaxtyped
@@ -58,6 +58,8 @@ def says_shapes(function: Any) -> bool:
 
 def _checked(function: Callable) -> Callable:
     """Return the function with some of its calls checked; ``always`` checks each."""
+    plain = inspect.unwrap(function)  # a decorator's names would be looked up in its own module
+    plain.__annotations__.update(get_type_hints(plain))
     always, calls = jaxtyped(function, typechecker=beartype), count()
 
     @wraps(function)

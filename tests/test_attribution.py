@@ -240,6 +240,22 @@ def test_memory_bound_gives_the_same_scores(family: str, method: Any) -> None:
         )
 
 
+@pytest.mark.parametrize(("memory", "factor"), [(1 << 30, 1), (1, 5)])
+def test_gradients_at_all_points_that_fit_share_their_products(
+    memory: int, factor: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment, _ = build("LN", 1)
+    seen: list[int] = []
+    product = attribution.product
+    monkeypatch.setattr(attribution, "product", lambda *rows: seen.append(1) or product(*rows))
+    counts = []
+    for steps in (1, 5):
+        seen.clear()
+        eap_ig(experiment, Integration(steps), Work(memory))
+        counts.append(len(seen))
+    assert counts[1] == factor * counts[0] > 0
+
+
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.__name__)
 def test_scores_are_means_over_prompts_of_any_length(method: Any) -> None:
     task = small_task(7, 5, (3, 4, 6))

@@ -655,6 +655,10 @@ BAD_LINES = {
     "sweep task.jsonl --model ln2 --optimal-steps 7": ["optimal_steps 7 does nothing without"],
     "evaluate run --optimal-steps 7": ["optimal_steps 7 does nothing without --optimal"],
     "evaluate run --optimal-steps 7 --brief": ["optimal_steps 7 does nothing without --optimal"],
+    "discover task.jsonl --model ln2 --steps 7": [
+        "steps 7 does nothing without guess eap-ig: leave"
+    ],
+    "discover task.jsonl --model ln2 --guess eap --steps 7": ["steps 7 does nothing without guess"],
     "discover task.jsonl --model ln2 --candidates 9": ["candidates 9 does nothing without latents"],
     "sweep task.jsonl --model ln2 --candidates 9": ["candidates 9 does nothing without latents"],
     "discover task.jsonl --model ln2 --method eap --guess eap": ["takes no guess"],

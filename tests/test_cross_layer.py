@@ -27,12 +27,16 @@ from acdc.engine.metrics import get_metric
 from acdc.engine.patched import PatchedModel
 from acdc.engine.work import Work
 from acdc.errors import DictionaryError, OptionError
+from acdc.evidence import frontier
+from acdc.evidence.stability import stability
 from acdc.methods.acdc import acdc
 from acdc.methods.candidates import narrow
 from acdc.methods.eap import eap, eap_ig, eap_ig_activations
 from acdc.methods.exact import exact
 from acdc.methods.sweep import sweep
 from acdc.models.lowering import LoweredModel
+from acdc.runs import given
+from acdc.runs.discover import discover
 from acdc.tasks.positions import find_positions
 from graphs import component_graph, load_circuit
 from graphs.errors import GraphError
@@ -289,6 +293,26 @@ def test_methods_by_attribution_run_and_others_say_why_not(tmp_path: Path) -> No
     trained, _ = build(tmp_path / "again")
     with pytest.raises(OptionError, match="not built for cross-layer transcoders"):
         eap(replace(trained, intervention="optimal", training_steps=1))
+
+
+@pytest.mark.parametrize(
+    ("call", "asked", "why"),
+    [
+        (discover, {"method": "eap-ig-activations"}, "eap-ig-activations: not defined"),
+        (discover, {"method": "eap", "intervention": "optimal"}, "optimal ablation: not built"),
+        (stability, {"method": "eap-ig-activations", "n_seeds": 2}, "eap-ig-activations: not def"),
+        (frontier.sweep, {}, "sweep: .* not built"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_anything_is_loaded(
+    call: Any, asked: dict[str, Any], why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the transcoder is one of several dictionaries."""
+    (tmp_path / "clt").mkdir()
+    (tmp_path / "clt" / "W_enc_0.safetensors").write_bytes(b"")
+    monkeypatch.setattr(given, "load_model", None)
+    with pytest.raises(OptionError, match=why):
+        call("ioi", saes=f"bundled, {tmp_path / 'clt'}", **asked)
 
 
 @pytest.mark.parametrize("norms", ["live", "frozen"])

@@ -140,6 +140,31 @@ def test_agrees_with_saelens(name: str) -> None:
         torch.testing.assert_close(got, expected["decoded"], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("case", ["random", "equal", "no number", "all", "float64"])
+def test_the_k_largest_latents_are_those_of_topk(case: str) -> None:
+    dictionary = random_topk(
+        6 if case != "all" else 40, torch.float64 if case == "float64" else None
+    )
+    x = torch.randn(3, 5, 8, dtype=dictionary.dtype, generator=torch.Generator().manual_seed(1))
+    if case == "equal":
+        x[1, 2] = 0.0  # every latent has the same preactivation
+    if case == "no number":
+        x[0, 0, 0] = torch.nan
+    latents = {}
+    for tracked in (True, False):  # with gradients torch's topk is asked
+        with torch.set_grad_enabled(tracked):
+            latents[tracked] = dictionary.encode(x)
+    torch.testing.assert_close(latents[False], latents[True], rtol=0, atol=0, equal_nan=True)
+    assert ((latents[True] > 0).sum(-1) <= dictionary.k).all()
+
+
+def random_topk(k: int, dtype: torch.dtype | None) -> Dictionary:
+    W = torch.randn(8, 40, generator=torch.Generator().manual_seed(0)).to(dtype or torch.float32)
+    hook, zeros = Hook(0, "mlp_out"), torch.zeros(8, dtype=W.dtype)
+    bias = torch.full((40,), 0.5, dtype=W.dtype)
+    return Dictionary("topk", hook, hook, W, W.T.contiguous(), zeros, b_enc=bias, k=k)
+
+
 @pytest.mark.parametrize("name", FOLDERS)
 def test_written_as_read(name: str, tmp_path: Path) -> None:
     old = read_dictionary(SAELENS / name)

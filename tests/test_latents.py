@@ -17,6 +17,7 @@ from acdc.dictionaries import Dictionary, write_dictionary
 from acdc.dictionaries.attach import attach
 from acdc.engine.attribution import node_scores
 from acdc.engine.experiment import Experiment
+from acdc.engine.incremental import IncrementalRun
 from acdc.engine.metrics import get_metric
 from acdc.engine.patched import PatchedModel
 from acdc.engine.work import Work
@@ -274,6 +275,28 @@ def test_acdc_on_candidates_ablates_the_other_edges() -> None:
     np.testing.assert_allclose(eap(few), eap(experiment)[candidates])
 
 
+def test_searches_at_several_thresholds_share_their_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment, _ = build("LN", "transcoders")
+    made: list[Experiment] = []
+    init = IncrementalRun.__init__
+
+    def counted(run: IncrementalRun, experiment: Experiment, *rest: Any) -> None:
+        made.append(experiment)
+        init(run, experiment, *rest)
+
+    monkeypatch.setattr(IncrementalRun, "__init__", counted)
+    n = experiment.graph.n_edges // 3
+    found = METHODS["acdc"].find(experiment, n_edges=8, candidates=n)
+    assert len(made) == 1
+    narrowed = narrow(experiment, n, 1 << 30)
+    assert narrowed is not None
+    few, candidates = narrowed
+    alone, work = acdc(few, found.details["threshold"])
+    np.testing.assert_array_equal(found.circuit.in_circuit[candidates], alone.in_circuit)
+    np.testing.assert_allclose(found.circuit.scores[candidates], alone.scores, atol=1e-9)
+    assert found.details["work"]["n_decisions"] == work.n_decisions
+
+
 # --- error nodes --------------------------------------------------------------------------
 
 
@@ -302,7 +325,7 @@ def test_node_thresholds() -> None:
     experiment, _ = build("LN", "outputs")
     graph = experiment.graph
     scores = node_scores(experiment, between_inputs(experiment, 5), 5)
-    rows = sweep_nodes(experiment, scores, [1e9, float(np.median(np.abs(scores))), 0.0])
+    rows = sweep_nodes(Evaluator(experiment), scores, [1e9, float(np.median(np.abs(scores))), 0.0])
     assert [row.n_nodes for row in rows] == sorted(row.n_nodes for row in rows)
     assert rows[0].n_edges == graph.edge_mask(["input->logits"]).sum()
     assert rows[-1].faithfulness.with_errors == pytest.approx(1.0, abs=1e-6)

@@ -158,8 +158,10 @@ class Attachment:
         positions
             Those of ``x``, where it is a stream whose norms may be held.
         """
-        found = self._nodes.encode(x) * self._nodes.output_scale(x)
-        return (found if self.dictionary.k is None else found[..., self._ids]).to(x.dtype)
+        found = self._nodes.encode(x)
+        if self.dictionary.k is not None:
+            found = found[..., self._ids]
+        return (found * self._nodes.output_scale(x)).to(x.dtype)
 
     @cached_property
     def directions(self) -> Tensor:

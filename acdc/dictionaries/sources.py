@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from acdc.dictionaries import Dictionary, list_dictionaries, read_dictionaries, read_dictionary
+from acdc.dictionaries.cross_layer import is_cross_layer
 from acdc.dictionaries.files import CONFIG
 from acdc.errors import DictionaryError
 from acdc.files.folders import local_folder
 from acdc.models import BUNDLED
 
-__all__ = ["BUNDLED_SETS", "load_dictionaries"]
+__all__ = ["BUNDLED_SETS", "load_dictionaries", "names_cross_layer"]
 
 BUNDLED_SETS = ("bundled", "bundled-transcoders")
 """SAEs of attention and MLP outputs, or SAEs of attention outputs and transcoders of MLPs."""
@@ -40,6 +41,14 @@ def load_dictionaries(names: str, model: str) -> list[Dictionary]:
             raise DictionaryError(f"saes {names!r}: expected names separated by commas")
         paths += _bundled(name, model) if name in BUNDLED_SETS else _folders(name)
     return read_dictionaries(paths)
+
+
+def names_cross_layer(names: str) -> bool:
+    """Whether a text of :func:`load_dictionaries` names a folder of a cross-layer transcoder.
+
+    Tells from names of files, before anything is read.
+    """
+    return any(is_cross_layer(name.strip()) for name in names.split(","))
 
 
 def _folders(name: str) -> list[str | Path]:

@@ -11,17 +11,19 @@ divided by the number of scored rows.  The gradient is mapped back by each stage
 pass with q, k and v split is needed.  A latent differs between the runs, or is active, on few
 tokens: its products are taken on these alone.
 
-Products are streamed over chunks of tokens and over stages.  No array holds an entry for every
-pair of sender and receiver but the scores themselves.
+Products are streamed over chunks of tokens and over stages, for as many points at a time as fit:
+what is written is the same at all of them, so gradients are added up first.  No array holds an
+entry for every pair of sender and receiver but the scores themselves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -78,8 +80,8 @@ class Point:
         for all.
     """
 
-    tokens: Tensor
-    embeds: list[Tensor] | None = None
+    tokens: Int[Tensor, "batch pos"]
+    embeds: list[Float[Tensor, "batch pos d_model"]] | None = None
     replaced: dict[Key, Tensor] | None = None
     blocks: tuple[int, ...] | None = None
 
@@ -131,7 +133,7 @@ def integrate(
     n_points: int,
     memory: int,
     progress: Callable[[int], None] = lambda n_prompts: None,
-) -> NDArray[np.float64]:
+) -> Float[np.ndarray, " edge"]:
     """Mean attribution of edges over the points at which the gradient is taken.
 
     Parameters
@@ -167,7 +169,7 @@ def strongest(
     n_points: int,
     n_edges: int,
     memory: int,
-) -> NDArray[np.int64]:
+) -> Int[np.ndarray, " edge"]:
     """Places of the edges with the largest absolute attribution, of a graph of any size.
 
     Scores are those of :func:`integrate`.  They are computed for the receivers of some stages at a
@@ -250,25 +252,54 @@ def _add_scores(
     for batch, program, base, other, differences in _parts(experiment, memory):
         chunk = chunk_size(program, differences, memory)
         stages = program.stages[group.start : group.stop]
-        for point in points(batch, base, other):
-            found = gradients(experiment, batch, point, keys, program.model)
+        each = batch.n_prompts * bytes_per_prompt(experiment, batch.clean.shape[1])
+        most = 1 if program.has_posts else max(1, memory // each)
+        for some in _together(points(batch, base, other), most):
+            found = []
+            for point in some:
+                found.append(gradients(experiment, batch, point, keys, program.model))
+                progress(batch.n_prompts)
             with torch.no_grad():
                 device = batch.clean.device
                 for span, tokens in token_chunks(batch.spans, batch.n_prompts, chunk, device):
-                    rows = Written(program, differences, tokens, found.trace, point.blocks)
+                    rows = Written(program, differences, tokens, found[0].trace, some[0].blocks)
                     for stage in stages:
                         seen = program.senders_seen(stage)
                         at = start - start[stages[0].ports.start]
                         _accumulate(stage, seen, at, found, rows, scores[span], weight)
             del found
-            progress(batch.n_prompts)
+
+
+def _together(points: Iterable[Point], most: int) -> Iterator[list[Point]]:
+    """Yield at most so many points at a time that the same senders are credited with."""
+    some: list[Point] = []
+    for point in points:
+        if some and (len(some) == most or point.blocks != some[0].blocks):
+            yield some
+            some = []
+        some.append(point)
+    if some:
+        yield some
+
+
+def _pulled(stage: Stage, found: Sequence[Gradients], tokens: Tokens) -> Iterator[tuple[int, Rows]]:
+    """Yield what adds up to :meth:`Stage.pull` at several points: sums of what is dense."""
+    first, *others = (stage.pull(one, tokens) for one in found)
+    for port, total in first:
+        for other in others:
+            _, rows = next(other)
+            if isinstance(rows, Sparse) or isinstance(total, Sparse):
+                yield port, rows
+            else:
+                total = total + rows
+        yield port, total
 
 
 def _accumulate(
     stage: Stage,
     senders: tuple[int, int],
     start: NDArray[np.int64],
-    found: Gradients,
+    found: Sequence[Gradients],
     rows: Written,
     scores: Tensor,
     weight: float,
@@ -282,7 +313,7 @@ def _accumulate(
     start
         ``[receiver]``: where its edges begin in the scores.
     found, rows
-        Gradients, and what senders write.
+        Gradients at some points, and what senders write.
     scores
         ``[place]``.
     weight
@@ -292,7 +323,7 @@ def _accumulate(
     seen = list(rows.between(low, high, stage.n_mlps))
     if not seen:
         return
-    for port, pulled in stage.pull(found, rows.tokens):
+    for port, pulled in _pulled(stage, found, rows.tokens):
         first = int(start[stage.first_receiver + port])
         n = pulled.n if isinstance(pulled, Sparse) else len(pulled)
         own = scores[first : first + n * (high - low)].view(n, high - low)
@@ -378,7 +409,7 @@ def integrate_nodes(
     n_points: int,
     memory: int,
     progress: Callable[[int], None] = lambda n_prompts: None,
-) -> NDArray[np.float64]:
+) -> Float[np.ndarray, "prompt sender"]:
     """Mean attribution of nodes over the points, prompt by prompt.
 
     The backward pass stops at what the senders write, so it costs less than that of edges.
@@ -422,7 +453,7 @@ def node_scores(
     n_points: int,
     memory: int = 1 << 30,
     progress: Callable[[int], None] = lambda n_prompts: None,
-) -> NDArray[np.float64]:
+) -> Float[np.ndarray, " sender"]:
     """``[sender]``: mean of :func:`integrate_nodes` over scored rows; parameters as there."""
     found = integrate_nodes(experiment, points, n_points, memory, progress)
     return found.sum(0) / experiment.n_rows

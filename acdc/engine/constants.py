@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -57,7 +58,7 @@ class Constants:
     values: dict[int | None, Values]
     report: dict[str, Any] = field(default_factory=dict)
 
-    def at(self, n_pos: int) -> Values:
+    def at(self, n_pos: int) -> list[Float[Tensor, "_ 1 1 _ _"]]:
         """Return the constants for prompts of ``n_pos`` tokens.
 
         Raises
@@ -83,7 +84,7 @@ class Constants:
         }
         return Constants(self.intervention, self.direction, moved, self.report)
 
-    def check(self, wanted: Sequence[Tensor], where: str) -> None:
+    def check(self, wanted: Sequence[Float[Tensor, "_ _ _ _ _"]], where: str) -> None:
         """Check that they are of the model that wrote ``wanted``, by block of its program.
 
         Raises

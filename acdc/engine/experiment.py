@@ -346,7 +346,7 @@ class Experiment:
         return float(self.plain_values(which).mean())
 
     @torch.no_grad()
-    def plain_values(self, which: Literal["clean", "corrupt"]) -> Float[np.ndarray, prompt]:
+    def plain_values(self, which: Literal["clean", "corrupt"]) -> Float[np.ndarray, " prompt"]:
         """``[prompt]``: as :meth:`plain`, see :meth:`per_prompt`."""
         rows = []
         for batch in self.batches:

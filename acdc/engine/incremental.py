@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -29,7 +30,12 @@ from graphs.plan import Plan, Planner
 _SPEED = {"cpu": (3e-4, 1e11, 1e10), "gpu": (3e-4, 2e13, 2e12)}
 """Order of magnitude of seconds per node, operations and bytes per second."""
 
-__all__ = ["BatchState", "IncrementalRun", "Outcome", "Work"]
+ONE_CIRCUIT = (
+    "sweep: searches of several circuits at once are not built for cross-layer transcoders; search "
+    "with acdc at one threshold, or choose eap-ig"
+)
+
+__all__ = ["ONE_CIRCUIT", "BatchState", "IncrementalRun", "Outcome", "Work"]
 
 
 @dataclass
@@ -79,9 +85,9 @@ class Outcome:
         New values by unit.
     """
 
-    edges: NDArray[np.int64]
-    scenarios: NDArray[np.bool_]
-    values: Tensor
+    edges: Int[np.ndarray, " edge"]
+    scenarios: Bool[np.ndarray, "scenario edge"]
+    values: Float[Tensor, " scenario"]
     news: News = field(default_factory=News)
     outputs: dict[int, Output] = field(default_factory=dict)
 
@@ -133,13 +139,13 @@ class BatchState:
 
     # -- planning ---------------------------------------------------------------------------
 
-    def plan(self, edges: NDArray[np.int64]) -> Plan:
+    def plan(self, edges: Int[np.ndarray, " edge"]) -> Plan:
         """Plan the evaluation of changes along edges of one receiver."""
         receiver = int(self.graph.edge_receiver[edges[0]])
         touched = np.logical_or.reduce(self.touched[self._senders(edges)])
         return self.planner.plan(receiver, touched)
 
-    def can_change(self, edges: NDArray[np.int64]) -> NDArray[np.bool_]:
+    def can_change(self, edges: Int[np.ndarray, " edge"]) -> Bool[np.ndarray, " edge"]:
         """``[edge]``: whether ablating the edge alone can change the metric at all."""
         live = self.planner.live(int(self.graph.edge_receiver[edges[0]]))
         found: NDArray[np.bool_] = np.logical_and(self.touched[self._senders(edges)], live)
@@ -188,7 +194,10 @@ class BatchState:
     # -- evaluation -------------------------------------------------------------------------
 
     def evaluate(
-        self, edges: NDArray[np.int64], scenarios: NDArray[np.bool_], plan: Plan
+        self,
+        edges: Int[np.ndarray, " edge"],
+        scenarios: Bool[np.ndarray, "scenario edge"],
+        plan: Plan,
     ) -> Outcome:
         """Metric of every scenario.
 
@@ -256,7 +265,7 @@ class BatchState:
         self.inputs.moved.put(self.inputs.own, read)
         self.now.moved.put(self.now.own, read)
 
-    def finish(self, receiver: int, kept_edges: NDArray[np.int64]) -> None:
+    def finish(self, receiver: int, kept_edges: Int[np.ndarray, " kept"]) -> None:
         """Record which edges of a receiver stay, also of those that nothing was evaluated for."""
         self.planner.finish(receiver, kept_edges)
         if isinstance(self.inputs, Sums):
@@ -276,10 +285,7 @@ class IncrementalRun:
 
     def __init__(self, experiment: Experiment, memory: int = 1 << 30) -> None:
         if experiment.crosses_layers:
-            raise OptionError(
-                "sweep: searches of several circuits at once are not built for cross-layer "
-                "transcoders; search with acdc at one threshold, or choose eap-ig"
-            )
+            raise OptionError(ONE_CIRCUIT)
         self.experiment, self.graph, self.memory = experiment, experiment.graph, memory
         places = Places(experiment.program)
         units = units_of(experiment.program, experiment.components.unit)
@@ -289,11 +295,11 @@ class IncrementalRun:
             ]
         self.work = Work()
 
-    def can_change(self, edges: NDArray[np.int64]) -> NDArray[np.bool_]:
+    def can_change(self, edges: Int[np.ndarray, " edge"]) -> Bool[np.ndarray, " edge"]:
         """``[edge]``: False where ablating the edge changes the metric by exactly zero."""
         return np.any([state.can_change(edges) for state in self.states], axis=0)
 
-    def finish(self, receiver: int, kept_edges: NDArray[np.int64]) -> None:
+    def finish(self, receiver: int, kept_edges: Int[np.ndarray, " kept"]) -> None:
         """Record which edges of a receiver stay; see :meth:`graphs.plan.Planner.finish`."""
         for state in self.states:
             state.finish(receiver, kept_edges)
@@ -316,12 +322,12 @@ class IncrementalRun:
         for state in self.states:
             state.restore(read)
 
-    def capacity(self, edges: NDArray[np.int64]) -> int:
+    def capacity(self, edges: Int[np.ndarray, " edge"]) -> int:
         """How many scenarios over these edges fit into the memory bound."""
         each = sum(state.bytes_per_scenario(state.plan(edges)) for state in self.states)
         return max(1, self.memory // max(each, 1))
 
-    def overhead(self, edges: NDArray[np.int64]) -> float:
+    def overhead(self, edges: Int[np.ndarray, " edge"]) -> float:
         """How many scenarios cost as much as starting a batch of them, roughly."""
         costs = [state.cost(state.plan(edges)) for state in self.states]
         once, each = (sum(c) for c in zip(*costs, strict=True))
@@ -329,8 +335,8 @@ class IncrementalRun:
 
     @torch.no_grad()
     def evaluate(
-        self, edges: NDArray[np.int64], scenarios: NDArray[np.bool_]
-    ) -> tuple[NDArray[np.float64], list[Outcome | None]]:
+        self, edges: Int[np.ndarray, " edge"], scenarios: Bool[np.ndarray, "scenario edge"]
+    ) -> tuple[Float[np.ndarray, " scenario"], list[Outcome | None]]:
         """Mean metric of every scenario, and what is needed to commit one.
 
         Parameters
@@ -370,6 +376,12 @@ class IncrementalRun:
             shared += [state.batch, state.units, state.model, state.now.masks, state.touched]
             shared += state.inputs.fixed
         return copy.deepcopy(self, {id(x): x for x in shared})
+
+    def afresh(self) -> IncrementalRun:
+        """Copy the state as :meth:`fork`, for a search that counts its work for itself."""
+        twin = self.fork()
+        twin.work = Work()
+        return twin
 
     @torch.no_grad()
     def metric(self) -> float:

@@ -59,7 +59,7 @@ class PatchedModel:
         self.experiment, self.memory = experiment, memory
         self._kept: dict[int, PlainRuns] = {}
 
-    def metric(self, mask: Bool[np.ndarray, edge]) -> float:
+    def metric(self, mask: Bool[np.ndarray, " edge"]) -> float:
         """Mean metric of the model when every edge outside ``mask`` is ablated.
 
         Parameters
@@ -75,7 +75,7 @@ class PatchedModel:
         return float(self.values(mask).mean())
 
     @torch.no_grad()
-    def values(self, mask: Bool[np.ndarray, edge]) -> Float[np.ndarray, prompt]:
+    def values(self, mask: Bool[np.ndarray, " edge"]) -> Float[np.ndarray, " prompt"]:
         """Metric of each prompt when every edge outside ``mask`` is ablated.
 
         Parameters
@@ -95,7 +95,7 @@ class PatchedModel:
 
     @torch.no_grad()
     def values_at_logits(
-        self, mask: Bool[np.ndarray, edge], cuts: Bool[np.ndarray, "cut sender"]
+        self, mask: Bool[np.ndarray, " edge"], cuts: Bool[np.ndarray, "cut sender"]
     ) -> Float[np.ndarray, "cut prompt"]:
         """Metric of each prompt with further edges into ``logits`` ablated: one pass for all cuts.
 
@@ -119,7 +119,7 @@ class PatchedModel:
             [self.experiment.per_prompt([of[cut] for of in rows]) for cut in range(len(cuts))]
         )
 
-    def full_values(self) -> Float[np.ndarray, prompt]:
+    def full_values(self) -> Float[np.ndarray, " prompt"]:
         """Metric of each prompt with every edge in, candidate or not, ``[prompt]``."""
         if self.experiment.is_partial:
             noising = self.experiment.direction == "noising"
@@ -128,7 +128,7 @@ class PatchedModel:
 
     def rows(
         self, i: int, weights: Float[Tensor, "*prompt unit"], *, of_senders: bool = False
-    ) -> Float[Tensor, row]:
+    ) -> Float[Tensor, " row"]:
         """Metric of every scored row of a batch, with weights of edges and gradients to them.
 
         Parameters
@@ -200,7 +200,7 @@ class PatchedModel:
         return n_numbers * n_pos * model.W_U.element_size()
 
 
-def metric_of_circuit(experiment: Experiment, mask: Bool[np.ndarray, edge]) -> float:
+def metric_of_circuit(experiment: Experiment, mask: Bool[np.ndarray, " edge"]) -> float:
     """Mean metric with every edge outside ``mask`` ablated; see :class:`PatchedModel`."""
     return PatchedModel(experiment, memory=0).metric(mask)
 
@@ -226,6 +226,7 @@ class _Edges:
         self.n_spans = self.graph.shape.n_spans
         self._span, self._receiver, self._sender = experiment.edge_place
         self._found: dict[int, tuple[slice, tuple[int, ...], NDArray[np.int64]]] = {}
+        self._read: dict[tuple[int, int], Tensor] = {}
 
     def of(self, stage: Stage) -> tuple[slice, tuple[int, ...], NDArray[np.int64]]:
         """Edges into a stage, shape ``[span, receiver, sender seen]``, and their flat places."""
@@ -240,10 +241,13 @@ class _Edges:
 
     def senders(self, stage: Stage, block: Block) -> Tensor:
         """Senders of a block that an edge into a stage leaves, counted within the block."""
-        edges, _, _ = self.of(stage)
-        found = np.unique(self._sender[edges])
-        inside = found[(block.start <= found) & (found < block.stop)]
-        return torch.from_numpy(inside - block.start)
+        key = stage.first_receiver, block.start
+        if key not in self._read:
+            edges, _, _ = self.of(stage)
+            found = np.unique(self._sender[edges])
+            inside = found[(block.start <= found) & (found < block.stop)]
+            self._read[key] = torch.from_numpy(inside - block.start)
+        return self._read[key]
 
 
 class _Mask:
@@ -565,6 +569,8 @@ class _PatchedRun:
             each = weights[:, spans] if weights.shape[1] > 1 else weights
             rows = each.movedim(2, 0) * coefficients(parts)  # (row, batch, pos, latent)
             return x + (rows @ block.directions)[:, None]
+        if self.weights.edges.n_spans == 1:
+            return x.add_(block.mix(parts, weights[0, 0]))
         for span in np.unique(spans):
             at = torch.from_numpy(np.flatnonzero(spans == span))
             x[..., at, :] += block.mix(parts[..., at, :], weights[0, span])

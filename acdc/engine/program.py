@@ -74,6 +74,11 @@ class Program:
         """Senders of the graph."""
         return self.blocks[-1].stop
 
+    @property
+    def has_posts(self) -> bool:
+        """Whether some senders are read through a post-norm."""
+        return any(block.post is not None for block in self.blocks)
+
     def _lay_out(self) -> None:
         shape = self.shape
         group = shape.n_heads + (0 if not shape.grouped else shape.kv_heads)

@@ -26,6 +26,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -38,6 +39,8 @@ from acdc.models.lowering.model import Key, LoweredModel, Trace
 from graphs.graph import attention_rows
 
 __all__ = [
+    "NOT_TRAINED",
+    "SEVERAL_PLACES",
     "CrossLayer",
     "Cut",
     "Gradients",
@@ -55,6 +58,11 @@ __all__ = [
     "Transcoder",
     "Wanted",
 ]
+
+SEVERAL_PLACES = (
+    "not defined for a cross-layer transcoder, whose latents write at several layers; choose eap-ig"
+)
+NOT_TRAINED = "optimal ablation: not built for cross-layer transcoders; choose mean or resample"
 
 Index = slice | list[int]
 """Some of the positions."""
@@ -82,11 +90,15 @@ class Gradients:
     trace: Trace
     at: dict[Key, Tensor]
 
-    def tokens(self, key: Key, tokens: slice | Tensor = slice(None)) -> Tensor:
+    def tokens(
+        self, key: Key, tokens: slice | Tensor = slice(None)
+    ) -> Float[Tensor, "token d_model"]:
         """Gradient on some tokens of the flattened batch and positions, ``[token, d_model]``."""
         return self.at[key].flatten(0, 1)[tokens]
 
-    def of_heads(self, key: Key, tokens: slice | Tensor = slice(None)) -> Tensor:
+    def of_heads(
+        self, key: Key, tokens: slice | Tensor = slice(None)
+    ) -> Float[Tensor, "head token d_head"]:
         """The same of q, k, v or z: ``[head, token, d_head]``."""
         return self.at[key].transpose(0, 1).flatten(1, 2)[:, tokens]
 
@@ -110,7 +122,7 @@ class Inputs:
         """Apply a function of single positions, once to each different input."""
         return replace(self, distinct=f(self.distinct))
 
-    def all(self) -> Tensor:
+    def all(self) -> Float[Tensor, "receiver scenario batch pos d_model"]:
         """``[receiver, scenario, batch, pos, d_model]``."""
         if np.array_equal(self.index, np.arange(len(self.distinct))):
             return self.distinct
@@ -194,7 +206,7 @@ class Stage(ABC):
         """``d metric / d value [sender, token, width]`` of each block that it writes."""
         return [block.pull(found.tokens(self.written_at)) for block in blocks]
 
-    def replaced(self, total: Tensor) -> dict[Key, Tensor]:
+    def replaced(self, total: Float[Tensor, "batch pos d_model"]) -> dict[Key, Tensor]:
         """What to replace in a pass for its senders to write another sum.
 
         Parameters
@@ -209,7 +221,9 @@ class Stage(ABC):
         """
         return {("mlp", self.layer): total}
 
-    def rerun(self, trace: Trace, change: Tensor) -> tuple[Tensor, int]:
+    def rerun(
+        self, trace: Trace, change: Float[Tensor, "scenario batch pos d_model"]
+    ) -> tuple[Float[Tensor, "scenario batch pos d_model"], int]:
         """Stream in front of a layer, and which, when what it writes changes in a plain run."""
         return self._streams(trace)[self.layer + 1] + change, self.layer + 1
 
@@ -254,7 +268,7 @@ class Wanted:
 
     def split(
         self,
-        read: Tensor,
+        read: Float[Tensor, "*place d_in"],
         written: Callable[[], Tensor],
         positions: Index = EVERYWHERE,
     ) -> Few:
@@ -332,12 +346,14 @@ class Heads(Stage):
         """``d metric / d z``, see :meth:`Stage.effects`."""
         return [found.of_heads(self.written_at)]
 
-    def replaced(self, total: Tensor) -> dict[Key, Tensor]:
+    def replaced(self, total: Float[Tensor, "batch pos d_model"]) -> dict[Key, Tensor]:
         """What to replace, see :meth:`Stage.replaced`."""
         b_O = self.model.layers[self.layer].attention.b_O
         return {("heads", self.layer): total if b_O is None else total + b_O}
 
-    def rerun(self, trace: Trace, change: Tensor) -> tuple[Tensor, int]:
+    def rerun(
+        self, trace: Trace, change: Float[Tensor, "scenario batch pos d_model"]
+    ) -> tuple[Float[Tensor, "scenario batch pos d_model"], int]:
         """Stream when the sum of the heads changes, see :meth:`Stage.rerun`."""
         post = self.model.layers[self.layer].attention_post
         total = trace.attention_out[self.layer] + change
@@ -348,7 +364,7 @@ class Heads(Stage):
     def _post(self) -> int | None:
         return None if self.model.layers[self.layer].attention_post is None else self.layer
 
-    def split(self, z: Tensor) -> Values:
+    def split(self, z: Float[Tensor, "head scenario batch pos d_head"]) -> Values:
         """Values of the blocks from ``z [head, scenario, batch, pos, d_head]``."""
         return [z]
 
@@ -367,7 +383,7 @@ class Heads(Stage):
         at = {"q": head, "k": head // group, "v": head // group}
         return {kind: self.first_receiver + rows[at[kind]] for kind, rows in self.rows.items()}
 
-    def place(self, inputs: Inputs) -> dict[Kind, Tensor]:
+    def place(self, inputs: Inputs) -> dict[Kind, Float[Tensor, "_ scenario batch pos d_head"]]:
         """Placed projections ``[head or kv head, scenario, batch, pos, d_head]`` by kind."""
         block = self.model.layers[self.layer]
         attention, x = block.attention, inputs.map(block.ln1).all()
@@ -379,7 +395,7 @@ class Heads(Stage):
             placed[kind] = attention.place(kind, projected, slice(0, x.shape[-2]), "first")
         return placed
 
-    def placed_in(self, trace: Trace) -> dict[Kind, Tensor]:
+    def placed_in(self, trace: Trace) -> dict[Kind, Float[Tensor, "_ batch pos d_head"]]:
         """Placed projections ``[head or kv head, batch, pos, d_head]`` in an ordinary pass."""
         attention = self.model.layers[self.layer].attention
         found: dict[Kind, Tensor] = {}
@@ -389,7 +405,9 @@ class Heads(Stage):
             found[kind] = placed.transpose(0, 1).contiguous()
         return found
 
-    def attend(self, placed: dict[Kind, Tensor]) -> Tensor:
+    def attend(
+        self, placed: dict[Kind, Float[Tensor, "_ scenario batch pos d_head"]]
+    ) -> Float[Tensor, "head scenario batch pos d_head"]:
         """``[head, scenario, batch, pos, d_head]``: z, from :meth:`place`."""
         attention, (q, k, v) = self.model.layers[self.layer].attention, placed.values()
         if attention.group > 1:
@@ -424,7 +442,7 @@ class LatentHeads(Heads):
         """``d metric / d value``, see :meth:`Stage.effects`."""
         return Stage.effects(self, found, blocks)
 
-    def replaced(self, total: Tensor) -> dict[Key, Tensor]:
+    def replaced(self, total: Float[Tensor, "batch pos d_model"]) -> dict[Key, Tensor]:
         """What to replace, see :meth:`Stage.replaced`."""
         if self._of_z:
             return super().replaced(total)
@@ -433,19 +451,21 @@ class LatentHeads(Heads):
             total = total + b_O
         return {("attn", self.layer): total}
 
-    def rerun(self, trace: Trace, change: Tensor) -> tuple[Tensor, int]:
+    def rerun(
+        self, trace: Trace, change: Float[Tensor, "scenario batch pos d_model"]
+    ) -> tuple[Float[Tensor, "scenario batch pos d_model"], int]:
         """Stream when what is written changes, see :meth:`Stage.rerun`."""
         if self._of_z:
             return super().rerun(trace, change)
         middle = trace.attention_in[self.layer] + trace.attention_gain[self.layer]
         return self._behind(trace, middle + change)
 
-    def split(self, z: Tensor) -> Values:
+    def split(self, z: Float[Tensor, "head scenario batch pos d_head"]) -> Values:
         """Values of the blocks, from what the component writes."""
         read, written = self._read_and_written(z.movedim(0, -2).flatten(-2))
         return _split(self.attachment, read, written)
 
-    def few(self, z: Tensor, wanted: Wanted) -> Few:
+    def few(self, z: Float[Tensor, "*place z_width"], wanted: Wanted) -> Few:
         """What wanted senders write, from ``z [..., n_heads * d_head]``."""
         read, written = self._read_and_written(z)
         return wanted.split(read, lambda: written)
@@ -480,17 +500,21 @@ class Mlp(Stage):
         """Blocks, see :meth:`Stage.layout`."""
         return [(1, None, None)]
 
-    def run(self, x: Tensor, positions: Index = EVERYWHERE) -> Tensor:
+    def run(
+        self, x: Float[Tensor, "*place pos d_model"], positions: Index = EVERYWHERE
+    ) -> Float[Tensor, "*place pos d_model"]:
         """Output of the MLP at some positions."""
         mlp = self.model.layers[self.layer].mlp
         assert mlp is not None
         return mlp.at(positions)(x)
 
-    def few(self, x: Tensor, wanted: Wanted | None, positions: Index) -> Few:
+    def few(
+        self, x: Float[Tensor, "*place pos d_model"], wanted: Wanted | None, positions: Index
+    ) -> Few:
         """What wanted senders write, from what the stage reads at some positions."""
         return None, self.run(x, positions)
 
-    def split(self, y: Tensor) -> Values:
+    def split(self, y: Float[Tensor, "scenario batch pos d_model"]) -> Values:
         """Values of the blocks from the MLP's output."""
         return [y[None]]
 
@@ -513,13 +537,15 @@ class LatentMlp(Mlp):
         """Blocks, see :meth:`Stage.layout`."""
         return _latent_layout(self.attachment)
 
-    def few(self, x: Tensor, wanted: Wanted | None, positions: Index) -> Few:
+    def few(
+        self, x: Float[Tensor, "*place pos d_model"], wanted: Wanted | None, positions: Index
+    ) -> Few:
         """What wanted senders write, see :meth:`Mlp.few`."""
         assert wanted is not None
         y = self.run(x, positions)
         return wanted.split(y, lambda: y)
 
-    def split(self, y: Tensor) -> Values:
+    def split(self, y: Float[Tensor, "scenario batch pos d_model"]) -> Values:
         """Values of the blocks, from what the component writes."""
         return _split(self.attachment, y, y)
 
@@ -536,7 +562,9 @@ class NeuronMlp(LatentMlp):
         """Values of the blocks in an ordinary forward pass."""
         return self._split(trace.mlp_in[self.layer][None])
 
-    def few(self, x: Tensor, wanted: Wanted | None, positions: Index) -> Few:
+    def few(
+        self, x: Float[Tensor, "*place pos d_model"], wanted: Wanted | None, positions: Index
+    ) -> Few:
         """What wanted senders write, see :meth:`Mlp.few`."""
         assert wanted is not None
         return wanted.split(x, lambda: self.run(x, positions), positions)
@@ -580,9 +608,9 @@ class Transcoder(LatentMlp):
 
     def compute_some(
         self,
-        x: Tensor,
-        index: NDArray[np.int64],
-        which: NDArray[np.int64],
+        x: Float[Tensor, "row scenario batch pos d_model"],
+        index: Int[np.ndarray, " some"],
+        which: Int[np.ndarray, " some"],
         before: Values | None = None,
     ) -> Values:
         """Values of the blocks, where some of the receivers have been read.
@@ -613,7 +641,9 @@ class Transcoder(LatentMlp):
         stream, y = trace.mlp_in[self.layer][None], trace.mlp_out[self.layer][None]
         return _split(self.attachment, self.attachment.read_stream(stream), y)
 
-    def few(self, x: Tensor, wanted: Wanted | None, positions: Index) -> Few:
+    def few(
+        self, x: Float[Tensor, "*place pos d_model"], wanted: Wanted | None, positions: Index
+    ) -> Few:
         """What one latent or the error node writes, from what it reads itself."""
         assert wanted is not None
         read = self.attachment.read_stream(x, self.attachment.norm.at(positions))
@@ -663,9 +693,9 @@ class CrossLayer(Transcoder):
 
     def compute_some(
         self,
-        x: Tensor,
-        index: NDArray[np.int64],
-        which: NDArray[np.int64],
+        x: Float[Tensor, "row scenario batch pos d_model"],
+        index: Int[np.ndarray, " some"],
+        which: Int[np.ndarray, " some"],
         before: Values | None = None,
     ) -> Values:
         """Values, see :meth:`Transcoder.compute_some`, and coefficients once the error is read."""
@@ -681,18 +711,15 @@ class CrossLayer(Transcoder):
         rest = trace.mlp_out[self.layer][None] - found @ self.attachment.directions
         return [by_sender(found), rest[None], found]
 
-    def replaced(self, total: Tensor) -> dict[Key, Tensor]:
+    def replaced(self, total: Float[Tensor, "batch pos d_model"]) -> dict[Key, Tensor]:
         """Refused: its senders do not write at one place."""
-        raise OptionError(
-            "eap-ig-activations: not defined for a cross-layer transcoder, whose latents write at "
-            "several layers; choose eap-ig"
-        )
+        raise OptionError(f"eap-ig-activations: {SEVERAL_PLACES}")
 
-    def rerun(self, trace: Trace, change: Tensor) -> tuple[Tensor, int]:
+    def rerun(
+        self, trace: Trace, change: Float[Tensor, "scenario batch pos d_model"]
+    ) -> tuple[Float[Tensor, "scenario batch pos d_model"], int]:
         """Refused: its senders do not write at one place."""
-        raise OptionError(
-            "optimal ablation: not built for cross-layer transcoders; choose mean or resample"
-        )
+        raise OptionError(NOT_TRAINED)
 
 
 class Reconstructed:
@@ -746,7 +773,9 @@ class Cut(Stage):
         x = inputs.all()[0]
         return _split(self.attachment, x, x)
 
-    def few(self, x: Tensor, wanted: Wanted | None, positions: Index) -> Few:
+    def few(
+        self, x: Float[Tensor, "*place pos d_model"], wanted: Wanted | None, positions: Index
+    ) -> Few:
         """What wanted senders write, see :meth:`Mlp.few`."""
         assert wanted is not None
         return wanted.split(x, lambda: x)
@@ -756,11 +785,13 @@ class Cut(Stage):
         x = trace.at(self.stream)[None]
         return _split(self.attachment, x, x)
 
-    def replaced(self, total: Tensor) -> dict[Key, Tensor]:
+    def replaced(self, total: Float[Tensor, "batch pos d_model"]) -> dict[Key, Tensor]:
         """What to replace, see :meth:`Stage.replaced`."""
         return {("mid" if self._in_the_middle else "resid", self.layer): total}
 
-    def rerun(self, trace: Trace, change: Tensor) -> tuple[Tensor, int]:
+    def rerun(
+        self, trace: Trace, change: Float[Tensor, "scenario batch pos d_model"]
+    ) -> tuple[Float[Tensor, "scenario batch pos d_model"], int]:
         """Stream when its parts change, see :meth:`Stage.rerun`."""
         if self._in_the_middle:
             return self._behind(trace, trace.middle[self.layer] + change)

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from acdc.dictionaries.sources import names_cross_layer
+from acdc.engine.incremental import ONE_CIRCUIT
 from acdc.errors import OptionError
 from acdc.measure.ability import ability
 from acdc.measure.evaluation import Evaluator
@@ -176,6 +178,8 @@ def sweep(
     """
     reporter = reporter or Silent()
     asked = check_discovery(settings_of(task, method="acdc", **settings)).replace(n_select=0)
+    if asked.saes is not None and names_cross_layer(asked.saes):
+        raise OptionError(ONE_CIRCUIT)
     options = METHODS["acdc"].configured(asked)
     taus = None if thresholds is None else check_thresholds(thresholds)
     timer = Timer()

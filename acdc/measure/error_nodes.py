@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from acdc.engine.experiment import Experiment
 from acdc.measure.evaluation import Evaluator
 from graphs import Graph
 from graphs.graph import parse_node
@@ -122,20 +121,20 @@ def errors_in_and_out(evaluator: Evaluator, mask: Mask) -> ErrorNodes:
 
 
 def sweep_nodes(
-    experiment: Experiment, scores: NDArray[np.float64], thresholds: Sequence[float]
+    evaluator: Evaluator, scores: NDArray[np.float64], thresholds: Sequence[float]
 ) -> list[NodeCircuit]:
     """Measure the circuits of the nodes above each threshold.
 
     Parameters
     ----------
-    experiment
-        With dictionaries.
+    evaluator
+        Of an experiment with dictionaries.
     scores
         ``[sender]`` node scores.
     thresholds
         Least absolute scores.
     """
-    graph, evaluator = experiment.graph, Evaluator(experiment)
+    graph = evaluator.experiment.graph
     error, latent = _of_kind(graph, "error"), _of_kind(graph, "latent")
     found = []
     for threshold in thresholds:

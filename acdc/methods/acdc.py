@@ -51,6 +51,7 @@ def acdc(
     memory: int = 1 << 30,
     progress: Callable[[int], None] = lambda n_edges: None,
     checkpoint: Checkpoint | None = None,
+    start: IncrementalRun | None = None,
 ) -> tuple[Circuit, Work]:
     """Remove every edge whose removal costs less than the threshold.
 
@@ -80,6 +81,8 @@ def acdc(
         Called with the number of edges decided since the last call.
     checkpoint
         Where to go on from and to keep what is decided.
+    start
+        The state with every edge in, where searches share it: it stays as it is.  None: made anew.
 
     Returns
     -------
@@ -95,7 +98,7 @@ def acdc(
         )
     graph, order = experiment.graph, receiver_order(experiment.graph)
     decided = checkpoint.load(graph, threshold) if checkpoint else Decided.nothing(graph)
-    run = IncrementalRun(experiment, memory)
+    run = IncrementalRun(experiment, memory) if start is None else start.afresh()
     speculation = Speculation(run, (threshold,), expected, two_sided=two_sided)
     in_circuit, scores = decided.in_circuit, decided.scores
     if checkpoint and decided.n_finished:
@@ -192,7 +195,9 @@ class Options(Candidates):
     guess: str = option(
         "removed", "What acdc expects (speed only): removed, eap or eap-ig.", choices=GUESSES
     )
-    steps: int = option(5, "Integration steps.", at_least=1, at_most=10**5)
+    steps: int = option(
+        5, "Integration steps.", at_least=1, at_most=10**5, needs=("guess", "eap-ig")
+    )
     threshold: float | None = option(None, shared=True)
     n_edges: int | None = option(None, shared=True)
 
@@ -257,6 +262,7 @@ def _among_candidates(
 
 def _search(experiment: Experiment, options: Options, work: Means, two_sided: bool) -> Found:
     expected = expected_changes(experiment, options, work.memory)
+    start = _shared_start(experiment, options, work)
 
     def run(threshold: float) -> Found:
         nonlocal expected
@@ -268,12 +274,24 @@ def _search(experiment: Experiment, options: Options, work: Means, two_sided: bo
             memory=work.memory,
             progress=work.progress,
             checkpoint=work.checkpoint,
+            start=start,
         )
         expected = circuit.scores  # the next tau changes little
         details = {"threshold": threshold, "guess": options.guess, "work": asdict(counts)}
         return Found(circuit, details)
 
     return tau.at_threshold(experiment, options.threshold, options.n_edges, run)
+
+
+def _shared_start(experiment: Experiment, options: Options, work: Means) -> IncrementalRun | None:
+    """Return what several searches of few edges start from; None where each may make its own.
+
+    Candidates alone are a circuit, and the values of one take a patched pass, not a plain one.
+    """
+    several = tau.n_searches(options.threshold, options.n_edges) > 1
+    if several and experiment.is_partial and not experiment.crosses_layers:
+        return IncrementalRun(experiment, work.memory)
+    return None
 
 
 def widened(circuit: Circuit, graph: Graph, candidates: NDArray[np.bool_]) -> Circuit:

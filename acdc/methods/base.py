@@ -126,6 +126,8 @@ class Method:
         ``(experiment, options)`` -> how much the function tells ``work.progress`` in all.
     size
         ``(options, n_edges)`` -> how many of all edges the options ask for, None if they do not.
+    not_across
+        Why it cannot be run with a cross-layer transcoder; empty: it can.
     """
 
     name: str
@@ -136,6 +138,7 @@ class Method:
     score: Score = Score.CHANGE
     passes: Callable[[Experiment, Any], int] = _prompts
     size: Callable[[Any, int], int | None] = _unsized
+    not_across: str = ""
 
     @property
     def option_names(self) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from acdc.engine.attribution import Point, Points, integrate
 from acdc.engine.experiment import Batch, Experiment
+from acdc.engine.stages import SEVERAL_PLACES
 from acdc.engine.work import Work
 from acdc.methods.base import NoOptions, method
 from acdc.models.lowering.model import Trace
@@ -160,6 +161,7 @@ def _group_passes(experiment: Experiment, options: Integration) -> int:
     "EAP with integrated gradients over each layer's activations",
     Integration,
     passes=_group_passes,
+    not_across=SEVERAL_PLACES,
 )
 def eap_ig_activations(
     experiment: Experiment, options: Integration = _FIVE, work: Work = _WORK

@@ -16,11 +16,12 @@ from acdc.ablations import ABLATIONS
 from acdc.dictionaries.attach import Attached, attach, attach_neurons
 from acdc.dictionaries.attachment import site_kind
 from acdc.dictionaries.quality import Quality, qualities_on_task
-from acdc.dictionaries.sources import load_dictionaries
+from acdc.dictionaries.sources import load_dictionaries, names_cross_layer
 from acdc.engine.attribution import node_scores
 from acdc.engine.checkpoint import Checkpoint
 from acdc.engine.constants import FILE_NAME, Constants, load_constants
 from acdc.engine.experiment import Experiment
+from acdc.engine.stages import NOT_TRAINED
 from acdc.engine.work import Work
 from acdc.errors import AbilityError, DictionaryError, OptionError, UnknownNameError
 from acdc.measure.ability import Ability, ability
@@ -423,7 +424,7 @@ def latent_details(
             "quality": [asdict(quality) for quality in qualities],
             "error_nodes": asdict(errors_in_and_out(evaluator, circuit.in_circuit)),
             "node_thresholds": [
-                asdict(row) for row in sweep_nodes(experiment, scores, default_thresholds(scores))
+                asdict(row) for row in sweep_nodes(evaluator, scores, default_thresholds(scores))
             ],
         }
     }
@@ -488,8 +489,19 @@ def check_discovery(settings: Settings) -> Settings:
             "leave it out"
         )
     _check_use(settings, method, options)
+    _check_crossing(settings, method)
     own = {name: getattr(options, name) for name in method.option_names}
     return check_settings(settings.replace(options=own))
+
+
+def _check_crossing(settings: Settings, method: Method) -> None:
+    """Refuse what cannot be asked of a cross-layer transcoder, before anything is loaded."""
+    if settings.saes is None or not names_cross_layer(settings.saes):
+        return
+    if method.not_across:
+        raise OptionError(f"{method.name}: {method.not_across}")
+    if ABLATIONS[settings.intervention].trained:
+        raise OptionError(NOT_TRAINED)
 
 
 def _check_use(settings: Settings, method: Method, options: Any) -> None:
@@ -503,10 +515,16 @@ def _check_use(settings: Settings, method: Method, options: Any) -> None:
     }
     for values in (settings, options):
         for name, _, says in options_of(type(values)):
-            value = getattr(values, name)
-            if not says.only or value == getattr(type(values), name):
+            if not says.only and says.needs is None:
                 continue
-            is_there, what = there[says.only]
+            value = getattr(values, name)
+            if value == getattr(type(values), name):
+                continue
+            if says.needs is None:
+                is_there, what = there[says.only]
+            else:
+                other, wanted = says.needs
+                is_there, what = getattr(values, other) == wanted, f"{other} {wanted}"
             if not is_there:
                 raise OptionError(f"{name} {value!r} does nothing without {what}: leave it out")
 

@@ -39,7 +39,9 @@ class Rotary:
     sin: Tensor
     adjacent: bool
 
-    def __call__(self, x: Tensor, positions: slice | list[int]) -> Tensor:
+    def __call__(
+        self, x: Float[Tensor, "*place pos d_head"], positions: slice | list[int] | Tensor
+    ) -> Float[Tensor, "*place pos d_head"]:
         """Rotate ``x`` of shape ``[..., pos, d_head]``, standing at ``positions``."""
         cos, sin = self.cos[positions], self.sin[positions]  # (pos, rotary_dim)
         n = cos.shape[-1]
@@ -104,12 +106,16 @@ class Attention:
         out = flat.unflatten(-1, (heads, d_head)).transpose(-3, -2)
         return out if b is None else out + b[:, None]
 
-    def project_split(self, kind: Kind, x: Tensor) -> Tensor:
+    def project_split(
+        self, kind: Kind, x: Float[Tensor, "head n d_model"]
+    ) -> Float[Tensor, "head n d_head"]:
         """``[head, n, d_model]`` (normed, an input per head) -> ``[head, n, d_head]``."""
         W, b = self.W[kind], self.b[kind]
         return x @ W if b is None else torch.baddbmm(b[:, None], x, W)
 
-    def project_head(self, kind: Kind, head: int, x: Tensor) -> Tensor:
+    def project_head(
+        self, kind: Kind, head: int, x: Float[Tensor, "*place pos d_model"]
+    ) -> Float[Tensor, "*place pos d_head"]:
         """``[..., pos, d_model]`` (normed) -> ``[..., pos, d_head]`` of one (key-value) head."""
         W, b = self.W[kind][head], self.b[kind]
         return (
@@ -121,10 +127,10 @@ class Attention:
     def place(
         self,
         kind: Kind,
-        x: Tensor,
-        positions: slice | list[int],
+        x: Float[Tensor, "*place pos d_head"],
+        positions: slice | list[int] | Tensor,
         heads: int | Literal["first"] | None = None,
-    ) -> Tensor:
+    ) -> Float[Tensor, "*place pos d_head"]:
         """Apply QK-norm and rotary to projections at some positions.
 
         Parameters
@@ -144,7 +150,13 @@ class Attention:
             x = self.rotary(x, positions)
         return x
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    def attend(
+        self,
+        q: Float[Tensor, "*#place q_pos d_head"],
+        k: Float[Tensor, "*#place pos d_head"],
+        v: Float[Tensor, "*#place pos d_head"],
+        mask: Float[Tensor, "q_pos pos"] | None,
+    ) -> Float[Tensor, "*_ q_pos d_head"]:
         """Attention of placed queries, keys and values.
 
         Parameters
@@ -163,7 +175,12 @@ class Attention:
         """
         return self.pattern(q, k, mask).to(v.dtype) @ v
 
-    def pattern(self, q: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
+    def pattern(
+        self,
+        q: Float[Tensor, "*#place q_pos d_head"],
+        k: Float[Tensor, "*#place pos d_head"],
+        mask: Float[Tensor, "q_pos pos"] | None,
+    ) -> Float[Tensor, "*_ q_pos pos"]:
         """Attention ``[..., q_pos, pos]``, at least in float32; arguments as :meth:`attend`."""
         scores = (q @ k.transpose(-1, -2)) * self.scale
         if self.soft_cap is not None:
@@ -172,12 +189,14 @@ class Attention:
             scores = scores + mask
         return self.softmax(scores)
 
-    def softmax(self, scores: Tensor) -> Tensor:
+    def softmax(
+        self, scores: Float[Tensor, "*place q_pos pos"]
+    ) -> Float[Tensor, "*place q_pos pos"]:
         """Pattern of masked scores ``[..., q_pos, pos]``, at least in float32."""
         precise = torch.promote_types(scores.dtype, torch.float32)
         return torch.softmax(scores, dim=-1, dtype=precise)
 
-    def mask(self, n_pos: int, device: torch.device) -> Tensor | None:
+    def mask(self, n_pos: int, device: torch.device) -> Float[Tensor, "pos pos"] | None:
         """``[pos, pos]`` additive mask of causality and window; None where all see all."""
         query = torch.arange(n_pos, device=device)[:, None]
         key = torch.arange(n_pos, device=device)[None, :]
@@ -201,7 +220,11 @@ class Attention:
         q, k, v = self._placed("q", q), self._placed("k", k), self._placed("v", v)
         return self.attend(q, k, v, mask)
 
-    def patterns(self, q: Tensor, k: Tensor) -> Tensor:
+    def patterns(
+        self,
+        q: Float[Tensor, "*place head pos d_head"],
+        k: Float[Tensor, "*place kv_head pos d_head"],
+    ) -> Float[Tensor, "*place head pos pos"]:
         """Attention of all heads from unplaced projections: ``[..., head, pos, pos]``."""
         mask = self.mask(q.shape[-2], q.device)
         return self.pattern(self._placed("q", q), self._placed("k", k), mask)

@@ -85,7 +85,7 @@ class GimAttention(Attention):
         self,
         kind: Kind,
         x: Tensor,
-        positions: slice | list[int],
+        positions: slice | list[int] | Tensor,
         heads: int | Literal["first"] | None = None,
     ) -> Tensor:
         """As :meth:`Attention.place`, with divided gradients."""
