@@ -32,6 +32,7 @@ from graphs.text import short
 __all__ = ["Conditions", "chosen_corruptions", "conditions"]
 
 ALL = "all"
+_MOST_NAMED = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +88,9 @@ class Conditions:
 
     def dot(self) -> str:
         """Return one diagram of all, as DOT."""
-        title = f"{self.settings.task} \u00b7 {self.settings.model} \u00b7 {', '.join(self.labels)}"
+        n = len(self.labels)
+        which = ", ".join(self.labels) if n <= _MOST_NAMED else f"{n} conditions"
+        title = f"{self.settings.task} \u00b7 {self.settings.model} \u00b7 {which}"
         return to_dot_several([run.circuit for run in self.runs], title=title)
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
