@@ -207,6 +207,16 @@ def test_asked_for_the_result_says_so_everywhere(
     assert call("compare", run, run, "--other-model") == 2
 
 
+def test_roles_of_another_model_are_called_that(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "repair.json"
+    asked = ("self-repair", run, "--reference", "docstring", "--role", "argument mover")
+    assert call(*asked, "--other-model", "--n-resamples", 20, "--out", out) == 0
+    assert "roles of ANOTHER MODEL: d_model is 96" in capsys.readouterr().out.replace("\n", " ")
+    assert json.loads(out.read_text())["reference_model"]["same"] is False
+
+
 def test_two_runs_stand_beside_random_circuits(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -56,7 +56,7 @@ from numpy.typing import NDArray
 from acdc.engine.experiment import Experiment
 from acdc.engine.patched import PatchedModel
 from acdc.errors import OptionError, UnknownNameError
-from acdc.evidence.references import check_model, load_reference
+from acdc.evidence.references import ModelMatch, check_model, load_reference
 from acdc.measure.evaluation import interval
 from acdc.runs.discover import Reporter, Silent, fit, with_constants
 from acdc.runs.folder import Timer, save_summary, versions
@@ -192,6 +192,8 @@ class SelfRepair:
         Prompt pairs.
     timings
         Seconds by phase.
+    match
+        Whether the reference that roles are taken from is of this model; None: from none.
     """
 
     settings: Settings
@@ -200,6 +202,7 @@ class SelfRepair:
     task_info: dict[str, Any]
     n_prompts: int
     timings: dict[str, float]
+    match: ModelMatch | None = None
 
     @property
     def backups(self) -> dict[str, tuple[str, ...]]:
@@ -217,6 +220,7 @@ class SelfRepair:
             "backups": {role: list(heads) for role, heads in self.backups.items()},
             "roles": [asdict(role) for role in self.roles],
             "task_info": self.task_info,
+            "reference_model": None if self.match is None else asdict(self.match),
             "timings": self.timings,
             "versions": versions(),
         }
@@ -306,8 +310,9 @@ def self_repair(
     elif isinstance(roles, Reference):
         roles = reference_roles(roles, circuit.graph)
     _check_heads(roles, circuit.graph)
+    match = None
     if known is not None:
-        check_model(known, opened.identity, other_model=other_model)
+        match = check_model(known, opened.identity, other_model=other_model)
     reporter, timer = reporter or Silent(), Timer()
     with timer.phase("load"), reporter.phase("load model and task", None):
         circuit, experiment = fit(circuit, settings, prompts, opened.constants(settings))
@@ -325,7 +330,7 @@ def self_repair(
             found.append(lab.role(role, tuple(heads)))
             reporter.advance(len(heads))
     info = experiment.task.info
-    return SelfRepair(settings, min_share, tuple(found), info, n_prompts, timer.seconds)
+    return SelfRepair(settings, min_share, tuple(found), info, n_prompts, timer.seconds, match)
 
 
 # Roles

@@ -400,6 +400,9 @@ def self_repair_tables(found: SelfRepair, title: str) -> Iterator[Any]:
         f"{found.settings.metric}, {found.settings.direction}, "
         f"{found.settings.intervention} ablation"
     )
+    if found.match is not None:
+        other = "roles of ANOTHER MODEL: " if found.match.same is False else ""
+        yield other + found.match.says
     for role in found.roles:
         yield _role_table(role)
     for name, heads in found.backups.items():
