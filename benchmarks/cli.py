@@ -177,6 +177,39 @@ def unseen(
     _show(run_table(rows), folder, write(folder, rows, plan, device))
 
 
+@app.command()
+def areas(
+    tasks: Annotated[
+        str | None, typer.Option("--tasks", help="Only these, as ioi,pronoun.")
+    ] = None,
+    ways: Annotated[
+        str | None, typer.Option("--ways", help="Only these, as relp,eap-ig + milp.")
+    ] = None,
+    fit: Annotated[int, typer.Option("--n-fit", help="Prompts that scores see.", min=2)] = 64,
+    test: Annotated[int, typer.Option("--n-test", help="Unseen prompts.", min=2)] = 256,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder to write (default: runs/areas).")
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:N or mps.")] = "cpu",
+) -> None:
+    """Measure CPR and CMD of methods, ensembles and selections on prompts that scores never saw.
+
+    Example: acdc bench areas --tasks ioi --ways eap-ig,relp --out areas
+    """
+    from acdc.terminal.tables import say
+    from benchmarks.areas import WAYS, Plan, Row, measure, run_table, write
+    from benchmarks.results import check_folder
+    from benchmarks.unseen import bundled_tasks
+
+    folder, rows = check_folder(out or Path("runs") / "areas"), list[Row]()
+    chosen = tuple(_names(ways) or WAYS)
+    plan = Plan(tuple(_names(tasks) or bundled_tasks()), chosen, fit, test)
+    for row in measure(plan, device):
+        rows.append(row)
+        say(f"{row.task}, {row.way}: {row.seconds:.1f} s", stderr=True)
+    _show(run_table(rows), folder, write(folder, rows, plan, device))
+
+
 def _show(table: Table, folder: Path, files: Sequence[str]) -> None:
     """Print a wide table, and what was written."""
     from acdc.terminal.tables import SafeConsole, say

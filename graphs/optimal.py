@@ -56,8 +56,8 @@ class Optimal:
     bound
         No connected circuit of so many edges has more.
     heuristic
-        The summed score of the best circuit found without the program: the pruned top edges, or
-        edges added greedily from ``logits``.
+        The summed score of the best circuit found without the program: the pruned top edges, edges
+        added greedily from ``logits``, or the highest edges with ends joined on.
     n_variables
         Edges and nodes of the program.
     seconds
@@ -141,8 +141,45 @@ def _quick(graph: Graph, worth: Scores, n: int, most: Sequence[tuple[Mask, int]]
     for choose in (select_top, select_greedy):
         mask = choose(graph, worth, n, absolute=False)
         found += [mask, prune(graph, mask & (worth > 0))]
+    found.append(_with_ends(graph, worth, n))
     allowed = [m for m in found if all((m & kind).sum() <= limit for kind, limit in most)]
     return max(allowed, key=lambda mask: float(worth[mask].sum()))
+
+
+def _with_ends(graph: Graph, worth: Scores, n: int) -> Mask:
+    """The highest edges, each joined to the embeddings and to ``logits`` by the best edge there is.
+
+    Most nodes of a transformer have both edges, so that two more make a path of any edge.
+    """
+    mask, inside = np.zeros(graph.n_edges, dtype=bool), np.zeros(graph.n_nodes, dtype=bool)
+    inside[graph.source], inside[graph.n_senders] = True, True
+    first, last = _end_edges(graph, worth)
+    left = n
+    for edge in np.argsort(-worth, kind="stable").tolist():
+        if left == 0 or worth[edge] <= 0:
+            break
+        sender, fed = int(graph.edge_sender[edge]), graph.fed_by(int(graph.edge_receiver[edge]))
+        new = [edge] if inside[sender] else [edge, int(first[sender])]
+        reader = next((int(v) for v in fed if inside[v]), int(fed[0]))
+        new += [] if inside[reader] else [int(last[reader])]
+        new = [e for e in dict.fromkeys(new) if e < 0 or not mask[e]]
+        if min(new, default=0) < 0 or len(new) > left or worth[new].sum() <= 0:
+            continue
+        mask[new], left = True, left - len(new)
+        inside[[sender, reader]] = True
+    return prune(graph, mask)
+
+
+def _end_edges(graph: Graph, worth: Scores) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """``[node]``: the best edge from an embedding into it, and from it to ``logits``; or -1."""
+    first, last = (np.full(graph.n_nodes, -1) for _ in range(2))
+    for edge in np.argsort(worth, kind="stable"):  # the best comes last, and stays
+        fed = graph.fed_by(int(graph.edge_receiver[edge]))
+        if graph.source[graph.edge_sender[edge]]:
+            first[fed] = edge
+        if graph.n_senders in fed:
+            last[graph.edge_sender[edge]] = edge
+    return first, last
 
 
 def _worth_trying(worth: Scores, n: int, least: float) -> Mask:

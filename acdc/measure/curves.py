@@ -54,6 +54,7 @@ __all__ = [
     "Area",
     "Curve",
     "Point",
+    "choice_curve",
     "ranked_scores",
     "score_curve",
     "smallest_faithful",
@@ -286,6 +287,30 @@ def score_curve(
         return prune(graph, top_edges(ranked, n))
 
     return _curve(evaluator, ranking, circuit, fractions, n_resamples, seed, progress)
+
+
+def choice_curve(
+    evaluator: Evaluator,
+    choose: Callable[[int], Mask],
+    ranking: str,
+    *,
+    fractions: Sequence[float] = MIB_FRACTIONS,
+    n_resamples: int = 1000,
+    seed: int = 0,
+    progress: Callable[[int], None] = lambda n_circuits: None,
+) -> Curve:
+    """Measure the circuits of at most so many edges that a function gives.
+
+    Parameters
+    ----------
+    choose
+        ``n -> mask [edge]``, as :class:`acdc.methods.select.Chooser`.
+    ranking
+        What it goes by, as the curve says.
+    evaluator, fractions, n_resamples, seed, progress
+        As in :func:`score_curve`, and so are the errors.
+    """
+    return _curve(evaluator, ranking, choose, fractions, n_resamples, seed, progress)
 
 
 def sweep_curve(
