@@ -121,9 +121,11 @@ def task(n: int, seed: int) -> Task:
     return Task("bits", tuple(Pair(*(tuple(row[k]) for k in row)) for row in rows(n, seed)))
 
 
-def tables(model: LoweredModel, prompts: Task) -> NDArray[np.float64]:
+def tables(
+    model: LoweredModel, prompts: Task, intervention: str = "resample"
+) -> NDArray[np.float64]:
     """``[direction, i, j, prompt]`` of the two heads' edges into the MLP."""
-    experiment = Experiment(model, prompts, get_metric("logit_diff"))
+    experiment = Experiment(model, prompts, get_metric("logit_diff"), intervention=intervention)
     pair = tuple(np.flatnonzero(experiment.graph.edge_mask(EDGES)).tolist())
     found = []
     for direction in DIRECTIONS:
@@ -166,10 +168,26 @@ def test_a_gate_is_named(gate: str, size: float, tmp_path: Path) -> None:
         assert g.low <= wanted <= g.high
 
 
+@pytest.mark.parametrize("gate", ["AND", "OR"])
+@pytest.mark.parametrize("intervention", ["zero", "resample", "mean"])
+def test_a_gate_has_its_name_where_zeros_are_not_the_clean_runs(
+    gate: str, intervention: str, tmp_path: Path
+) -> None:
+    """The corrupt prompts have bits on, too: zero ablation takes these away in denoising."""
+    write_gate(tmp_path, GATES[gate] + noise(0.2))
+    model, _ = load_model(str(tmp_path))
+    prompts = task(64, seed=1)
+    if intervention == "zero":
+        pairs = [replace(p, corrupt=(ONE, ONE, ONE, EQUALS)) for p in prompts.pairs]
+        prompts = replace(prompts, pairs=tuple(pairs))
+    found = name_gates(tables(model, prompts, intervention))
+    assert [g.kind for g in found] == [gate, gate]
+
+
 def test_the_four_values_are_the_truth_table(tmp_path: Path) -> None:
     write_gate(tmp_path, GATES["INHIBITION"])
     model, _ = load_model(str(tmp_path))
-    for g in name_gates(tables(model, task(16, seed=0))):
+    for g in name_gates(tables(model, task(32, seed=0))):
         assert (g.neither, g.only_b, g.only_a, g.both) == pytest.approx((0, 0, 1, 0), abs=1e-5)
 
 
@@ -216,14 +234,14 @@ def test_a_gate_of_a_metric_that_falls_has_the_same_name() -> None:
     """As KL divergence, which is 0 where all is clean."""
     table = {"AND": [[0, 0], [0, 1]], "OR": [[0, 1], [1, 1]], "XOR": [[0, 1], [1, 0]]}
     for kind, cells in table.items():
-        values = (1 - np.array(cells, dtype=float))[None, :, :, None].repeat(20, -1)
+        values = (1 - np.array(cells, dtype=float))[None, :, :, None].repeat(32, -1)
         assert name_gates(values)[0].kind == kind
 
 
 def test_few_prompts_and_no_pairs() -> None:
-    with pytest.raises(OptionError, match=r"7 prompts: .* at least 8"):
-        name_gates(np.zeros((1, 2, 2, 7)))
-    assert name_gates(np.zeros((0, 2, 2, 20))) == []
+    with pytest.raises(OptionError, match=r"31 prompts: .* at least 32"):
+        name_gates(np.zeros((1, 2, 2, 31)))
+    assert name_gates(np.zeros((0, 2, 2, 32))) == []
 
 
 def test_directions_that_disagree_are_mixed() -> None:
@@ -307,7 +325,9 @@ BAD = {
     "--alpha 0": "alpha 0: expected a level",
     "--max-pairs 0": "max_pairs 0",
     "--n-resamples 0": "n_resamples 0",
-    "--n-prompts 4": "4 prompts",
+    "--n-prompts 31": "31 prompts: the spread of interactions needs at least 32",
+    "--n-resamples 999": "n_resamples 999 at alpha 0.01: expected at least 1,000",
+    "--alpha 0.001": "n_resamples 1000 at alpha 0.001: expected at least 10,000",
 }
 
 
@@ -320,6 +340,32 @@ def test_bad_input(place: Path, options: str, capsys: pytest.CaptureFixture[str]
     assert BAD[options] in said.err
     assert said.err.splitlines()[-1].startswith("acdc: ")
     assert sorted(place.rglob("*")) == before
+
+
+def test_too_few_prompts_are_refused_before_anything_is_measured(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("acdc.evidence.interactions._measure", lambda *_: pytest.fail("measured"))
+    with pytest.raises(OptionError, match="31 prompts"):
+        acdc.interactions("both", seen=True, n_prompts=31)
+
+
+def test_what_the_model_does_not_do_and_a_metric_that_bends_are_said(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert acdc.interactions("both", seen=True).warnings == ()
+    same = [{**row, "answers": [NO], "wrong_answers": [YES]} for row in rows(40, seed=1)]
+    (place / "wrong.jsonl").write_text("".join(json.dumps(row) + "\n" for row in same))
+    command = ["interactions", "both", "--seen", "--task", "wrong.jsonl", "--metric", "prob_diff"]
+    assert call(*command, "--out", "gates.json") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "warning: the model does not do the task" in said
+    assert "warning: under prob_diff edges that add in the logits can look like OR" in said
+    found = json.loads((place / "gates.json").read_text())
+    assert any("does not do the task" in line for line in found["warnings"])
+    assert any("--metric logit_diff" in line for line in found["warnings"])
+    assert found["axis"] == "clean"
+    assert acdc.interactions("both", seen=True, intervention="zero").axis == "intact"
 
 
 def test_both_directions_have_one_threshold(place: Path) -> None:

@@ -56,7 +56,7 @@ def interactions(
     import json
 
     from acdc.evidence.interactions import interactions as measure
-    from acdc.terminal.tables import TerminalReporter, interactions_tables, say, show
+    from acdc.terminal.tables import TerminalReporter, interactions_tables, say, show, warn
     from graphs.files.whole import write_json
 
     if out is not None:
@@ -71,5 +71,6 @@ def interactions(
         typer.echo(json.dumps(found.summary(), indent=1))
     else:
         show(*interactions_tables(found, f"interactions in {run}"))
+        warn(found.warnings)
     if out is not None:
         say(f"written to {out}", stderr=as_json)

@@ -70,6 +70,8 @@ class Metric:
         ``(logits [..., row, vocab or n], targets) -> [..., row]``.
     description
         One line with the unit.
+    linear
+        Whether it is a linear function of the logits: what adds up there does so in it.
     """
 
     name: str
@@ -80,6 +82,7 @@ class Metric:
     compares: Callable[[Tensor], Tensor] | None
     function: Callable[[Tensor, Targets], Tensor]
     description: str
+    linear: bool = False
 
     def __call__(
         self, logits: Float[Tensor, "*scenario row token"], targets: Targets
@@ -149,7 +152,7 @@ _OURS = (
     Metric(
         "logit_diff", sign=-1, whole_vocab=False, needs_answers=True, needs_wrong=True,
         compares=None, function=_logit_diff,
-        description="mean logit of the answers minus mean logit of the wrong answers",
+        description="mean logit of the answers minus mean logit of the wrong answers", linear=True,
     ),
     Metric(
         "prob_diff", sign=-1, whole_vocab=True, needs_answers=True, needs_wrong=True,

@@ -5,6 +5,11 @@ needs both, one that computes an OR either (:mod:`acdc.evidence.directions`); th
 differ at it is a hint, and this is the test.  The metric is measured with either edge of a pair
 ablated, with both and with none, in the clean run with all else clean (noising) and in the corrupt
 run with all else corrupt (denoising), on every prompt: :mod:`acdc.measure.gates` says what follows.
+
+Where an ablated edge carries the clean run's value in denoising (``resample``, means over the other
+run's prompts), an edge is *there* if it is ablated, so that both directions ask what the clean
+values do together.  Zeros, trained constants and means over other prompts have no clean side: under
+these an edge is there if it is intact, in either direction (:attr:`Interactions.axis`).
 """
 
 from __future__ import annotations
@@ -19,10 +24,14 @@ from typing import Any, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from acdc.ablations import OTHER_RUN
+from acdc.engine.experiment import Experiment
+from acdc.engine.metrics import Metric
 from acdc.errors import CircuitFileError, OptionError
 from acdc.evidence.directions import Candidate, candidates_of
+from acdc.measure.ability import ability
 from acdc.measure.evaluation import Evaluator
-from acdc.measure.gates import Gate, combined, name_gates
+from acdc.measure.gates import Gate, check_prompts, check_resamples, combined, name_gates
 from acdc.runs.discover import Reporter, Silent, fit, with_constants
 from acdc.runs.folder import Timer, save_summary, versions
 from acdc.runs.opened import Opened, RunLike, open_run
@@ -36,6 +45,7 @@ __all__ = ["Interactions", "Pair", "Tested", "interactions"]
 
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 _MOST_PAIRS = 200
+CLEAN, INTACT = "clean", "intact"
 
 
 @dataclass(frozen=True)
@@ -115,6 +125,12 @@ class Interactions:
         Seconds by phase.
     candidates
         Of a run in both directions: what became of them.
+    warnings
+        What one should know before believing it: why no circuit can be claimed on these prompts
+        (:attr:`acdc.measure.ability.Ability.doubts`), and a metric that is no sum of logits.
+    axis
+        What the values of a :class:`acdc.measure.gates.Gate` go by: an edge carries what it does
+        in the clean run (``clean``), or is not ablated (``intact``).
     """
 
     settings: Settings
@@ -125,6 +141,8 @@ class Interactions:
     task_info: dict[str, Any]
     timings: dict[str, float]
     candidates: tuple[Tested, ...] = ()
+    warnings: tuple[str, ...] = ()
+    axis: str = CLEAN
 
     @property
     def counts(self) -> dict[str, int]:
@@ -140,6 +158,8 @@ class Interactions:
             "metric": self.settings.metric,
             "intervention": self.settings.intervention,
             "alpha": self.alpha,
+            "axis": self.axis,
+            "warnings": list(self.warnings),
             "n_prompts": self.n_prompts,
             "task_info": self.task_info,
             "n_tested": len(self.pairs),
@@ -205,7 +225,8 @@ def interactions(
     Raises
     ------
     OptionError
-        If there is no pair to test, or a value makes no sense.
+        If there is no pair to test, a value makes no sense, or there are fewer prompts or
+        resamples than the level of the tests needs.
     GraphError
         If there is no edge of a name.
 
@@ -218,6 +239,7 @@ def interactions(
         raise OptionError(f"alpha {alpha:g}: expected a level above 0 and below 1")
     check_count("max_pairs", max_pairs, at_most=MOST_RESAMPLES)
     check_count("n_resamples", n_resamples, at_most=MOST_RESAMPLES)
+    check_resamples(n_resamples, alpha)
     reporter, timer = reporter or Silent(), Timer()
     opened, circuit, candidates = _open(run)
     settings = opened.settings(task=task, **asked)
@@ -226,12 +248,14 @@ def interactions(
     prompts = PromptChoice(opened.discovery_with(settings), seen)
     with timer.phase("load"), reporter.phase("load model and task", None):
         circuit, experiment = fit(circuit, settings, prompts, opened.constants(settings))
+    check_prompts(len(experiment.task))
     n_edges = len({edge for pair in chosen for edge in pair})
     tables = []
     with (
         timer.phase("measure"),
         reporter.phase("interactions", len(DIRECTIONS) * (len(chosen) + n_edges)),
     ):
+        doubts = ability(experiment).doubts
         for direction in DIRECTIONS:
             own = replace(experiment, direction=direction)
             evaluator = Evaluator(with_constants(own, reporter=reporter))
@@ -252,6 +276,7 @@ def interactions(
     return Interactions(
         settings, tuple(pairs), n_left_out, alpha, len(experiment.task),
         dict(experiment.task.info), timer.seconds, _tested(candidates, pairs) if not edges else (),
+        (*doubts, *_of_metric(experiment.metric)), _axis(experiment),
     )  # fmt: skip
 
 
@@ -346,6 +371,22 @@ def _measure(
     tables = np.array(
         [[[without(a, b), alone[a]], [alone[b], none]] for a, b in pairs]
     )  # [a intact, b intact]: what is ablated is not clean in noising
-    if direction == "denoising":  # there what is ablated carries the clean run's value
-        tables = tables[:, ::-1, ::-1]
+    if direction == "denoising" and _axis(evaluator.experiment) == CLEAN:
+        tables = tables[:, ::-1, ::-1]  # there what is ablated carries the clean run's value
     return tables
+
+
+def _axis(experiment: Experiment) -> str:
+    """Whether what is ablated is the clean run's in denoising: see :attr:`Interactions.axis`."""
+    ablation = experiment.ablation
+    of_other_run = ablation.averages and experiment.mean_over is None
+    return CLEAN if ablation.carries == OTHER_RUN or of_other_run else INTACT
+
+
+def _of_metric(metric: Metric) -> Iterator[str]:
+    """Warn of a metric on which what adds up in the logits need not add up."""
+    if not metric.linear:
+        yield (
+            f"under {metric.name} edges that add in the logits can look like OR (or another gate): "
+            "use --metric logit_diff"
+        )

@@ -1,7 +1,8 @@
 """Do two edges act together?  Their interaction, its test, and what gate it looks like.
 
 Of two edges a and b there are four values of the metric, ``f[i, j]``: a carries what it does in the
-clean run (i = 1) or what an ablated edge carries (i = 0), b likewise.  Their interaction
+clean run (i = 1) or what an ablated edge carries (i = 0), b likewise; where what is ablated is of
+neither run, i = 1 is intact and i = 0 ablated.  Their interaction
 
     I = f[1, 1] - f[0, 1] - f[1, 0] + f[0, 0]
 
@@ -9,7 +10,8 @@ is 0 where the two add up.  Per prompt it is one number, and whether its mean ov
 tested with simultaneous intervals: over resamples of the prompts the largest studentised deviation
 of any pair has a distribution, whose quantile is how far each pair may be off (the single-step
 max-T procedure of Westfall and Young 1993, "Resampling-Based Multiple Testing").  So the chance
-that *any* additive pair is called a gate is the level, however many pairs there are.
+that *any* additive pair is called a gate is the level, however many pairs there are, provided that
+the quantile is one of enough resamples (:func:`check_resamples`) of enough prompts.
 
 An interaction is named by what the edges do alone, ``f[1, j] - f[0, j]`` and ``f[i, 1] - f[i, 0]``:
 
@@ -27,6 +29,7 @@ The scale is the metric's: two heads that add to a logit difference need not add
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -35,11 +38,22 @@ from numpy.typing import NDArray
 
 from acdc.errors import OptionError
 
-__all__ = ["FEWEST_PROMPTS", "KINDS", "Gate", "combined", "name_gates"]
+__all__ = [
+    "FEWEST_PROMPTS",
+    "KINDS",
+    "Gate",
+    "check_prompts",
+    "check_resamples",
+    "combined",
+    "name_gates",
+]
 
 KINDS = ("AND", "OR", "XOR", "INHIBITION", "additive", "none")
-FEWEST_PROMPTS = 8
-"""Fewer differences say nothing of their spread."""
+FEWEST_PROMPTS = 32
+"""Fewer differences say too little of their spread for the level to hold."""
+
+_BEYOND = 10
+"""Resamples that lie beyond the quantile at the least."""
 
 _LEAST_SPREAD = 0.25
 """Of a resample, as a share of the sample's: where few prompts differ some lack them all."""
@@ -62,8 +76,8 @@ class Gate:
         Mean over prompts, in the metric's unit, and its interval; all pairs that were tested lie
         in theirs together.
     neither, only_b, only_a, both
-        Mean metric by which of the two is clean: ``f[0, 0]``, ``f[0, 1]``, ``f[1, 0]`` and
-        ``f[1, 1]``.
+        Mean metric by which of the two is clean (or intact): ``f[0, 0]``, ``f[0, 1]``,
+        ``f[1, 0]`` and ``f[1, 1]``.
     """
 
     kind: str
@@ -100,11 +114,7 @@ def name_gates(
     OptionError
         If there are fewer than :data:`FEWEST_PROMPTS` prompts.
     """
-    n_prompts = values.shape[-1]
-    if n_prompts < FEWEST_PROMPTS:
-        raise OptionError(
-            f"{n_prompts} prompts: the spread of interactions needs at least {FEWEST_PROMPTS}"
-        )
+    check_prompts(values.shape[-1])
     if not len(values):
         return []
     rounding = _ROUNDING * np.abs(values).max(axis=(1, 2, 3))
@@ -124,6 +134,24 @@ def name_gates(
         )
         for i in range(len(values))
     ]
+
+
+def check_prompts(n_prompts: int) -> None:
+    """Raise OptionError if there are fewer than :data:`FEWEST_PROMPTS` prompts."""
+    if n_prompts < FEWEST_PROMPTS:
+        raise OptionError(
+            f"{n_prompts} prompts: the spread of interactions needs at least {FEWEST_PROMPTS}"
+        )
+
+
+def check_resamples(n_resamples: int, alpha: float) -> None:
+    """Raise OptionError if too few of the resamples lie beyond the quantile of a level."""
+    fewest = math.ceil(_BEYOND / alpha - 1e-6)
+    if n_resamples < fewest:
+        raise OptionError(
+            f"n_resamples {n_resamples} at alpha {alpha:g}: expected at least {fewest:,} "
+            f"({_BEYOND} / alpha), fewer do not hold that level"
+        )
 
 
 def combined(kinds: Sequence[str]) -> str:
