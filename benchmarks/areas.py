@@ -309,7 +309,14 @@ def markdown(rows: Sequence[Row], plan: Plan) -> str:
         f"{plan.n_test} others; `results.json` has every interval and the conditions. CPR: higher "
         "is better; CMD: lower is better; log: over the logarithm of size, so that small circuits "
         "count as much. In brackets the 95 % interval of the difference to plain `eap-ig` on the "
-        "same prompts; **bold**: better than eap-ig beyond it, *italic*: worse.",
+        "same prompts; **bold**: better than eap-ig beyond it, *italic*: worse. Intervals are over "
+        "the unseen prompts: what other prompts to score on would change is not in them.",
+        "",
+        "`eap-ig` and other bare methods: the top of the ranking, pruned, as MIB does. "
+        "`connected`: its largest connected circuit of that size. `stable` leaves edges "
+        "out at every size, and "
+        "`milp` by signed scores (CPR) takes none that hinders but to connect others: their "
+        "largest circuits are not the model, which costs them on the linear axis.",
         "",
         *(f"- {line}" for line in summary(rows)),
         "",

@@ -10,7 +10,9 @@ import pytest
 from acdc.cli import main
 from acdc.errors import UnknownNameError
 from acdc.methods import METHODS
-from benchmarks.areas import WAYS, Area, Plan, Row, summary
+from benchmarks.areas import WAYS, Area, Plan, Row, markdown, summary
+
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results" / "areas"
 
 
 def test_a_small_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,3 +52,13 @@ def test_verdicts() -> None:
     lines = summary([Row("ioi", "gim", 6, 8, 1.0, areas)])
     assert lines[0].endswith("worse on none: gim (1).")
     assert lines[1].endswith("worse on none: no way.")
+
+
+def test_the_committed_table_is_made_from_its_figures() -> None:
+    found = json.loads((RESULTS / "results.json").read_text())
+    plan = Plan(**{k: tuple(v) if isinstance(v, list) else v for k, v in found["plan"].items()})
+    rows = [
+        Row(**row | {"areas": {name: Area(**area) for name, area in row["areas"].items()}})
+        for row in found["rows"]
+    ]
+    assert (RESULTS / "results.md").read_text() == markdown(rows, plan)
