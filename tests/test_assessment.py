@@ -180,6 +180,8 @@ def test_evaluate_without_tests(place: Path, call: Call) -> None:  # noqa: F811
     assert read(place / "said.json")["tests"] is None
     assert "equivalence" not in answer.out
     brief = call("evaluate", "run", "--brief")
+    assert "those of discovery" in brief.out
+    assert "as asked for" in call("evaluate", "run", "--brief", "--seed", 3).out
     assert brief.out.count("\n") < answer.out.count("\n")
     assert "prompts" not in brief.out.split("task")[0]
 
@@ -198,6 +200,8 @@ MISTAKES = {
     "--test-seed -1": "seed -1",
     "--seed 0": "seed 0 is that of discovery",
     "--brief --seen": "--brief with --seen",
+    "--brief --per-prompt": "--brief with --per-prompt",
+    "--brief --no-tests": "--brief with --no-tests",
     "--out run/run.json": "run.json' exists",
     "--out nowhere/said.json": "'nowhere' does not exist",
 }

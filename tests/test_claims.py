@@ -164,6 +164,11 @@ def test_a_row_that_stands_twice_does_not_test(tmp_path: Path) -> None:
     experiment, tokenizer = load_experiment(settings)
     split = split_prompts(settings, experiment, tokenizer)
     assert not set(cleans(split.test)) & set(cleans(experiment.task))
+    settings = check_discovery(Settings.of(str(path), model="ioi-small", n_select=12, holdout=0.0))
+    experiment, tokenizer = load_experiment(settings)
+    split = split_prompts(settings, experiment, tokenizer)
+    assert split.n_select == 12
+    assert not set(cleans(split.select)) & set(cleans(experiment.task))
 
 
 def test_sizes_are_chosen_on_the_prompts_for_that() -> None:
@@ -307,6 +312,12 @@ def test_rows_without_answers_are_judged_by_their_gap(tmp_path: Path) -> None:
     found = ability(build_experiment(settings))
     assert found.accuracy is None
     assert found.doubts == ()
+
+
+def test_no_change_is_smaller_than_nothing() -> None:
+    for tau in (0.0, -1.0):
+        with pytest.raises(OptionError, match="give one above 0"):
+            acdc.discover("ioi", method="acdc-two-sided", threshold=tau, n_prompts=4, n_test=4)
 
 
 def test_positions_of_one_prompt_are_no_more_prompts(tmp_path: Path) -> None:

@@ -645,11 +645,17 @@ def test_a_bad_dictionary_is_doubted() -> None:
         "the metric recovers 1.39 of what zeros take, not 0.8 to 1.2",
     )
     assert len(replace(too_much, metric=Recovery(1.0, 0.7, 0.0)).doubts) == 1
-    assert replace(quality, dead_fraction=0.77).doubts == (
+    dead = replace(quality, dead_fraction=0.77)
+    assert dead.doubts == ()  # of ten tokens nothing else is to be expected
+    assert replace(dead, n_tokens=4000).doubts == (
         "dictionary at blocks.0.hook_mlp_out: 77% of its 1,000 latents are active on none of "
-        "these prompts",
+        "these 4,000 tokens",
     )
-    assert len(replace(too_much, dead_fraction=0.77).doubts) == 2
+    assert len(replace(too_much, dead_fraction=0.77, n_tokens=4000).doubts) == 2
+    assert replace(quality, explained_variance=0.4).doubts == (
+        "dictionary at blocks.0.hook_mlp_out: its reconstruction explains 40% of the activation's "
+        "variance on these prompts, less than 50%",
+    )
 
 
 def test_nothing_to_recover() -> None:

@@ -13,6 +13,7 @@ from acdc.cli.inputs import check_file, check_page, to_bytes
 
 if TYPE_CHECKING:
     from acdc.runs.opened import Opened
+    from acdc.settings import Settings
 
 __all__ = ["evaluate", "report", "self_repair"]
 
@@ -109,8 +110,13 @@ def evaluate(
     if out is not None:
         check_file(out, overwrite)
     if brief:
-        if out is not None or seen:
-            raise OptionError(f"--brief with {'--out' if out else '--seen'}: leave one of them out")
+        others = {
+            "--out": out is not None, "--seen": seen, "--per-prompt": by_prompt,
+            "--optimal": optimal, "--no-tests": not tests,
+        }  # fmt: skip
+        for name, asked_for in others.items():
+            if asked_for:
+                raise OptionError(f"--brief with {name}: leave one of them out")
         summary = _brief(open_run(circuit), task=task, **asked)
         show(run_table(summary, title))
         warn(summary["warnings"])
@@ -130,6 +136,7 @@ def evaluate(
             show(effects_table(assessment.judgement))
     if assessment.per_prompt is not None:
         show(per_prompt_table(assessment.per_prompt))
+        show("every prompt: --out FILE; with their texts: acdc report RUN --evaluation FILE")
     if out is not None:
         show(f"written to {out}")
 
@@ -152,9 +159,22 @@ def _brief(run: Opened, **asked: Any) -> dict[str, Any]:
         "warnings": doubts,
         "method": circuit.info.get("method", settings.method),
         "n_prompts": len(experiment.task),
+        "prompts": "those of discovery" if _of_discovery(run, settings) else "as asked for",
         "n_edges_kept": circuit.n_edges,
         "n_edges_total": circuit.graph.n_edges,
     }
+
+
+def _of_discovery(run: Opened, settings: Settings) -> bool:
+    """Whether prompts of some settings are those that the run's circuit was found on."""
+    from acdc.runs.given import same_task
+
+    own, which = run.discovery, ("seed", "n_prompts", "n_select", "corruption", "prepend_bos")
+    return (
+        own is not None
+        and same_task(own, settings)
+        and all(getattr(own, name) == getattr(settings, name) for name in which)
+    )
 
 
 @takes("model", "method", "prompts", "computing", "ablation",

@@ -44,8 +44,12 @@ DENSITY_EDGES = tuple(float(edge) for edge in np.arange(-6, 0.5, 0.5))
 RECOVERS = (0.8, 1.2)
 """Between which a dictionary recovers the metric that nothing is said of it."""
 
-MOST_DEAD = 0.5
-"""Share of latents, active on no prompt, up to which nothing is said."""
+EXPLAINS = 0.5
+"""Share of the activation's variance from which on nothing is said."""
+
+MOST_DEAD, TOKENS_A_LATENT = 0.5, 4
+"""Share of latents, active on no token, up to which nothing is said; nor is it of fewer tokens than
+these for each latent, on which most of a good dictionary's are silent, too."""
 
 _LOGITS_BYTES = 24 << 20  # logits of the whole vocabulary are computed in parts of this size
 _SPARKS = " ▁▂▃▄▅▆▇█"
@@ -138,10 +142,17 @@ class Quality:
                 f"{name}: with its reconstruction in the activation's place the metric recovers "
                 f"{share:.3g} of what zeros take, not {low:g} to {high:g}"
             )
-        if self.dead_fraction > MOST_DEAD:
+        explained = self.explained_variance
+        if explained is not None and explained < EXPLAINS:
+            found.append(
+                f"{name}: its reconstruction explains {explained:.0%} of the activation's variance "
+                f"on these prompts, less than {EXPLAINS:.0%}"
+            )
+        enough = self.n_tokens >= TOKENS_A_LATENT * self.n_latents
+        if enough and self.dead_fraction > MOST_DEAD:
             found.append(
                 f"{name}: {self.dead_fraction:.0%} of its {self.n_latents:,} latents are active on "
-                "none of these prompts"
+                f"none of these {self.n_tokens:,} tokens"
             )
         return tuple(found)
 

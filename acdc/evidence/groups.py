@@ -10,8 +10,9 @@ discovery, arXiv 2605.09129; the grouping here is ours):
   largest mean silhouette, and one group where that is below :data:`LEAST_SILHOUETTE`;
 * fresh prompts belong to the group whose mean profile is nearest;
 * every circuit is measured on the fresh prompts of every group: a circuit *fails* on another group
-  if it is less faithful there than that group's own circuit by :data:`LEAST_LOSS`, beyond the
-  interval of the difference.  Two groups *differ* if either's circuit fails on the other.
+  if its faithfulness is farther from 1 there than that of the group's own circuit by
+  :data:`LEAST_LOSS`, beyond the interval of the difference.  Two groups *differ* if either's
+  circuit fails on the other.  With fewer than :data:`LEAST_FRESH` fresh prompts nothing is said.
 
 References
 ----------
@@ -72,6 +73,9 @@ LEAST_LOSS = 0.1
 ALPHA = 0.05
 """Level of all comparisons of groups together."""
 
+LEAST_FRESH = 10
+"""Fresh prompts of a group with fewer of which no circuit is said to fail there."""
+
 _MOST_GROUPS = 8
 _LEAST_PROMPTS = 4
 """Of a group."""
@@ -111,8 +115,10 @@ class Cross:
     faithfulness
         Of that circuit there.
     loss, low, high
-        How much more faithful the group's own circuit is, and the interval of that, which holds
+        How much nearer to 1 the group's own circuit is, and the interval of that, which holds
         for all comparisons together; None where it is not defined.
+    n_fresh
+        Fresh prompts of the group.
     """
 
     circuit: int
@@ -121,11 +127,14 @@ class Cross:
     loss: float | None = None
     low: float | None = None
     high: float | None = None
+    n_fresh: int = 0
 
     @property
-    def fails(self) -> bool:
-        """Whether the circuit fails on these prompts."""
-        return self.loss is not None and self.loss >= LEAST_LOSS and (self.low or 0.0) > 0
+    def fails(self) -> bool | None:
+        """Whether the circuit fails on these prompts; None where that cannot be told."""
+        if self.loss is None or self.low is None or self.n_fresh < LEAST_FRESH:
+            return None
+        return self.loss >= LEAST_LOSS and self.low > 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,10 +173,11 @@ class Groups:
     warnings: tuple[str, ...]
     timings: dict[str, float]
 
-    def differ(self, one: int, other: int) -> bool:
-        """Whether the circuit of either group fails on the other."""
+    def differ(self, one: int, other: int) -> bool | None:
+        """Whether the circuit of either group fails on the other; None where it cannot be told."""
         both = {one, other}
-        return any(cross.fails for cross in self.crosses if {cross.circuit, cross.prompts} == both)
+        fails = [cross.fails for cross in self.crosses if {cross.circuit, cross.prompts} == both]
+        return True if any(fails) else (None if None in fails else False)
 
     def summary(self) -> dict[str, Any]:
         """Content of ``groups.json``."""
@@ -296,7 +306,8 @@ def groups(
         crosses = lab.crosses(found, n_resamples)
     return Groups(
         settings, labels, silhouettes, tuple(found), crosses, profiles,
-        _texts(experiment.task, tokenizer), (*doubts, *split.warnings, *blind), timer.seconds,
+        _texts(experiment.task, tokenizer),
+        (*doubts, *split.warnings, *blind, *_of_groups(found, doubts)), timer.seconds,
     )  # fmt: skip
 
 
@@ -366,6 +377,11 @@ def choose_groups(
         for k, cut in cuts.items()
         if n_groups is not None or np.bincount(cut)[1:].min() >= _LEAST_PROMPTS
     }
+    if n_groups is not None and len(np.unique(cuts[n_groups])) < n_groups:
+        raise OptionError(
+            f"{n_groups} groups: the prompts have {len(np.unique(cuts[n_groups]))} different "
+            "profiles that can be told apart, ask for fewer"
+        )
     best = max(values, key=lambda k: values[k], default=1)
     if n_groups is None and values.get(best, 0.0) < LEAST_SILHOUETTE:
         return np.zeros(n, dtype=np.int64), values
@@ -438,6 +454,7 @@ class _Lab:
             if group.test is None or group.claim.faithfulness is None:
                 rows += [Cross(circuit, prompts, None) for circuit in others]
                 continue
+            n_fresh = len(group.test)
             evaluator = Evaluator(self.experiment.on(group.test))
             own = evaluator.values(group.circuit.in_circuit)
             for circuit in others:
@@ -447,12 +464,24 @@ class _Lab:
                     values, evaluator.full_values, evaluator.empty_values, n_resamples
                 )
                 tail = ALPHA / n / 2
-                low, high = np.nanquantile(drawn[:, 0] - drawn[:, 1], (tail, 1 - tail))
+                away = np.abs(drawn - 1)
+                low, high = np.nanquantile(away[:, 1] - away[:, 0], (tail, 1 - tail))
                 there = evaluator.faithfulness(mask)
                 assert there is not None
-                loss = group.claim.faithfulness - there
-                rows.append(Cross(circuit, prompts, there, loss, float(low), float(high)))
+                loss = abs(there - 1) - abs(group.claim.faithfulness - 1)
+                rows.append(Cross(circuit, prompts, there, loss, float(low), float(high), n_fresh))
         return tuple(rows)
+
+
+def _of_groups(found: list[Group], known: tuple[str, ...]) -> list[str]:
+    """What is to be said of each group."""
+    says = []
+    for number, group in enumerate(found):
+        n = 0 if group.test is None else len(group.test)
+        few = [f"{n} fresh prompts: no circuit is said to fail there"] if n < LEAST_FRESH else []
+        own = [warning for warning in group.claim.warnings if warning not in known]
+        says += [f"group {number}: {warning}" for warning in (*own, *few)]
+    return says
 
 
 def _part(task: Task, chosen: NDArray[np.bool_]) -> Task:

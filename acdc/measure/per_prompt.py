@@ -20,6 +20,9 @@ from graphs import prune
 
 __all__ = ["PerPrompt", "TwoSided", "per_prompt"]
 
+LEAST = 1e-4
+"""Of the largest effect: what is smaller is not told from rounding."""
+
 _MOST = 1e300
 
 
@@ -66,8 +69,12 @@ class PerPrompt:
     effects: NDArray[np.float64]
 
     def two_sided(self) -> list[TwoSided]:
-        """Edges that both help and hurt, those first whose smaller side is largest in sum."""
-        helps, hurts = np.maximum(self.effects, 0), np.maximum(-self.effects, 0)
+        """Edges that both help and hurt, those first whose smaller side is largest in sum.
+
+        Effects below :data:`LEAST` of the largest one of all are rounding, and neither.
+        """
+        least = LEAST * np.abs(self.effects).max(initial=0.0)
+        helps, hurts = (np.where(x > least, x, 0) for x in (self.effects, -self.effects))
         smaller = np.minimum(helps.sum(1), hurts.sum(1))
         order = np.argsort(-smaller, kind="stable")
         return [

@@ -15,6 +15,7 @@ from acdc.engine.incremental import IncrementalRun, Work
 from acdc.engine.patched import PatchedModel, alive_before_logits
 from acdc.engine.speculation import Speculation
 from acdc.engine.work import Work as Means
+from acdc.errors import OptionError
 from acdc.methods import tau
 from acdc.methods.base import Found, Score, method
 from acdc.methods.candidates import Candidates, narrow
@@ -245,7 +246,18 @@ def find(experiment: Experiment, options: Options, work: Means) -> Found:
     passes=_n_decisions,
 )
 def find_two_sided(experiment: Experiment, options: Options, work: Means) -> Found:
-    """As :func:`find`, two-sided: what holds the metric back is no less part of the circuit."""
+    """As :func:`find`, two-sided: what holds the metric back is no less part of the circuit.
+
+    Raises
+    ------
+    OptionError
+        If the threshold is not above 0: no change is smaller, and every edge would stay.
+    """
+    if options.threshold is not None and options.threshold <= 0:
+        raise OptionError(
+            f"threshold {options.threshold:g}: no edge changes the metric by less whichever way, "
+            "give one above 0"
+        )
     return _among_candidates(experiment, options, work, two_sided=True)
 
 

@@ -100,8 +100,8 @@ def load_selection(
     """Return the prompt pairs that a search chooses a size on; None: those of the search."""
     n = _n_select(settings)
     if spec_of(settings) is None:
-        task, _, select, _ = _rows(settings, model, tokenizer)
-        return _some(task, select)
+        task, rows, select, _ = _rows(settings, model, tokenizer)
+        return _some(task, _others(select, rows))
     seen = {pair.clean for pair in fit.pairs}
     return draw(settings, model, tokenizer, n, seen, _seeds(settings.seed, 1))
 
@@ -143,14 +143,14 @@ def _of_file(
     settings: Settings, experiment: Experiment, tokenizer: Tokenizer | None
 ) -> tuple[Task | None, Task | None, int]:
     """Rows of a file that select and test, and how many select."""
-    task, _, select, test = _rows(settings, experiment.model, tokenizer)
+    task, fit, select, test = _rows(settings, experiment.model, tokenizer)
     n_test = len(test) if settings.n_test is None else settings.n_test
     if n_test > len(test):
         raise OptionError(
             f"n_test is {n_test} but of {settings.task}'s {len(task)} rows {len(test)} are held "
             "out (and stand in the others not as well): ask for fewer, or raise --holdout"
         )
-    return _some(task, select), _some(task, test[:n_test]), len(select)
+    return _some(task, _others(select, fit)), _some(task, test[:n_test]), len(select)
 
 
 def _of_task(
@@ -280,8 +280,13 @@ def _rows(
             f"{len(test)} of them held out{kept}: ask for at most {len(fit)}, or lower --holdout"
         )
     fit = fit[: settings.n_prompts]
-    seen = {pair.clean for pair in (*fit, *select)}  # a row may stand in a file twice
-    return task, fit, select, tuple(pair for pair in test if pair.clean not in seen)
+    return task, fit, select, _others(test, (*fit, *select))
+
+
+def _others(pairs: tuple[Pair, ...], known: tuple[Pair, ...]) -> tuple[Pair, ...]:
+    """Pairs of other clean prompts than those known: a row may stand in a file twice."""
+    seen = {pair.clean for pair in known}
+    return tuple(pair for pair in pairs if pair.clean not in seen)
 
 
 def _usable(experiment: Experiment, task: Task | None) -> Task | None:

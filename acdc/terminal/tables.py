@@ -265,14 +265,20 @@ def groups_tables(found: Groups, title: str) -> tuple[Table, ...]:
     if not found.crosses:
         return (table,)
     crosses = Table(title="every circuit on the other groups", title_justify="left")
-    for column in ("circuit of", "prompts of", "faithfulness", "less than theirs", "fails"):
+    for column in (
+        "circuit of",
+        "prompts of",
+        "faithfulness",
+        "farther from 1 than theirs",
+        "fails",
+    ):
         crosses.add_column(column)
     for cross in found.crosses:
         ends = f" [{number(cross.low)}, {number(cross.high)}]"
         less = number(cross.loss) + ("" if cross.loss is None else ends)
         crosses.add_row(
             str(cross.circuit), str(cross.prompts), number(cross.faithfulness), less,
-            "yes" if cross.fails else "no",
+            {True: "yes", False: "no", None: "-"}[cross.fails],
         )  # fmt: skip
     return table, crosses
 
@@ -336,13 +342,10 @@ def per_prompt_table(found: PerPrompt, n: int = 10) -> Table:
     title = "edges that help on some prompts and hurt on others"
     table = Table(title=title, title_justify="left")
     table.add_column("edge", no_wrap=True, overflow="fold")
-    for column in ("mean", "helps on", "hurts on", "helps most", "hurts most"):
+    for column in ("mean effect", "helps on", "hurts on"):
         table.add_column(column, justify="right")
     for row in found.two_sided()[:n]:
-        table.add_row(
-            row.edge, number(row.mean), f"{row.helps:.0%}", f"{row.hurts:.0%}",
-            f"prompt {row.best + 1}", f"prompt {row.worst + 1}",
-        )  # fmt: skip
+        table.add_row(row.edge, number(row.mean), f"{row.helps:.0%}", f"{row.hurts:.0%}")
     return table
 
 
