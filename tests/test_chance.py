@@ -240,7 +240,7 @@ def reference(**changes: Any) -> Reference:
 SIZES = {"d_model": 768, "d_head": 64}
 OWN = Identity("gpt2", "hub", SIZES, "abc")
 MATCHES: dict[str, tuple[dict[str, Any], Identity | None, bool | None, str]] = {
-    "same weights": ({"weights": "abc"}, OWN, True, "by its weights"),
+    "same weights": ({"weights": "abc"}, OWN, True, "by W_U and every W_O"),
     "other weights": ({"weights": "abd"}, OWN, False, "weights of gpt2 are not those"),
     "hub name": ({"configuration": SIZES}, OWN, True, "weights were not compared"),
     "hub alias": (

@@ -136,7 +136,7 @@ def match_model(reference: Reference, identity: Identity | None) -> ModelMatch:
         )
     if reference.weights and identity.weights:
         if reference.weights == identity.weights:
-            return ModelMatch(True, f"model: {reference.model}, by its weights")
+            return ModelMatch(True, f"model: {reference.model}, by W_U and every W_O")
         return ModelMatch(
             False, f"the weights of {identity.name} are not those of {reference.model}"
         )
