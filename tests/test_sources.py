@@ -69,6 +69,29 @@ def test_differences_without_a_source_are_rest() -> None:
     assert found["corruption"].squares == pytest.approx(2 / 47, abs=0.02)
 
 
+@pytest.mark.parametrize("axes", [(0,), (0, 1), (0, 2), (0, 1, 2), (1,), (2,)])
+def test_identical_seeds_change_no_share(axes: tuple[int, ...]) -> None:
+    """A factor that changes nothing has no part, and makes no other's larger."""
+    sizes = {"corruption": 3, "template": 2, "prompts": 4}
+    once, of_once = design(**sizes)
+    _, of_thrice = design(**sizes, seed=3)
+    masks = by_levels(once, axes)
+    before = {s.name: s for s in sources(masks, of_once)}
+    after = {s.name: s for s in sources(masks.repeat(3, axis=0), of_thrice)}
+    for name, source in after.items():
+        known = before.get(name)
+        assert source.variance == pytest.approx(known.variance if known else 0, abs=1e-9)
+        assert source.squares == pytest.approx(known.squares if known else 0, abs=1e-9)
+
+
+def test_noise_by_corruption_and_prompts_is_their_interaction() -> None:
+    runs, factors = design(corruption=4, prompts=5, seed=3)
+    found = {s.name: s for s in sources(by_levels(runs, (0, 2)), factors)}
+    assert found["corruption x prompts"].variance > 0.9
+    assert found["corruption"].variance < 0.07
+    assert found["prompts"].variance < 0.07
+
+
 def test_equal_parts_are_equal() -> None:
     """Half of the edges depend on the corruption, half on the seed: one level pair each."""
     runs, factors = design(corruption=2, seed=2, prompts=3)
@@ -148,20 +171,18 @@ def test_stability_says_where_differences_come_from(
         "template",
         "prompts",
         CROSSED,
-        REST,
+        "corruption x prompts",
     ]
     assert sum(s["variance"] for s in found["sources"]) == pytest.approx(1)
     assert {run["corruption"] for run in found["runs"]} == {"other_gender", "other_name"}
     assert len({run["template"] for run in found["runs"]}) == 2
 
 
-def test_a_method_that_draws_nothing_has_no_variance_of_seeds() -> None:
+def test_seeds_of_a_selection_that_resamples() -> None:
     found = acdc.stability(
-        "docstring", 2, n_method_seeds=2, method="eap", n_edges=40, n_prompts=6
+        "docstring", 2, n_method_seeds=2, method="eap", n_edges=40, n_prompts=6, stable=0.9
     )  # fmt: skip
-    by_name = {s.name: s for s in found.sources}
-    assert by_name["seed"].squares == by_name["seed"].variance == 0
-    assert by_name["prompts"].variance == pytest.approx(1)
+    assert [s.name for s in found.sources] == ["prompts", "seed", "prompts x seed"]
 
 
 @pytest.mark.parametrize(
@@ -171,10 +192,12 @@ def test_a_method_that_draws_nothing_has_no_variance_of_seeds() -> None:
         ("ioi", {"n_templates": 0, "n_method_seeds": 2}, "n_templates 0"),
         (
             [{"clean": [1, 2], "corrupt": [1, 3]}] * 4,
-            {"n_method_seeds": 2, "model": "ioi-small"},
+            {"n_templates": 2, "model": "ioi-small"},
             "has its own prompts",
         ),
         ("ioi", {"corruptions": ("abc",), "n_seeds": 1}, "1 run: give two"),
+        ("ioi", {"n_method_seeds": 3}, "n_method_seeds 3: method eap draws nothing"),
+        ("ioi", {"n_templates": 3, "n_seeds": 1}, "n_templates 3 with 1 draw of prompts"),
     ],
 )
 def test_bad_combinations(task: object, options: dict[str, object], words: str) -> None:

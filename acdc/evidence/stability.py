@@ -26,7 +26,7 @@ from acdc.evidence.conditions import chosen_corruptions
 from acdc.evidence.sources import FACTORS, Source, sources
 from acdc.runs.discover import Reporter, Silent, check_discovery, discover
 from acdc.runs.folder import Run, versions, write_folder
-from acdc.runs.given import model_of, settings_of, spec_of
+from acdc.runs.given import method_of, model_of, settings_of, spec_of
 from acdc.settings import Settings, check_count
 from acdc.tasks import Task, load_task
 from graphs import Circuit, Graph, component_graph, save_circuit, write_whole
@@ -191,7 +191,8 @@ def stability(
     n_templates
         Templates of a built-in task, the most frequent ones: each run has prompts of one alone.
     n_method_seeds
-        Seeds of the method, where it draws anything itself (masks that are trained).
+        Seeds of the method, where it draws anything itself (it has an option ``seed``, as masks
+        that are trained, or ``stable`` resamples prompts).
     reporter
         Told of progress.
     **options
@@ -201,7 +202,8 @@ def stability(
     ------
     OptionError
         If there are fewer than two seeds, or the task is a file none of whose rows are held
-        out: then every seed has the same prompts.
+        out: then every seed has the same prompts.  If the method's seed is varied and it draws
+        nothing, or templates with one draw of prompts each: their differences are the draws', too.
     """
     reporter = reporter or Silent()
     if corruptions is not None or n_templates > 1 or n_method_seeds > 1:
@@ -267,6 +269,16 @@ def _crossed(
             "the method are varied of a built-in task"
         )
     n_draws, n_templates, n_seeds = counts
+    if n_seeds > 1 and "seed" not in method_of(asked).option_names and asked.stable is None:
+        raise OptionError(
+            f"n_method_seeds {n_seeds}: method {asked.method} draws nothing, its seeds would all "
+            "find the same; leave it out"
+        )
+    if n_templates > 1 and n_draws < 2:
+        raise OptionError(
+            f"n_templates {n_templates} with 1 draw of prompts: what is the template's and what "
+            "the draw's cannot be told apart; give at least 2 seeds"
+        )
     by_corruption = chosen_corruptions(asked, corruptions)
     model, tokenizer = model_of(asked)
 
