@@ -7,7 +7,7 @@ own (95 %, percentile bootstrap over prompts).  A way is better than eap-ig wher
 on the right side of 0, and worse where it lies on the other.
 
 =========  ========================================================================================
-``CPR``    area under faithfulness, by signed scores; higher is better
+``CPR``    area under faithfulness, by signed scores where there are signs; higher is better
 ``CMD``    area between faithfulness and 1, by absolute scores; lower is better
 ``log``    the same over the logarithm of size, divided by its width: small circuits count as much
 =========  ========================================================================================
@@ -32,7 +32,7 @@ from acdc.engine.experiment import Experiment
 from acdc.errors import UnknownNameError
 from acdc.measure.curves import Curve, choice_curve, score_curve, sweep_curve, trapezoid
 from acdc.measure.evaluation import Evaluator, interval
-from acdc.methods import METHODS
+from acdc.methods import METHODS, Method, Score
 from acdc.methods.acdc import TWO_SIDED
 from acdc.methods.select import Chooser, Selection
 from acdc.methods.signs import stable_signs
@@ -239,10 +239,11 @@ def _curves(
     asked = method.options(**way.options)
     scores = method.scores(experiment, asked)
     if way.select is None:
-        return {
+        found = {
             ranking: score_curve(evaluator, scores, ranking, n_resamples=n_resamples)
-            for ranking in ("signed", "absolute")
+            for ranking in _rankings(method)
         }
+        return {"signed": found["absolute"], **found}
     allowed = None
     if way.stable is not None:
         allowed = stable_signs(
@@ -255,6 +256,11 @@ def _curves(
         return choice_curve(evaluator, choose, ranking, n_resamples=n_resamples)
 
     return {ranking: curve_of(ranking) for ranking in ("signed", "absolute")}
+
+
+def _rankings(method: Method) -> tuple[str, ...]:
+    """Scores without a sign rank by their size alone."""
+    return ("absolute",) if method.score is Score.MAGNITUDE else ("absolute", "signed")
 
 
 def _circuits(method: str, experiment: Experiment) -> Iterable[Mask]:
