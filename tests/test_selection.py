@@ -172,9 +172,27 @@ def test_every_way_gives_connected_circuits(how: str, asked: dict[str, Any]) -> 
         assert 0 < mask.sum() <= size.get("n_edges", graph.n_edges)
         said = found.details.get("selection", {})
         assert ("optimal" in said) == (how == "milp")
+        helps = experiment.minimised_sign * found.circuit.scores[mask] > 0
+        assert said.get("positive") == (
+            pytest.approx(helps.mean()) if "positive" in asked else None
+        )
         if how == "milp":
             assert said["optimal"]
             assert said["score"] >= said["heuristic"] - 1e-9
+
+
+def test_a_size_is_solved_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The circuit that is given is the one that was judged."""
+    solved = []
+
+    def counted(graph: Any, scores: Any, n: int, **options: Any) -> Any:
+        solved.append((scores.tobytes(), n))
+        return select_optimal(graph, scores, n, **options)
+
+    monkeypatch.setattr("acdc.methods.select.select_optimal", counted)
+    experiment, _ = build("LN", 1)
+    METHODS["eap"].find(experiment, select="milp")
+    assert len(solved) == len(set(solved)) > 3
 
 
 def test_a_program_is_worth_at_least_what_the_top_is() -> None:

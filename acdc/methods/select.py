@@ -85,7 +85,8 @@ class Selected:
     ranking
         ``absolute`` or ``signed``.
     details
-        What ``run.json`` says of it: ``selection`` has the edges whose sign is unstable and, of an
+        What ``run.json`` says of it: ``selection`` has the number of edges whose sign is unstable,
+        the share of edges that help (which pruning may move off the one asked for) and, of an
         integer program, the summed score, its bound, that of the best quick circuit, and whether
         it is proven to be the best.  Empty where nothing was asked for.
     """
@@ -127,31 +128,11 @@ def select(experiment: Experiment, scores: Scores, selection: Selection) -> Sele
             if selection.threshold is not None
             else chooser(min(selection.n_edges or 0, experiment.graph.n_edges))
         )
-    return Selected(mask, chooser.ranking, _details(selection, chooser.programs.get(_key(mask))))
+    return Selected(mask, chooser.ranking, chooser.details(mask))
 
 
 def _chooses_size(selection: Selection) -> bool:
     return selection.threshold is None and selection.n_edges is None
-
-
-def _details(selection: Selection, program: Optimal | None) -> dict[str, Any]:
-    said: dict[str, Any] = {}
-    if selection.allowed is not None:
-        said["n_unstable"] = int((~selection.allowed).sum())
-    if program is not None:
-        said |= {
-            "score": program.score,
-            "bound": program.bound,
-            "heuristic": program.heuristic,
-            "optimal": program.is_optimal,
-            "gap": program.gap,
-            "seconds": round(program.seconds, 3),
-        }
-    return {"selection": said} if said else {}
-
-
-def _key(mask: Mask) -> bytes:
-    return mask.tobytes()
 
 
 class Chooser:
@@ -168,8 +149,6 @@ class Chooser:
     ----------
     ranked
         ``[edge]``: the edges to keep highest.
-    programs
-        By circuit, what an integer program said of it.
     """
 
     def __init__(
@@ -185,7 +164,8 @@ class Chooser:
         self._helps = ranked_scores(experiment, scores, "signed") > 0
         if selection.positive is not None:
             self.ranked = in_proportion(self._worth, self._helps, selection.positive)
-        self.programs: dict[bytes, Optimal] = {}
+        self._circuits: dict[int, Mask] = {}  # by number of edges: a program is solved once
+        self._programs: dict[bytes, Optimal] = {}
 
     def above(self, threshold: float) -> Mask:
         """All edges whose ranked score is at least a threshold, pruned."""
@@ -194,7 +174,31 @@ class Chooser:
 
     def __call__(self, n: int) -> Mask:
         """The circuit of at most ``n`` edges."""
-        ranked, n = self.ranked[self._allowed], min(n, self._graph.n_edges)
+        if n not in self._circuits:
+            self._circuits[n] = self._choose(min(n, self._graph.n_edges))
+        return self._circuits[n]
+
+    def details(self, mask: Mask) -> dict[str, Any]:
+        """What ``run.json`` says of a circuit that was chosen, see :class:`Selected`."""
+        said: dict[str, Any] = {}
+        if self._selection.allowed is not None:
+            said["n_unstable"] = int((~self._selection.allowed).sum())
+        if self._selection.positive is not None and mask.any():
+            said["positive"] = float(self._helps[mask].mean())
+        program = self._programs.get(mask.tobytes())
+        if program is not None:
+            said |= {
+                "score": program.score,
+                "bound": program.bound,
+                "heuristic": program.heuristic,
+                "optimal": program.is_optimal,
+                "gap": program.gap,
+                "seconds": round(program.seconds, 3),
+            }
+        return {"selection": said} if said else {}
+
+    def _choose(self, n: int) -> Mask:
+        ranked = self.ranked[self._allowed]
         if self._selection.how == "top":
             return self._widened(select_top(self._graph, ranked, n, absolute=False))
         if self._selection.how == "greedy":
@@ -207,7 +211,7 @@ class Chooser:
             seconds=self._selection.seconds,
         )
         mask = self._widened(found.mask)
-        self.programs[_key(mask)] = found
+        self._programs[mask.tobytes()] = found
         return mask
 
     def _most(self, n: int) -> list[tuple[Mask, int]]:
