@@ -17,7 +17,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 import acdc
 from acdc.engine.work import Work
 from acdc.errors import AbilityError, OptionError
-from acdc.measure.ability import ability
+from acdc.measure.ability import Ability, ability
 from acdc.measure.evaluation import Evaluation, Evaluator
 from acdc.methods import METHODS
 from acdc.runs.claim import Claim, Claims
@@ -287,6 +287,22 @@ def test_no_faithfulness_is_said_of_random_weights(
     assert stop.value.code == 2
     assert not out.exists()
     assert "does not do the task" in capsys.readouterr().err
+
+
+def test_a_corruption_that_leaves_the_answer_is_not_the_models_fault() -> None:
+    rng = np.random.default_rng(0)
+    gaps = rng.normal(1, 0.1, 64)
+    able, guesses = np.ones(64), rng.permutation(np.repeat([0.0, 1.0], 32))
+    (says,) = Ability(able, able, gaps, identical=False).doubts
+    assert says == (
+        "the corrupt prompts are answered right as well (100%, the clean ones 100%): this "
+        "corruption does not take the answer away"
+    )
+    (says,) = Ability(guesses, guesses[::-1], gaps, identical=False).doubts
+    assert says.startswith("the model does not do the task: it answers right on 50% of the clean")
+    (says,) = Ability(np.zeros(64), np.zeros(64), gaps, identical=False).doubts
+    assert says.startswith("the model does not do the task: it answers right on 0% of the clean")
+    assert Ability(able, guesses, gaps, identical=False).doubts == ()
 
 
 def test_the_same_prompts_on_both_sides_and_one_row(tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def test_stability_says_where_differences_come_from(
 ) -> None:
     options = ["--method", "eap", "--edges", "30", "--n-prompts", "8", "--seeds", "2"]
     options += ["--templates", "2"]
-    command = ["stability", "pronoun", *options, "--corruptions", "other_gender,other_name"]
+    command = ["stability", "pronoun", *options, "--corruptions", "other_gender,no_gender"]
     with pytest.raises(SystemExit) as ended:
         main([*command, "--out", str(tmp_path / "new")])
     assert not ended.value.code
@@ -174,7 +174,7 @@ def test_stability_says_where_differences_come_from(
         "corruption x prompts",
     ]
     assert sum(s["variance"] for s in found["sources"]) == pytest.approx(1)
-    assert {run["corruption"] for run in found["runs"]} == {"other_gender", "other_name"}
+    assert {run["corruption"] for run in found["runs"]} == {"other_gender", "no_gender"}
     assert len({run["template"] for run in found["runs"]}) == 2
 
 

@@ -58,26 +58,23 @@ def test_greater_than_asks_for_later_years(gpt2: Any) -> None:
     assert centuries == {str(century) for century in range(11, 18)}
 
 
-@pytest.mark.parametrize("corruption", ["year_01", "random_year", "latest_year"])
+@pytest.mark.parametrize("corruption", ["year_01", "earlier_year", "first_decade"])
 def test_greater_than_corruptions_change_the_start_year_alone(gpt2: Any, corruption: str) -> None:
     plain = load_task("greater-than", gpt2, n_prompts=100)
     pairs = load_task("greater-than", gpt2, n_prompts=100, corruption=corruption).pairs
-    if corruption != "random_year":  # which draws more
-        assert [p.clean for p in pairs] == [p.clean for p in plain.pairs]
-    earlier = set()
+    assert [p.clean for p in pairs] == [p.clean for p in plain.pairs]
+    seen = set()
     for pair in pairs:
         assert [i for i in range(12) if pair.clean[i] != pair.corrupt[i]] == [7]
         start, other = (int(gpt2.decode([ids[7]])) for ids in (pair.clean, pair.corrupt))
         right = [int(gpt2.decode([token])) for token in pair.answers]
         assert right == list(range(start + 1, 100))  # of the clean prompt, whatever the corruption
         assert len(right) + len(pair.wrong_answers) == 100
-        if corruption == "random_year":
-            assert 2 <= other <= 98
-        else:
-            latest = max(two_digit_tokens(gpt2, int(gpt2.decode([pair.clean[6]]))))
-            assert other == {"year_01": 1, "latest_year": latest}[corruption]
-        earlier.add(other < start)
-    assert earlier == {"year_01": {True}, "latest_year": {False}}.get(corruption, {True, False})
+        assert 1 <= other < start  # after a later start its right ends are right here, too
+        seen.add(other)
+    latest = {"year_01": 1, "first_decade": 9}.get(corruption, 97)
+    assert min(seen) == 1
+    assert latest // 2 <= max(seen) <= latest
 
 
 def test_greater_than_is_laid_out_as_in_the_paper(gpt2: Any) -> None:
@@ -157,6 +154,20 @@ def test_induction_repeats_a_round(source: str | None, request: pytest.FixtureRe
         rounds.add(n)
     assert rounds == set(ROUNDS)
     json.dumps(task.info)
+
+
+def test_induction_corruptions_change_what_they_say(gpt2: Any) -> None:
+    plain = load_task("induction", gpt2, n_prompts=50).pairs
+    for corruption, label in (("other_answer", "B1"), ("other_before", "A1")):
+        pairs = load_task("induction", gpt2, n_prompts=50, corruption=corruption).pairs
+        for pair, default in zip(pairs, plain, strict=True):
+            (at,) = pair.spans[label]
+            assert [i for i in range(LENGTH) if pair.clean[i] != pair.corrupt[i]] == [at]
+            assert pair.corrupt[at] == default.corrupt[at]
+            if label == "B1":
+                assert (pair.corrupt[at],) == pair.wrong_answers
+            else:
+                assert pair.corrupt.index(pair.corrupt[-1]) == LENGTH - 1
 
 
 def test_induction_leaves_special_tokens_out(gpt2: Any, words: Any) -> None:

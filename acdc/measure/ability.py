@@ -112,16 +112,31 @@ class Ability:
                 "the answers' logits are not above the wrong ones' by more on the clean prompts "
                 f"than on the corrupt ones, beyond noise [{margin[0]:.3g}, {margin[1]:.3g}]"
             )
-        if self.right_clean is not None and self.right_corrupt is not None:
-            clean, corrupt = self.right_clean.mean(), self.right_corrupt.mean()
-            more = _interval(self.right_clean - self.right_corrupt)
-            enough = clean >= LEAST_RIGHT and clean - corrupt >= LEAST_MORE
-            if not enough or more is None or more[0] <= 0:
-                found.append(
-                    f"the model does not do the task: it answers right on {clean:.0%} of the clean "
-                    f"and {corrupt:.0%} of the corrupt prompts"
-                )
+        if (accuracy := self._doubt_of_accuracy()) is not None:
+            found.append(accuracy)
         return tuple(found)
+
+    def _doubt_of_accuracy(self) -> str | None:
+        """Whether the clean prompts are not answered right, or the corrupt ones are as well."""
+        if self.right_clean is None or self.right_corrupt is None:
+            return None
+        clean, corrupt = self.right_clean.mean(), self.right_corrupt.mean()
+        more, of_clean = (
+            _interval(values)
+            for values in (self.right_clean - self.right_corrupt, self.right_clean)
+        )
+        enough = clean >= LEAST_RIGHT and clean - corrupt >= LEAST_MORE
+        if enough and more is not None and more[0] > 0:
+            return None
+        if of_clean is None or of_clean[0] <= LEAST_RIGHT:
+            return (
+                f"the model does not do the task: it answers right on {clean:.0%} of the clean and "
+                f"{corrupt:.0%} of the corrupt prompts"
+            )
+        return (
+            f"the corrupt prompts are answered right as well ({corrupt:.0%}, the clean ones "
+            f"{clean:.0%}): this corruption does not take the answer away"
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON values for ``run.json``."""

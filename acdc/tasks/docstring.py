@@ -21,6 +21,7 @@ transformer" (prompts and corruptions).
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 from acdc.tasks.base import Pair, Tokenizer, single_token_continuation
@@ -44,6 +45,8 @@ CORRUPTIONS: dict[str, str] = {
     "random_doc": "the names in the docstring are random ones",
     "random_answer": "the answer's name in the definition is a random one",
 }
+
+DEFAULT = next(iter(CORRUPTIONS))
 
 SPANS = ("A_def", "B_def", "B_comma", "C_def", "D_def", "A_doc", "B_doc", "param_3")
 """Labels of positions, in order of the picture's columns."""
@@ -98,21 +101,24 @@ def _drawer(tokenizer: Tokenizer, rng: Random, names: list[str], corruption: str
         words = dict(zip(DEFINITION, arguments, strict=True))
         words |= dict(zip(DOCUMENTED, arguments, strict=False))
         clean = fill_template(tokenizer, scene, words)
-        corrupt = fill_template(tokenizer, scene, corrupt_words(words, fresh, corruption))
-        if clean is None or corrupt is None or not (clean.single and corrupt.single):
+        default, corrupt = (
+            fill_template(tokenizer, scene, corrupt_words(words, fresh, name))
+            for name in (DEFAULT, corruption)
+        )
+        if clean is None or default is None or corrupt is None:
+            return None
+        if not (clean.single and default.single and corrupt.single):
             return None
         right = words[ANSWER]
         wrong = [name for name in arguments if name != right]
-        return Generated(
-            Pair(
-                clean.ids,
-                corrupt.ids,
-                (single_token_continuation(tokenizer, clean.text, f" {right}"),),
-                tuple(single_token_continuation(tokenizer, clean.text, f" {w}") for w in wrong),
-                spans=_spans(clean, scene),
-            ),
-            "docstring",
+        pair = Pair(
+            clean.ids,
+            corrupt.ids,
+            (single_token_continuation(tokenizer, clean.text, f" {right}"),),
+            tuple(single_token_continuation(tokenizer, clean.text, f" {w}") for w in wrong),
+            spans=_spans(clean, scene),
         )
+        return Generated(pair, "docstring", replace(pair, corrupt=default.ids))
 
     return draw
 

@@ -1,9 +1,10 @@
 """Greater-than: end a war after it began.
 
 "The war lasted from the year 1732 to the year 17" -> any of "33" to "99".  The corrupted prompt
-begins in the year 1701, after which every end but "01" is right, or in a year of its century that
-``--corruption`` names.  Whatever it is, right and wrong ends are those of the clean prompt.  The
-metric of the paper is ``prob_diff``: the probability of all right ends minus that of all others.
+begins in the year 1701, after which every end but "01" is right, or in an earlier year of its
+century that ``--corruption`` names (after a later one most ends that are right are right of the
+clean prompt, too).  Whatever it is, right and wrong ends are those of the clean prompt.  The metric
+of the paper is ``prob_diff``: the probability of all right ends minus that of all others.
 
 Years are those that the tokenizer splits into a century and two digits, one token each, as
 GPT-2's does.  They begin at 02, after the corrupted one, and the last of each century is left
@@ -21,6 +22,7 @@ Hanna, Liu and Variengien 2023, "How does GPT-2 compute greater-than?", section 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from random import Random
 
 from acdc.errors import TaskError
@@ -31,6 +33,7 @@ from acdc.tasks.prompts import (
     collect_pairs,
     encode,
     fill_template,
+    fork,
     single_token_words,
 )
 from acdc.tasks.spec import TASKS, TaskSpec
@@ -40,8 +43,8 @@ __all__ = ["CORRUPTIONS", "SPANS", "TEMPLATE", "generate", "two_digit_tokens"]
 
 CORRUPTIONS: dict[str, str] = {
     "year_01": "the event begins in the year 01 of its century",
-    "random_year": "the event begins in another year of its century, drawn",
-    "latest_year": "the event begins in the last year of its century that is two tokens",
+    "earlier_year": "the event begins in an earlier year of its century, drawn",
+    "first_decade": "the event begins in an earlier year from 01 to 09 of its century, drawn",
 }
 
 SPANS = ("noun", "XX", "YY", "END")
@@ -134,31 +137,33 @@ def _drawer(
     corruption: str,
 ) -> Draw:
     ends = _ends(tokenizer)
-    latest = {century: max(two_digit_tokens(tokenizer, century)) for century in years}
+    earlier = {century: sorted(two_digit_tokens(tokenizer, century)) for century in years}
+    own = fork(rng)
     every = [(century, digits) for century, some in years.items() for digits in some]
 
     def draw(index: int) -> Generated | None:
         event, (century, start) = rng.choice(events), rng.choice(every)
-        if corruption == "random_year":
-            other = rng.choice([digits for digits in years[century] if digits != start])
-        else:
-            other = {"year_01": CORRUPT_YEAR, "latest_year": latest[century]}[corruption]
-        clean, corrupt = (
+        end = {"year_01": CORRUPT_YEAR + 1, "earlier_year": start, "first_decade": 10}[corruption]
+        other = own.choice([d for d in earlier[century] if CORRUPT_YEAR <= d < min(start, end)])
+        clean, corrupt, default = (
             fill_template(
                 tokenizer,
                 TEMPLATE,
                 {"EVENT": event, "START": f"{century}{digits:02d}", "CENTURY": str(century)},
             )
-            for digits in (start, other)
+            for digits in (start, other, CORRUPT_YEAR)
         )
-        if clean is None or corrupt is None or clean.slots != corrupt.slots:
+        if clean is None or corrupt is None or default is None:
+            return None
+        if not clean.slots == corrupt.slots == default.slots:
             return None
         right = tuple(token for digits, token in sorted(ends.items()) if digits > start)
         wrong = tuple(token for digits, token in sorted(ends.items()) if digits <= start)
         (noun, _), (year, _), _ = clean.slots
         spans: dict[str, tuple[int, ...]]
         spans = {"noun": (noun,), "XX": (year,), "YY": (year + 1,), "END": (clean.last,)}
-        return Generated(Pair(clean.ids, corrupt.ids, right, wrong, spans=spans), TEMPLATE)
+        pair = Pair(clean.ids, corrupt.ids, right, wrong, spans=spans)
+        return Generated(pair, TEMPLATE, replace(pair, corrupt=default.ids))
 
     return draw
 

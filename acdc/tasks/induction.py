@@ -2,8 +2,10 @@
 
 ``A B C D E A B C`` -> ``D``.  In the corrupted prompt the first round is made of other tokens
 (``V W X Y Z A B C``), so nothing tells what follows ``C``; the wrong answer is the token that
-stands where the answer stood (``Y``).  All prompts are equally long, but the length of a round
-varies, so that counting positions does not help.
+stands where the answer stood (``Y``).  Other corruptions change one token of the first round: the
+answer (``A B C Y E A B C``), so that the wrong answer follows ``C``, or the token before it
+(``A B X D E A B C``), so that ``C`` comes for the first time.  All prompts are equally long, but
+the length of a round varies, so that counting positions does not help.
 
 Spans: ``END`` is the last token, ``A1`` where it stood in the first round, ``B1`` the answer
 after that.
@@ -20,6 +22,7 @@ Conmy et al. 2023, "Towards Automated Circuit Discovery", appendix on induction.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from random import Random
 
 from acdc.errors import TaskError
@@ -31,6 +34,8 @@ __all__ = ["CORRUPTIONS", "LENGTH", "SPANS", "generate"]
 
 CORRUPTIONS: dict[str, str] = {
     "random_first": "the first round is made of other tokens, so that nothing is repeated",
+    "other_answer": "the answer in the first round is another token, the wrong answer",
+    "other_before": "the token before the answer in the first round is another one",
 }
 
 SPANS = ("A1", "B1", "END")
@@ -70,25 +75,29 @@ def generate(
             f"{len(token_ids)} tokens in the vocabulary besides special ones, at least {need} are "
             "needed for two rounds of different tokens: choose a model with a larger vocabulary"
         )
-    return collect_pairs(n_prompts, _drawer(token_ids, rng), what="induction")
+    return collect_pairs(n_prompts, _drawer(token_ids, rng, corruption), what="induction")
 
 
-def _drawer(token_ids: Sequence[int], rng: Random) -> Draw:
+def _drawer(token_ids: Sequence[int], rng: Random, corruption: str) -> Draw:
     def draw(index: int) -> Generated | None:
         n = rng.choice(ROUNDS)
         chosen = rng.sample(token_ids, 2 * n)
         first, other = chosen[:n], chosen[n:]
-        again = first[: LENGTH - n]
-        return Generated(
-            Pair(
-                (*first, *again),
-                (*other, *again),
-                (first[LENGTH - n],),
-                (other[LENGTH - n],),
-                spans={"A1": (LENGTH - n - 1,), "B1": (LENGTH - n,), "END": (LENGTH - 1,)},
-            ),
-            f"a round of {n} tokens",
+        answer = LENGTH - n
+        again = first[:answer]
+        changed = {
+            "random_first": range(n), "other_answer": (answer,), "other_before": (answer - 1,)
+        }[corruption]  # fmt: skip
+        corrupt = [other[i] if i in changed else token for i, token in enumerate(first)]
+        default = Pair(
+            (*first, *again),
+            (*other, *again),
+            (first[answer],),
+            (other[answer],),
+            spans={"A1": (answer - 1,), "B1": (answer,), "END": (LENGTH - 1,)},
         )
+        pair = replace(default, corrupt=(*corrupt, *again))
+        return Generated(pair, f"a round of {n} tokens", default)
 
     return draw
 

@@ -20,6 +20,7 @@ and Methods", arXiv 2309.16042 (a swapped name beside the ABC distribution).
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 from acdc.tasks.base import Pair, Tokenizer, single_token_continuation
@@ -43,6 +44,8 @@ CORRUPTIONS: dict[str, str] = {
     "random_names": "both names are replaced by unrelated ones, in the same pattern",
     "random_subject": "the second clause begins with an unrelated name",
 }
+
+DEFAULT = next(iter(CORRUPTIONS))
 
 SPANS = ("S1", "S1+1", "IO", "S2", "END")
 """Labels of positions, in order of the picture's columns."""
@@ -102,13 +105,18 @@ def _drawer(tokenizer: Tokenizer, rng: Random, names: list[str], corruption: str
         subject, io = (second, first) if index % 2 == 0 else (first, second)
         words = {"A": first, "B": second, "S": subject}
         clean = fill_template(tokenizer, scene, words)
-        corrupt = fill_template(tokenizer, scene, corrupt_words(words, others, corruption))
-        if clean is None or corrupt is None or not (clean.single and corrupt.single):
+        default, corrupt = (
+            fill_template(tokenizer, scene, corrupt_words(words, others, name))
+            for name in (DEFAULT, corruption)
+        )
+        if clean is None or default is None or corrupt is None:
+            return None
+        if not (clean.single and default.single and corrupt.single):
             return None
         answer = single_token_continuation(tokenizer, clean.text, f" {io}")
         wrong = single_token_continuation(tokenizer, clean.text, f" {subject}")
         pair = Pair(clean.ids, corrupt.ids, (answer,), (wrong,), spans=_spans(clean, scene, index))
-        return Generated(pair, template)
+        return Generated(pair, template, replace(pair, corrupt=default.ids))
 
     return draw
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from random import Random
 
 from acdc.errors import TaskError
 from acdc.tasks.base import Pair, Tokenizer
@@ -20,6 +21,7 @@ __all__ = [
     "collect_pairs",
     "encode",
     "fill_template",
+    "fork",
     "single_token_words",
     "slot_names",
     "split_template",
@@ -62,10 +64,27 @@ class Filled:
 
 @dataclass(frozen=True)
 class Generated:
-    """One generated pair and the template that it was made from."""
+    """One generated pair.
+
+    Parameters
+    ----------
+    pair
+        With the corruption that was asked for.
+    template
+        What it was made from.
+    default
+        The same with the task's default corruption, by which draws are told apart: so every
+        corruption has the same clean prompts in the same order; None: ``pair``.
+    """
 
     pair: Pair
     template: str
+    default: Pair | None = None
+
+    @property
+    def key(self) -> Pair:
+        """What draws are told apart by."""
+        return self.pair if self.default is None else self.default
 
 
 Draw = Callable[[int], "Generated | None"]
@@ -153,8 +172,18 @@ def single_token_words(
     return found
 
 
+def fork(rng: Random) -> Random:
+    """Return a generator of its own for what a corruption draws; ``rng`` is as it was.
+
+    What a corruption takes from the generator of the clean prompts would change these.
+    """
+    copy = Random()
+    copy.setstate(rng.getstate())
+    return Random(copy.getrandbits(64))
+
+
 def collect_pairs(n_prompts: int, draw: Draw, *, what: str) -> list[Generated]:
-    """Draw ``n_prompts`` pairs, different ones as long as there are any.
+    """Draw ``n_prompts`` pairs, different ones (by default corruption) as long as there are any.
 
     Raises
     ------
@@ -171,7 +200,7 @@ def collect_pairs(n_prompts: int, draw: Draw, *, what: str) -> list[Generated]:
                 "under this tokenizer: choose another model, or give a task file"
             )
         found.append(generated)
-        seen.add(generated.pair)
+        seen.add(generated.key)
     return found
 
 
@@ -181,6 +210,6 @@ def _draw_new(index: int, draw: Draw, seen: set[Pair]) -> Generated | None:
         generated = draw(index)
         if generated is not None:
             latest = generated
-            if generated.pair not in seen:
+            if generated.key not in seen:
                 break
     return latest

@@ -2,8 +2,9 @@
 
 "Once upon a time there was a little girl named Lily." -> " She", and inside a sentence,
 "... Lily was happy because" -> " she".  The corrupted prompt has the other gender's noun and
-name in the same places, so it asks for the other pronoun.  With the other gender's noun alone, or
-name alone, it shows what either says: right and wrong stay those of the clean prompt.
+name in the same places, so it asks for the other pronoun.  With the other gender's noun alone it
+shows what the noun says against the name, and with a noun and a name of no gender it asks for
+neither pronoun: right and wrong stay those of the clean prompt.
 
 Nouns and names may be several tokens long, but all nouns of a task are equally long, and so
 are all its names: the prompts of one template are aligned, clean and corrupt.  Girls and boys
@@ -15,7 +16,8 @@ Spans: ``noun`` and ``name`` are the tokens of the noun and of the name where it
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from random import Random
 
 from acdc.errors import TaskError
@@ -26,23 +28,18 @@ from acdc.tasks.prompts import (
     Generated,
     collect_pairs,
     fill_template,
+    fork,
     word_width,
 )
 from acdc.tasks.spec import TASKS, TaskSpec
-from acdc.tasks.words import BOY_NAMES, GIRL_NAMES
+from acdc.tasks.words import BOY_NAMES, GIRL_NAMES, NEUTRAL_NAMES, OBJECTS
 
 __all__ = ["CORRUPTIONS", "NOUNS", "SPANS", "TEMPLATES", "generate"]
 
 CORRUPTIONS: dict[str, str] = {
     "other_gender": "noun and name are those of the other gender",
     "other_noun": "the noun is that of the other gender, the name stays",
-    "other_name": "the name is one of the other gender, the noun stays",
-}
-
-_CHANGED = {
-    "other_gender": ("NOUN", "NAME"),
-    "other_noun": ("NOUN",),
-    "other_name": ("NAME",),
+    "no_gender": "noun and name are words of no gender, drawn (child, Jamie)",
 }
 
 SPANS = ("noun", "name", "END")
@@ -66,6 +63,20 @@ NOUNS: tuple[tuple[str, str], ...] = (
     ("queen", "king"),
 )
 """Nouns for a girl and for a boy; both have to be equally many tokens."""
+
+NEUTRAL_NOUNS = (
+    "child",
+    "person",
+    "friend",
+    "baby",
+    "bird",
+    "cat",
+    "dog",
+    "bear",
+    "rabbit",
+    "fish",
+)
+"""Nouns of no gender; where a tokenizer has none of their number of tokens, objects."""
 
 
 def generate(tokenizer: Tokenizer, rng: Random, n_prompts: int, corruption: str) -> list[Generated]:
@@ -97,9 +108,33 @@ def generate(tokenizer: Tokenizer, rng: Random, n_prompts: int, corruption: str)
             f"{len(every)} pairs of names are equally many tokens of this tokenizer, at least one "
             "of each is needed: choose another model, or give a task file"
         )
-    return collect_pairs(
-        n_prompts, _drawer(tokenizer, rng, nouns, names, corruption), what="pronoun"
-    )
+    neutral = _neutral(tokenizer, nouns[0][0], names[0][0]) if corruption == "no_gender" else {}
+    draw = _drawer(tokenizer, rng, nouns, names, corruption, neutral)
+    return collect_pairs(n_prompts, draw, what="pronoun")
+
+
+def _neutral(tokenizer: Tokenizer, noun: str, name: str) -> dict[str, list[str]]:
+    """Words of no gender by slot, as many tokens as a noun and as a name."""
+    found = {
+        "NOUN": _as_wide(tokenizer, NEUTRAL_NOUNS, noun, before="a little", after=" named")
+        or _as_wide(tokenizer, OBJECTS, noun, before="a little", after=" named"),
+        "NAME": _as_wide(tokenizer, NEUTRAL_NAMES, name, before="a girl named", after="."),
+    }
+    for slot, words in found.items():
+        if not words:
+            raise TaskError(
+                f"no {slot.lower()} of no gender is as many tokens of this tokenizer as "
+                f"{noun if slot == 'NOUN' else name!r}: choose another corruption or model"
+            )
+    return found
+
+
+def _as_wide(
+    tokenizer: Tokenizer, words: Iterable[str], like: str, *, before: str, after: str
+) -> list[str]:
+    """Return the words that are as many tokens as another one."""
+    width = word_width(tokenizer, before, like, after)
+    return [word for word in words if word_width(tokenizer, before, word, after) == width]
 
 
 def _equal_pairs(
@@ -123,21 +158,30 @@ def _drawer(
     nouns: list[tuple[str, str]],
     names: list[tuple[str, str]],
     corruption: str,
+    neutral: Mapping[str, list[str]],
 ) -> Draw:
+    own = fork(rng)
+
     def draw(index: int) -> Generated | None:
         template, noun, name = rng.choice(TEMPLATES), rng.choice(nouns), rng.choice(names)
         gender = index % 2
         words = {"NOUN": noun[gender], "NAME": name[gender]}
         others = {"NOUN": noun[1 - gender], "NAME": name[1 - gender]}
-        changed = {slot: others[slot] for slot in _CHANGED[corruption]}
-        clean = fill_template(tokenizer, template, words)
-        corrupt = fill_template(tokenizer, template, words | changed)
-        if clean is None or corrupt is None or clean.slots != corrupt.slots:
+        if corruption == "no_gender":
+            changed = {slot: own.choice(known) for slot, known in neutral.items()}
+        else:
+            changed = others if corruption == "other_gender" else {"NOUN": others["NOUN"]}
+        clean, default, corrupt = (
+            fill_template(tokenizer, template, words | other) for other in ({}, others, changed)
+        )
+        if clean is None or default is None or corrupt is None:
+            return None
+        if not clean.slots == default.slots == corrupt.slots:
             return None
         right, wrong = _pronouns(template) if gender == 0 else _pronouns(template)[::-1]
         answers = [single_token_continuation(tokenizer, clean.text, a) for a in (right, wrong)]
         pair = Pair(clean.ids, corrupt.ids, (answers[0],), (answers[1],), spans=_spans(clean))
-        return Generated(pair, template)
+        return Generated(pair, template, replace(pair, corrupt=default.ids))
 
     return draw
 

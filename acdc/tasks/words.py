@@ -14,6 +14,7 @@ __all__ = [
     "GIRL_NAMES",
     "METHODS",
     "NAMES",
+    "NEUTRAL_NAMES",
     "OBJECTS",
     "PLACES",
 ]
@@ -88,3 +89,8 @@ BOY_NAMES: tuple[str, ...] = _words(
     Adam Henry
     """
 )
+
+NEUTRAL_NAMES: tuple[str, ...] = _words(
+    "Jamie Jesse Kelly Shannon Taylor Jordan Casey Riley Alex Robin Morgan Charlie"
+)
+"""Names that say neither girl nor boy."""
