@@ -207,6 +207,17 @@ def test_asked_for_the_result_says_so_everywhere(
     assert call("compare", run, run, "--other-model") == 2
 
 
+@pytest.mark.parametrize("command", ["compare", "report", "self-repair"])
+def test_another_model_than_no_reference_is_refused(
+    run: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    before = sorted(run.iterdir())
+    runs = (run, run) if command == "compare" else (run,)
+    assert call(command, *runs, "--other-model") == 2
+    assert "other_model without a reference: give one" in capsys.readouterr().err
+    assert sorted(run.iterdir()) == before
+
+
 def test_roles_of_another_model_are_called_that(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

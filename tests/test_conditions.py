@@ -12,6 +12,7 @@ import acdc
 from acdc.cli import main
 from acdc.errors import OptionError, UnknownNameError
 from acdc.evidence.conditions import Conditions
+from acdc.settings import Settings
 from acdc.tasks import TASKS
 from graphs import Circuit, GraphError, GraphShape, component_graph
 from graphs.known.several import compare_several, to_dot_several
@@ -144,6 +145,41 @@ def test_bad_conditions(
 ) -> None:
     with pytest.raises(error, match=words):
         acdc.conditions("ioi", corruptions, interventions, **QUICK)
+
+
+def test_what_a_model_does_not_do_is_said_of_its_conditions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["conditions", "induction", "--corruptions", "random_first,other_before"]
+    command += ["--method", "eap", "--edges", "30", "--n-prompts", "64", "--n-test", "32"]
+    with pytest.raises(SystemExit) as ended:
+        main([*command, "--out", str(tmp_path / "new")])
+    assert not ended.value.code
+    said = " ".join(capsys.readouterr().out.split())
+    found = json.loads((tmp_path / "new" / "conditions.json").read_text())
+    for text in found["warnings"]:
+        assert f"warning: {text}" in said
+    (undone,) = (text for text in found["warnings"] if "the corrupt prompts are answered" in text)
+    assert undone.startswith("other_before: ")
+
+
+def test_options_of_an_intervention_go_to_it_alone(tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("Then , Mary and John went to the store .\n" * 3)
+    quick = {**QUICK, "n_prompts": 4, "n_test": 4, "mean_over": str(tmp_path / "texts.txt")}
+    found = acdc.conditions("ioi", None, ("zero", "mean"), **quick)
+    assert [run.settings.mean_over for run in found.runs] == [None, quick["mean_over"]]
+    assert [run.settings.intervention for run in found.runs] == ["zero", "mean"]
+    assert found.settings.intervention == "zero"
+    with pytest.raises(OptionError, match=r"mean_over .* choose the intervention mean"):
+        acdc.conditions("ioi", None, ("zero", "resample"), **quick)
+
+
+def test_training_steps_go_to_what_is_trained() -> None:
+    quick = {**QUICK, "n_prompts": 4, "n_test": 4, "optimal_steps": 7}
+    found = acdc.conditions("ioi", None, ("optimal", "zero"), **quick)
+    assert [run.settings.optimal_steps for run in found.runs] == [7, Settings.optimal_steps]
+    with pytest.raises(OptionError, match="optimal_steps 7 does nothing without intervention"):
+        acdc.conditions("ioi", None, ("zero", "resample"), **quick)
 
 
 def test_a_file_has_no_corruptions_of_its_own(tmp_path: Path) -> None:

@@ -176,6 +176,21 @@ def test_stability_says_where_differences_come_from(
     assert sum(s["variance"] for s in found["sources"]) == pytest.approx(1)
     assert {run["corruption"] for run in found["runs"]} == {"other_gender", "no_gender"}
     assert len({run["template"] for run in found["runs"]}) == 2
+    assert {run["faithfulness"] for run in found["runs"]} == {None}  # all prompts were seen
+    assert None not in {run["faithfulness_seen"] for run in found["runs"]}
+    for text in found["warnings"]:
+        assert f"warning: {text}" in " ".join(said.split())
+
+
+def test_stability_says_what_a_model_does_not_do() -> None:
+    found = acdc.stability(
+        "induction", 2, corruptions=("random_first", "other_before"), method="eap", n_edges=30,
+        n_prompts=64,
+    )  # fmt: skip
+    own = [text for text in found.warnings if "the corrupt prompts are answered right" in text]
+    assert any(text.startswith("corruption other_before, prompts 0: ") for text in own)
+    assert found.summary()["warnings"] == list(found.warnings)
+    assert found.faithfulness_seen[-1] is None
 
 
 def test_seeds_of_a_selection_that_resamples() -> None:

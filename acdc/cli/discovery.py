@@ -195,7 +195,7 @@ def stability(
     from acdc.errors import OptionError
     from acdc.evidence.stability import stability as repeat
     from acdc.runs.folder import check_output
-    from acdc.terminal.tables import TerminalReporter, show, stability_tables
+    from acdc.terminal.tables import TerminalReporter, show, stability_tables, warn
 
     if not 0 < at_least <= 1:
         raise OptionError(f"at-least {at_least:g}: expected a share above 0, at most 1")
@@ -211,6 +211,7 @@ def stability(
     with reporter.phase("draw and write", None):
         found.save(folder, at_least=at_least, overwrite=overwrite)
     show(*stability_tables(found))
+    warn(found.warnings)
     show(f"written to {folder}: stability.json, edges.csv, circuit.json, circuit.svg, circuit.png")
 
 
@@ -244,7 +245,7 @@ def conditions(
     """
     from acdc.evidence.conditions import conditions as compare_conditions
     from acdc.runs.folder import check_output
-    from acdc.terminal.tables import TerminalReporter, conditions_tables, show
+    from acdc.terminal.tables import TerminalReporter, conditions_tables, show, warn
 
     n_bytes = to_bytes(memory)
     folder = out or _default_folder(f"conditions-{Path(task).stem}")
@@ -258,6 +259,7 @@ def conditions(
     with reporter.phase("draw and write", None):
         found.save(folder, overwrite=overwrite)
     show(*conditions_tables(found, list_edges=list_edges))
+    warn(found.warnings)
     show(f"written to {folder}: conditions.json, edges.csv, conditions.svg and .png, and each run")
 
 

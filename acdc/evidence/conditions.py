@@ -20,6 +20,7 @@ from typing import Any
 
 from acdc.ablations import ABLATIONS
 from acdc.errors import OptionError, UnknownNameError
+from acdc.runs.claim import collected
 from acdc.runs.discover import Reporter, Silent, check_discovery, discover
 from acdc.runs.folder import Run, versions, write_folder
 from acdc.runs.given import settings_of, spec_of
@@ -53,6 +54,12 @@ class Conditions:
     labels: tuple[str, ...]
     runs: tuple[Run, ...]
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What one should know before believing them, each once with its conditions."""
+        claims = (run.claim for run in self.runs)
+        return collected(dict(zip(self.labels, claims, strict=True)))
+
     @cached_property
     def found(self) -> Several:
         """Which edges and nodes are in which circuit."""
@@ -65,6 +72,7 @@ class Conditions:
         n = len(self.runs)
         return {
             **self.settings.plain(),
+            "warnings": list(self.warnings),
             "conditions": [
                 {
                     "label": label,
@@ -138,7 +146,8 @@ def conditions(
     reporter
         Told of progress.
     **options
-        As of :func:`acdc.discover`, the same for every condition.
+        As of :func:`acdc.discover`, the same for every condition; what only some interventions
+        take (``mean_over``, ``optimal_steps``) goes to those, at least one.
 
     Raises
     ------
@@ -154,9 +163,12 @@ def conditions(
     >>> found.found.edges.common  # doctest: +SKIP
     """
     reporter = reporter or Silent()
-    asked = check_discovery(settings_of(task, **_settings_of(options)))
-    by_corruption = chosen_corruptions(asked, corruptions)
-    by_intervention = _chosen_interventions(asked, interventions)
+    given = settings_of(task, **_settings_of(options))
+    by_corruption = chosen_corruptions(given, corruptions)
+    by_intervention = _chosen_interventions(given, interventions)
+    checked = {
+        name: check_discovery(_under(given, name, by_intervention)) for name in by_intervention
+    }
     pairs = [(c, i) for c in by_corruption for i in by_intervention]
     if len(pairs) < 2:
         raise OptionError("1 condition: give two corruptions or interventions to compare, or 'all'")
@@ -172,10 +184,11 @@ def conditions(
     sites = None
     with reporter.phase("discover under conditions", len(pairs)):
         for corruption, intervention in pairs:
-            own = vars(asked) | {"corruption": corruption, "intervention": intervention}
+            own = vars(checked[intervention]) | {"corruption": corruption}
             runs.append(discover(sites=sites, **{**options, **own}))
             sites = runs[0].circuit.graph.shape.site_at or None
             reporter.advance(1)
+    asked = checked[by_intervention[0]].replace(corruption=by_corruption[0])
     return Conditions(asked, labels, tuple(runs))
 
 
@@ -207,6 +220,17 @@ def _chosen_interventions(asked: Settings, names: Sequence[str] | None) -> tuple
     if tuple(names) == (ALL,):
         return known
     return _chosen("intervention", names, tuple(ABLATIONS))
+
+
+def _under(settings: Settings, intervention: str, every: Sequence[str]) -> Settings:
+    """Settings of an intervention, without what another one takes and it does not."""
+    own, others = ABLATIONS[intervention], [ABLATIONS[name] for name in every]
+    changes: dict[str, Any] = {"intervention": intervention}
+    if not own.averages and any(one.averages for one in others):
+        changes["mean_over"] = None
+    if not own.trained and any(one.trained for one in others):
+        changes["optimal_steps"] = Settings.optimal_steps
+    return settings.replace(**changes)
 
 
 def _chosen(what: str, names: Sequence[str], known: tuple[str, ...]) -> tuple[str, ...]:

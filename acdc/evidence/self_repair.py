@@ -303,6 +303,8 @@ def self_repair(
     opened = open_run(run)
     circuit, settings = opened.circuit, opened.settings(task=task, **asked)
     known = roles if isinstance(roles, Reference) else of
+    if known is None and other_model:
+        raise OptionError("other_model without a reference: give one, or leave it out")
     prompts = PromptChoice(opened.discovery_with(settings), seen)
     circuit = coarsen(circuit, circuit.graph.shape.unsplit)  # heads as a whole
     if roles is None:

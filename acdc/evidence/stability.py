@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from acdc.errors import OptionError
 from acdc.evidence.conditions import chosen_corruptions
 from acdc.evidence.sources import FACTORS, Source, sources
+from acdc.runs.claim import collected
 from acdc.runs.discover import Reporter, Silent, check_discovery, discover
 from acdc.runs.folder import Run, versions, write_folder
 from acdc.runs.given import method_of, model_of, settings_of, spec_of
@@ -56,11 +57,16 @@ class Stability:
     masks
         ``[run, edge]``: what each run kept.
     faithfulness
-        Of each run on its own prompts; None where it is undefined.
+        Of each run on prompts that it has not seen; None where there are none (under every
+        combination of sources), it is undefined, or nothing can be claimed.
     timings
         Seconds by phase, over all runs.
     factors
         What was varied beside the seeds, see :mod:`acdc.evidence.sources`: its level in each run.
+    faithfulness_seen
+        Of each run on its own prompts; None where it is undefined or nothing can be claimed.
+    warnings
+        What one should know before believing the runs, each once with the runs that it is of.
     """
 
     settings: Settings
@@ -70,6 +76,8 @@ class Stability:
     faithfulness: tuple[float | None, ...]
     timings: dict[str, float]
     factors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    faithfulness_seen: tuple[float | None, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         s, sizes = self.settings, self.masks.sum(1)
@@ -120,8 +128,10 @@ class Stability:
         kept = np.flatnonzero(counts)
         order = kept[np.argsort(-counts[kept], kind="stable")]
         n = len(self.seeds)
+        every_seen = self.faithfulness_seen or (None,) * n
         return {
             **self.settings.plain(),
+            "warnings": list(self.warnings),
             "seeds": list(self.seeds),
             "runs": [
                 {
@@ -129,9 +139,10 @@ class Stability:
                     **{name: levels[run] for name, levels in self.factors.items()},
                     "n_edges_kept": int(mask.sum()),
                     "faithfulness": value,
+                    "faithfulness_seen": seen,
                 }
-                for run, (seed, mask, value) in enumerate(
-                    zip(self.seeds, self.masks, self.faithfulness, strict=True)
+                for run, (seed, mask, value, seen) in enumerate(
+                    zip(self.seeds, self.masks, self.faithfulness, every_seen, strict=True)
                 )
             ],
             "sources": [asdict(source) for source in self.sources],
@@ -248,7 +259,18 @@ def _found(
         tuple(run.faithfulness for run in runs),
         timings,
         factors or {},
+        tuple(run.claim.faithfulness_seen for run in runs),
+        collected(dict(zip(_labels(seeds, factors or {}), (r.claim for r in runs), strict=True))),
     )
+
+
+def _labels(seeds: Sequence[int], factors: Mapping[str, tuple[str, ...]]) -> list[str]:
+    """What each run is called: the levels of what was varied."""
+    varied = {name: levels for name, levels in factors.items() if len(set(levels)) > 1}
+    if not varied:
+        return [f"seed {seed}" for seed in seeds]
+    rows = zip(*varied.values(), strict=True)
+    return [", ".join(f"{n} {level}" for n, level in zip(varied, row, strict=True)) for row in rows]
 
 
 def _crossed(

@@ -205,6 +205,8 @@ def gather(
         If a number makes no sense, or the run's model is not what it was.
     """
     check_count("prompts", n_prompts)
+    if other_model and not reference:
+        raise OptionError("other_model without a reference: give one, or leave it out")
     reporter = reporter or Silent()
     if not isinstance(run, Run) and not (isinstance(run, str | Path) and Path(run).is_dir()):
         raise CircuitFileError(f"{run}: no such folder; give the folder of a run")

@@ -7,6 +7,7 @@ search saw every prompt.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -18,7 +19,7 @@ from acdc.measure.evaluation import Evaluation, Evaluator, is_faithful
 from acdc.runs.prompts import Split
 from graphs import Circuit
 
-__all__ = ["Claim", "Claims"]
+__all__ = ["Claim", "Claims", "collected"]
 
 _MEASURED = ("full", "empty", "circuit")
 
@@ -107,6 +108,24 @@ class Claim:
             {**ability.content, "doubts": ability.texts("doubts")},
             tuple(item.texts("warnings")),
         )
+
+
+def collected(claims: Mapping[str, Claim]) -> tuple[str, ...]:
+    """Return the warnings of several runs, each once, with the runs that it is of.
+
+    Parameters
+    ----------
+    claims
+        By what each run is called.
+    """
+    of: dict[str, list[str]] = {}
+    for label, claim in claims.items():
+        for warning in dict.fromkeys(claim.warnings):
+            of.setdefault(warning, []).append(label)
+    return tuple(
+        f"{'all' if len(labels) == len(claims) else ', '.join(labels)}: {warning}"
+        for warning, labels in of.items()
+    )
 
 
 def _evaluation(item: JsonObject, prefix: str, faithfulness: float | None) -> Evaluation:
