@@ -140,7 +140,8 @@ def check_prompts(n_prompts: int) -> None:
     """Raise OptionError if there are fewer than :data:`FEWEST_PROMPTS` prompts."""
     if n_prompts < FEWEST_PROMPTS:
         raise OptionError(
-            f"{n_prompts} prompts: the spread of interactions needs at least {FEWEST_PROMPTS}"
+            f"{n_prompts} prompts: the spread of interactions needs at least {FEWEST_PROMPTS}, ask "
+            "for more (n_prompts)"
         )
 
 
