@@ -185,7 +185,7 @@ def test_the_circuit_of_one_group_fails_on_the_other(found: Groups) -> None:
 
 def test_one_task_is_one_group() -> None:
     """Forced into two groups, circuits of one mechanism do not fail on each other's prompts."""
-    few: dict[str, Any] = {"n_prompts": 64, "n_test": 192, "method": "eap-ig", "n_edges": 150}
+    few: dict[str, Any] = {"n_prompts": 48, "n_test": 160, "method": "eap-ig", "n_edges": 150}
     found = acdc.groups("ioi", 2, **few)
     assert len(found.groups) == 2
     assert found.differ(0, 1) is False

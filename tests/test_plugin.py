@@ -69,7 +69,7 @@ def test_it_is_listed(site: Path, kind: str, name: str) -> None:
 
 def test_it_is_on_the_command_line(site: Path, tmp_path: Path) -> None:
     asked = ["discover", "echo", "--method", "gradient-size", "--metric", "answer_logit"]
-    asked += ["--model", LN2, "--power", 0.5, "--edges", 20, "--n-prompts", 4]
+    asked += ["--n-test", 4, "--model", LN2, "--power", 0.5, "--edges", 20, "--n-prompts", 4]
     done = run(site, *asked, "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -86,7 +86,7 @@ def test_it_is_on_the_command_line(site: Path, tmp_path: Path) -> None:
 def test_its_ablation_is_one_of_ours(site: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     asked = ["discover", "echo", "--method", "eap", "--model", LN2, "--edges", 20]
-    asked += ["--n-prompts", 4, "--batch-size", 2]
+    asked += ["--n-prompts", 4, "--n-test", 4, "--batch-size", 2]
     done = run(site, *asked, "--intervention", "half", "--out", out)
     assert done.returncode == 0, done.stderr
     summary = json.loads((out / "run.json").read_text())
@@ -95,17 +95,13 @@ def test_its_ablation_is_one_of_ours(site: Path, tmp_path: Path) -> None:
     with safe_open(out / "constants.safetensors", "pt") as file:
         carried, about = file.get_tensor("all.0"), file.metadata()
     assert about["intervention"] == "half"
-    means = {}
+    both, means = tmp_path / "both", {}
+    done = run(site, *asked, "--intervention", "mean", "--direction", "both", "--out", both)
+    assert done.returncode == 0, done.stderr
     for direction in ("noising", "denoising"):
-        done = run(
-            site, *asked, "--intervention", "mean", "--direction", direction,
-            "--out", tmp_path / direction,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        with safe_open(tmp_path / direction / "constants.safetensors", "pt") as file:
+        with safe_open(both / direction / "constants.safetensors", "pt") as file:
             means[direction] = file.get_tensor("all.0")
-    both = (means["noising"] + means["denoising"]) / 2
-    torch.testing.assert_close(carried, both)
+    torch.testing.assert_close(carried, (means["noising"] + means["denoising"]) / 2)
     assert not torch.allclose(carried, means["noising"], atol=1e-3)
 
     done = run(site, "evaluate", out, "--seen", "--out", tmp_path / "seen.json", "--no-tests")

@@ -10,9 +10,10 @@ discovery, arXiv 2605.09129; the grouping here is ours):
   largest mean silhouette, and one group where that is below :data:`LEAST_SILHOUETTE`;
 * fresh prompts belong to the group whose mean profile is nearest;
 * every circuit is measured on the fresh prompts of every group: a circuit *fails* on another group
-  if its faithfulness is farther from 1 there than that of the group's own circuit by
-  :data:`LEAST_LOSS`, beyond the interval of the difference.  Two groups *differ* if either's
-  circuit fails on the other.  With fewer than :data:`LEAST_FRESH` fresh prompts nothing is said.
+  if its faithfulness is farther from 1 there, by :data:`LEAST_LOSS` and beyond the interval of the
+  difference, than that of the group's own circuit there and than its own at home (a circuit that
+  is bad everywhere tells no groups apart).  Two groups *differ* if either's circuit fails on the
+  other.  With fewer than :data:`LEAST_FRESH` fresh prompts of either nothing is said.
 
 References
 ----------
@@ -23,7 +24,7 @@ Ward 1963; Rousseeuw 1987 (silhouettes); Kaufman & Rousseeuw 1990, "Finding Grou
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from itertools import combinations
+from itertools import combinations, permutations
 from pathlib import Path
 from typing import Any
 
@@ -115,10 +116,11 @@ class Cross:
     faithfulness
         Of that circuit there.
     loss, low, high
-        How much nearer to 1 the group's own circuit is, and the interval of that, which holds
-        for all comparisons together; None where it is not defined.
+        By how much it is farther from 1 than the group's own circuit there and than itself on its
+        own group's prompts, whichever is farther; and the interval of that, which holds for all
+        comparisons together.  None where it is not defined.
     n_fresh
-        Fresh prompts of the group.
+        Fresh prompts of the smaller of the two groups.
     """
 
     circuit: int
@@ -441,35 +443,42 @@ class _Lab:
             test = _part(self.split.test, own) if own.any() else None
         experiment = self.experiment.on(fit)
         found = method_of(self.settings).search(experiment, self.settings, Work(memory)).circuit
-        claims = Claims(experiment, Split(None, test), ability(experiment))
+        most = experiment if test is None or len(test) < len(fit) else experiment.on(test)
+        claims = Claims(experiment, Split(None, test), ability(most))
         claim = claims.of(found, Evaluator(experiment).evaluate(found.in_circuit))
         info = circuit_info(experiment, self.settings, claim.faithfulness)
         return Group(fit, test, replace(found, info={**info, "group": number}), claim)
 
     def crosses(self, found: list[Group], n_resamples: int) -> tuple[Cross, ...]:
-        """Measure every circuit on every other group's fresh prompts."""
-        rows, n = [], len(found) * (len(found) - 1)
+        """Measure every circuit on every group's fresh prompts."""
+        circuits = [group.circuit.in_circuit for group in found]
+        told = [g.test is not None and g.claim.faithfulness is not None for g in found]
+        shares, drawn = {}, {}  # by (circuit, prompts): faithfulness, and how far off on resamples
         for prompts, group in enumerate(found):
-            others = [circuit for circuit in range(len(found)) if circuit != prompts]
-            if group.test is None or group.claim.faithfulness is None:
-                rows += [Cross(circuit, prompts, None) for circuit in others]
+            if group.test is None or not told[prompts]:
                 continue
-            n_fresh = len(group.test)
             evaluator = Evaluator(self.experiment.on(group.test))
-            own = evaluator.values(group.circuit.in_circuit)
-            for circuit in others:
-                mask = found[circuit].circuit.in_circuit
-                values = np.stack([own, evaluator.values(mask)])
-                drawn = resampled_faithfulness(
-                    values, evaluator.full_values, evaluator.empty_values, n_resamples
-                )
-                tail = ALPHA / n / 2
-                away = np.abs(drawn - 1)
-                low, high = np.nanquantile(away[:, 1] - away[:, 0], (tail, 1 - tail))
-                there = evaluator.faithfulness(mask)
-                assert there is not None
-                loss = abs(there - 1) - abs(group.claim.faithfulness - 1)
-                rows.append(Cross(circuit, prompts, there, loss, float(low), float(high), n_fresh))
+            values = np.stack([evaluator.values(mask) for mask in circuits])
+            full, empty = evaluator.full_values, evaluator.empty_values
+            some = resampled_faithfulness(values, full, empty, n_resamples, seed=prompts)
+            found_there = (values.mean(1) - empty.mean()) / (full.mean() - empty.mean())
+            for circuit, share in enumerate(found_there.tolist()):
+                shares[circuit, prompts] = share
+                drawn[circuit, prompts] = np.abs(some[:, circuit] - 1)
+        tail = ALPHA / max(1, len(found) * (len(found) - 1)) / 2
+        rows = []
+        for circuit, prompts in permutations(range(len(found)), 2):
+            there = shares.get((circuit, prompts))
+            if there is None or not told[circuit]:
+                rows.append(Cross(circuit, prompts, there))
+                continue
+            homes = (prompts, prompts), (circuit, circuit)
+            loss = abs(there - 1) - max(abs(shares[home] - 1) for home in homes)
+            more = drawn[circuit, prompts] - np.maximum(*(drawn[home] for home in homes))
+            low, high = np.nanquantile(more, (tail, 1 - tail))
+            tests = (found[circuit].test, found[prompts].test)
+            n_fresh = min(0 if test is None else len(test) for test in tests)
+            rows.append(Cross(circuit, prompts, there, loss, float(low), float(high), n_fresh))
         return tuple(rows)
 
 

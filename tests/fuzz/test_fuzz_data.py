@@ -285,7 +285,9 @@ STABILITY = {
 def evaluation() -> bytes:
     circuit = circuit_of(SHAPES[0])
     sizes = {"n_edges_kept": circuit.n_edges, "n_edges_total": circuit.graph.n_edges}
-    return json.dumps({**EVALUATION, **sizes, "circuit_digest": circuit.digest}).encode()
+    by_prompt = {"prompts": [[1, 2], [3]], "effects": {"input->logits": [0.5, -1.0]}}
+    others = {"circuit_digest": circuit.digest, "per_prompt": by_prompt}
+    return json.dumps({**EVALUATION, **sizes, **others}).encode()
 
 
 def stability() -> bytes:
@@ -295,8 +297,8 @@ def stability() -> bytes:
 
 def check_finite(value: Any) -> None:
     """Every number in a record is finite."""
-    if isinstance(value, float):
-        assert np.isfinite(value)
+    if isinstance(value, float | np.ndarray):
+        assert np.isfinite(value).all()
     elif isinstance(value, dict):
         for item in value.values():
             check_finite(item)
