@@ -14,7 +14,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -437,8 +437,18 @@ class Sequential:
         return safe
 
 
+class Removable(Protocol):
+    """What says the metric without some edges: :class:`Oracle`, or whole passes of the engine."""
+
+    edges: list[str]
+    sign: int
+
+    def without(self, edges: Any) -> float:
+        """Mean metric with these edges ablated."""
+
+
 def sequential_acdc(
-    oracle: Oracle, tau: float, order: list[str] | None = None, *, two_sided: bool = False
+    oracle: Removable, tau: float, order: list[str] | None = None, *, two_sided: bool = False
 ) -> Sequential:
     """Algorithm 1 of Conmy et al. 2023, one evaluation of the whole model per edge.
 

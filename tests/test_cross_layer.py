@@ -244,7 +244,7 @@ def test_a_node_scores_the_sum_of_its_edges(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("threshold", "two_sided"), [(0.01, False), (0.05, False), (0.01, True)])
 def test_acdc_is_sequential_removal(threshold: float, two_sided: bool, tmp_path: Path) -> None:
     experiment, slow = build(tmp_path, n_layers=2)
-    wanted = sequential_acdc(slow, threshold, two_sided=two_sided)  # type: ignore[arg-type]
+    wanted = sequential_acdc(slow, threshold, two_sided=two_sided)
     assert wanted.margin > 1e-7
     circuit, work = acdc(experiment, threshold, two_sided=two_sided)
     assert set(circuit.edges()) == wanted.kept
@@ -276,7 +276,7 @@ def test_acdc_among_candidates(tmp_path: Path) -> None:
         def without(self, edges: Any) -> float:
             return slow.without(out | set(edges))
 
-    wanted = sequential_acdc(Narrow(), 0.02)  # type: ignore[arg-type]
+    wanted = sequential_acdc(Narrow(), 0.02)
     assert wanted.margin > 1e-7
     circuit, _ = acdc(few, 0.02)
     assert set(circuit.edges()) == wanted.kept

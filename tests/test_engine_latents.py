@@ -53,7 +53,7 @@ def experiment_of(kind: str, family: str = "LN", metric: str = "logit_diff", **o
 
 def check(experiment: Experiment, tau: float = TAU) -> None:
     """Compare a search with the slow one: which edges stay, and what each changes."""
-    wanted = sequential_acdc(Patched(experiment), tau)  # type: ignore[arg-type]
+    wanted = sequential_acdc(Patched(experiment), tau)
     exact = experiment.model.dtype == torch.float64
     assert wanted.margin > (1e-7 if exact else 3e-6), "a tie: choose another tau"
     circuit, work = acdc(experiment, tau)

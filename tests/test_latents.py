@@ -234,7 +234,7 @@ def test_acdc_is_the_sequential_one(which: str, direction: str) -> None:
     taus = (0.02, 0.1)
     circuits, work = sweep(experiment, taus)
     for tau in taus:
-        wanted = sequential_acdc(slow, tau, slow.edges)  # type: ignore[arg-type]
+        wanted = sequential_acdc(slow, tau, slow.edges)
         assert wanted.margin > 1e-7, "a tie: choose another tau"
         circuit, _ = acdc(experiment, tau)
         assert set(circuit.edges()) == wanted.kept == set(circuits[tau].edges())
@@ -270,7 +270,7 @@ def test_acdc_on_candidates_ablates_the_other_edges() -> None:
         def without(self, edges: Any) -> float:
             return slow.without({*edges, *outside})
 
-    wanted = sequential_acdc(Restricted(), 0.02, order)  # type: ignore[arg-type]
+    wanted = sequential_acdc(Restricted(), 0.02, order)
     assert set(found.circuit.edges()) == wanted.kept
     np.testing.assert_allclose(eap(few), eap(experiment)[candidates])
 

@@ -100,7 +100,7 @@ def check_acdc(experiment: Experiment, slow: LatentOracle, tau: float) -> None:
     """Compare edges, changes and the metric with those of the sequential search."""
     exactly = experiment.model.dtype == torch.float64
     close = 1e-7 if exactly else 1e-5
-    wanted = sequential_acdc(slow, tau)  # type: ignore[arg-type]
+    wanted = sequential_acdc(slow, tau)
     assert wanted.margin > (1e-7 if exactly else 3e-6), "a tie: choose another tau"
     circuit, _ = acdc(experiment, tau)
     assert set(circuit.edges()) == wanted.kept
