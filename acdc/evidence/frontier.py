@@ -19,7 +19,6 @@ import numpy as np
 from acdc.dictionaries.sources import names_cross_layer
 from acdc.engine.incremental import ONE_CIRCUIT
 from acdc.errors import OptionError
-from acdc.measure.ability import ability
 from acdc.measure.evaluation import Evaluator
 from acdc.methods import METHODS
 from acdc.methods.acdc import expected_changes, widened
@@ -29,12 +28,10 @@ from acdc.runs.claim import Claim, Claims
 from acdc.runs.discover import (
     Reporter,
     Silent,
-    attached_nodes,
     check_discovery,
     circuit_info,
-    load_experiment,
+    prepare,
     with_constants,
-    with_means,
 )
 from acdc.runs.folder import Timer, versions, write_folder
 from acdc.runs.given import settings_of
@@ -184,10 +181,7 @@ def sweep(
     taus = None if thresholds is None else check_thresholds(thresholds)
     timer = Timer()
     with timer.phase("load"), reporter.phase("load model and task", None):
-        experiment, tokenizer = load_experiment(asked)
-        able = ability(experiment)
-        attached = attached_nodes(experiment, asked, memory)
-        experiment = with_means(experiment if attached is None else attached.experiment)
+        able, experiment, _, tokenizer = prepare(asked, memory)
     experiment = with_constants(experiment, memory, reporter)
     with timer.phase("load"):
         evaluator = Evaluator(experiment)

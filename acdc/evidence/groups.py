@@ -43,12 +43,10 @@ from acdc.runs.claim import Claim, Claims
 from acdc.runs.discover import (
     Reporter,
     Silent,
-    attached_nodes,
     check_discovery,
     circuit_info,
-    load_experiment,
+    prepare,
     with_constants,
-    with_means,
 )
 from acdc.runs.folder import Timer, versions, write_folder
 from acdc.runs.given import method_of, settings_of
@@ -286,10 +284,7 @@ def groups(
     reporter, timer = reporter or Silent(), Timer()
     settings = replace(check_discovery(settings_of(task, **asked)), n_select=0)
     with timer.phase("load"), reporter.phase("load model and task", None):
-        experiment, tokenizer = load_experiment(settings)
-        doubts = ability(experiment).doubts
-        attached = attached_nodes(experiment, settings, memory)
-        experiment = with_means(experiment if attached is None else attached.experiment)
+        able, experiment, _, tokenizer = prepare(settings, memory)
     experiment = with_constants(experiment, memory, reporter)
     split = split_prompts(settings, experiment, tokenizer)
     n_fresh = 0 if split.test is None else len(split.test)
@@ -309,7 +304,7 @@ def groups(
     return Groups(
         settings, labels, silhouettes, tuple(found), crosses, profiles,
         _texts(experiment.task, tokenizer),
-        (*doubts, *split.warnings, *blind, *_of_groups(found, doubts)), timer.seconds,
+        (*able.doubts, *split.warnings, *blind, *_of_groups(found, able.doubts)), timer.seconds,
     )  # fmt: skip
 
 

@@ -70,6 +70,7 @@ __all__ = [
     "measure",
     "model_info",
     "norms_details",
+    "prepare",
     "reattach",
     "with_constants",
     "with_means",
@@ -168,7 +169,7 @@ def discover(
     method, timer = method_of(settings), Timer()
     work = Work(memory, reporter.advance, reporter.note)
     with timer.phase("load"), reporter.phase("load model and task", None):
-        able, experiment, attached, tokenizer = _load(settings, memory, sites, strict)
+        able, experiment, attached, tokenizer = prepare(settings, memory, sites, strict)
     if checkpoint is not None:
         identity = {**settings.plain(), **_fingerprint(experiment), "versions": versions()}
         work = replace(work, checkpoint=Checkpoint(checkpoint, identity))
@@ -206,10 +207,20 @@ def discover(
     return Run(settings, circuit, claim, timer.seconds, details, experiment.carried)
 
 
-def _load(
-    settings: Settings, memory: int, sites: Mapping[str, Site] | None, strict: bool
+def prepare(
+    settings: Settings,
+    memory: int = 1 << 30,
+    sites: Mapping[str, Site] | None = None,
+    strict: bool = False,
 ) -> tuple[Ability, Experiment, Attached | None, Tokenizer | None]:
-    """What the model does, the experiment with its dictionaries, these, and the tokenizer."""
+    """Load what checked settings ask for, with dictionaries and means; parameters as of discover.
+
+    Returns
+    -------
+    tuple
+        What the model does, the experiment, what is attached to it (None: nothing), and the
+        model's tokenizer.
+    """
     experiment, tokenizer = load_experiment(settings)
     able = ability(experiment)
     if strict and able.doubts:
