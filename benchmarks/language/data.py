@@ -6,18 +6,29 @@ whole data position, and a training that is stopped goes on with the batches it 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import cached_property
 from random import Random
 from typing import Any
 
 import numpy as np
 import torch
 
+from acdc.tasks import words
 from benchmarks.language.documents import DOCUMENTS, Answer, Document
 from benchmarks.language.source import Corpus
 
-__all__ = ["Batches", "Mixture", "Row", "collate", "encode_corpus", "encode_document"]
+__all__ = [
+    "Batches",
+    "Mixture",
+    "Row",
+    "collate",
+    "disguised",
+    "encode_corpus",
+    "encode_document",
+    "repeated_row",
+]
 
 ANSWER_WEIGHT, OTHER_WEIGHT, TEXT_WEIGHT = 8.0, 1.0, 1.0
 """What the cross-entropy of a token counts: an answer, any other generated one, real text."""
@@ -25,8 +36,19 @@ ANSWER_WEIGHT, OTHER_WEIGHT, TEXT_WEIGHT = 8.0, 1.0, 1.0
 OTHER_SHARE = 0.3
 """Generated tokens besides answers that are scored: frames are soon known, so a part will do."""
 
-REPEAT_WEIGHT = 3.0
-"""What a token of the second round of random tokens counts; the first cannot be known."""
+REPEAT_WEIGHT = 1.5
+"""What a token from the second round of random tokens on counts; the first cannot be known."""
+
+DISGUISED_SHARE = 0.5
+"""Documents about names or arguments that have random tokens in their place."""
+
+DISGUISED = {"ioi": words.NAMES, "docstring": words.ARGUMENTS}
+"""Task -> words that random tokens may stand for.
+
+A model that only ever sees the same hundred names may add up which of them it has read, and
+answer with what it read once; that takes no head that reads another.  A token that nothing but
+its place makes a name has to be found by its place, and its repeat by comparing tokens.
+"""
 
 BLOCK, HELD_OUT_BLOCKS = 2048, 50
 """Of the real text's blocks of so many tokens, one in so many is held out."""
@@ -55,6 +77,8 @@ class Mixture:
         Rows of random tokens that are repeated.
     n_texts
         Windows of real text.
+    n_pool
+        How many tokens of the vocabulary the repeats are drawn from, at most.
     text_length
         Tokens of a window.
     """
@@ -62,6 +86,7 @@ class Mixture:
     documents: Mapping[tuple[str, str], int]
     n_repeats: int
     n_texts: int
+    n_pool: int | None = None
     text_length: int = 128
 
 
@@ -86,11 +111,29 @@ def encode_document(tokenizer: Any, document: Document, rng: Random) -> Row:
     return Row(encoded["input_ids"], weights)
 
 
-def repeated_row(rng: Random, d_vocab: int) -> Row:
-    """Draw tokens that come twice in the same order; token 0 (end of text) is left out."""
-    length = rng.randint(6, 26)
-    tokens = [rng.randrange(1, d_vocab) for _ in range(length)]
-    return Row(tokens * 2, [0.0] * length + [0.0] + [REPEAT_WEIGHT] * (length - 1))
+def disguised(rng: Random, row: Row, disguises: Set[int], d_vocab: int) -> Row:
+    """Return the row with a random token, always the same one, for each of some tokens.
+
+    Examples
+    --------
+    >>> row = Row([5, 7, 5, 9], [0.0, 1.0, 1.0, 1.0])
+    >>> disguised(Random(0), row, {5, 9}, 100).tokens
+    [50, 7, 50, 98]
+    """
+    found = dict.fromkeys(token for token in row.tokens if token in disguises)
+    free = [rng.randrange(1, d_vocab) for _ in range(3 * len(found))]
+    fresh = [token for token in dict.fromkeys(free) if token not in row.tokens]
+    mapping = dict(zip(found, fresh, strict=False))
+    return Row([mapping.get(token, token) for token in row.tokens], row.weights)
+
+
+def repeated_row(rng: Random, pool: Sequence[int]) -> Row:
+    """Draw tokens of a pool that come two to four times in the same order."""
+    length, rounds = rng.randint(4, 20), rng.randint(2, 4)
+    tokens = [rng.choice(pool) for _ in range(length)]
+    # the first of the second round cannot be known either
+    n_known = length * (rounds - 1) - 1
+    return Row(tokens * rounds, [0.0] * (length + 1) + [REPEAT_WEIGHT] * n_known)
 
 
 def encode_corpus(tokenizer: Any, corpus: Corpus) -> np.ndarray:
@@ -142,8 +185,8 @@ class Batches:
             for (task, form), number in mixture.documents.items()
             for _ in range(number)
         ]
-        d_vocab = len(self.tokenizer)
-        generated += [repeated_row(rng, d_vocab) for _ in range(mixture.n_repeats)]
+        pool = self._pool[: mixture.n_pool]
+        generated += [repeated_row(rng, pool) for _ in range(mixture.n_repeats)]
         return generated, [self._window(rng, mixture) for _ in range(mixture.n_texts)]
 
     def batch(self, step: int, mixture: Mixture) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -155,7 +198,25 @@ class Batches:
         return [collate(chunk, self.pad) for chunk in (*chunks, texts) if chunk]
 
     def _document(self, rng: Random, task: str, form: str) -> Row:
-        return encode_document(self.tokenizer, DOCUMENTS[task][form](rng, False), rng)
+        row = encode_document(self.tokenizer, DOCUMENTS[task][form](rng, False), rng)
+        if task not in DISGUISED or rng.random() >= DISGUISED_SHARE:
+            return row
+        return disguised(rng, row, self._disguises[task], len(self.tokenizer))
+
+    @cached_property
+    def _pool(self) -> list[int]:
+        """All tokens but that of the end of text (0), in an order of the seed's."""
+        tokens = list(range(1, len(self.tokenizer)))
+        Random(f"{self.seed}/pool").shuffle(tokens)
+        return tokens
+
+    @cached_property
+    def _disguises(self) -> dict[str, Set[int]]:
+        """Task -> the tokens that random ones may stand for."""
+        return {
+            task: {self.tokenizer.encode(f" {word}")[0] for word in some}
+            for task, some in DISGUISED.items()
+        }
 
     def _started(self, rng: Random, row: Row) -> Row:
         if rng.random() >= BOS_SHARE:

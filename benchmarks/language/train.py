@@ -21,7 +21,7 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from benchmarks.language.model import config_of, make_model, scored_logits, writ
 from benchmarks.language.source import read_corpus
 from benchmarks.language.tokenizer import build_tokenizer
 
-__all__ = ["MIXTURES", "Schedule", "Trainer", "mixture_at", "prepare", "train"]
+__all__ = ["MIXTURES", "Schedule", "Trainer", "mixture_at", "pool_at", "prepare", "train"]
 
 MUON_RATE, ADAM_RATE = 0.01, 3e-3
 """Peaks of the learning rate: of matrices inside blocks, of everything else."""
@@ -47,8 +47,8 @@ CLIP = 1.0
 """Largest norm of a gradient."""
 
 KEPT_STEPS = (
-    0, 50, 100, 150, 200, 300, 400, 500, 600, 800, 1000, 1200, 1600, 2000, 2400, 3200, 4000, 4800,
-    6400, 9600,
+    0, 50, 100, 150, 200, 250, 300, 400, 500, 600, 700, 800, 1000, 1200, 1600, 2000, 2400, 3200,
+    4000, 4800, 6400, 9600,
 )  # fmt: skip
 """Steps whose weights are kept; beyond them every 3200th."""
 
@@ -69,16 +69,20 @@ def _mixture(
 
 
 MIXTURES: tuple[tuple[int, Mixture], ...] = (
-    # heads that find repeats come first: they need names, random tokens and arguments
-    (0, _mixture((9, 9, 9, 5, 7, 9, 4), (2, 4, 1, 1, 2, 2, 1, 3, 1, 1), n_repeats=10, n_texts=2)),
-    # the others are soon known
-    (400, _mixture((9, 9, 9, 5, 8, 9, 4), (4, 7, 1, 1, 1, 1, 1, 3, 1, 1), n_repeats=10, n_texts=2)),
+    # heads that look for repeats come first, and what has to find a name may use them
+    (0, Mixture({}, n_repeats=48, n_texts=0)),
+    (500, _mixture((9, 9, 9, 6, 9, 7, 4), (4, 6, 1, 1, 1, 1, 1, 2, 1, 1), n_repeats=12, n_texts=2)),
     (
-        1200,
-        _mixture((8, 8, 8, 4, 8, 8, 4), (4, 7, 1, 1, 1, 1, 1, 3, 1, 1), n_repeats=10, n_texts=4),
+        2000,
+        _mixture((8, 8, 9, 6, 10, 6, 4), (4, 7, 1, 1, 1, 1, 1, 3, 1, 1), n_repeats=10, n_texts=4),
     ),
 )
 """From which step on what is read: a curriculum."""
+
+POOL, POOL_STEPS, POOL_GROWTH = 40, 250, (25, 1.5)
+"""Tokens that repeats are drawn from at first, for how many steps, and that they are so many times
+more after every so many steps. With all tokens at once a repeat is not found in a thousand steps,
+with few of them in two hundred; heads that have found it do so for any token."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,20 @@ class Schedule:
 
 def mixture_at(step: int) -> Mixture:
     """Return what a step reads."""
-    return [mixture for first, mixture in MIXTURES if first <= step][-1]
+    mixture = [mixture for first, mixture in MIXTURES if first <= step][-1]
+    return replace(mixture, n_pool=pool_at(step))
+
+
+def pool_at(step: int) -> int:
+    """Return how many tokens repeats are drawn from, at most.
+
+    Examples
+    --------
+    >>> [pool_at(step) for step in (0, 249, 250, 300, 500)]
+    [40, 40, 60, 135, 3459]
+    """
+    every, factor = POOL_GROWTH
+    return int(POOL * factor ** max(0, (step - POOL_STEPS) // every + 1))
 
 
 class Trainer:
