@@ -38,7 +38,7 @@ from acdc.measure.evaluation import Evaluator
 from acdc.methods import METHODS
 from acdc.methods.acdc import TWO_SIDED
 from acdc.methods.sweep import sweep
-from acdc.models import BUNDLED, load_model, resolve_device
+from acdc.models import MODELS, load_model, resolve_device
 from acdc.runs.folder import versions
 from acdc.tasks import DEFAULT_METRIC, load_task
 from benchmarks.measure import conditions, timed
@@ -77,7 +77,7 @@ _N_RANDOM = 100
 Mask = NDArray[np.bool_]
 Scores = NDArray[np.float64]
 
-_BUNDLED_TASKS = {"ioi-small": "ioi", "docstring-small": "docstring"}
+_SHORTCUT_TASKS = {"ioi-small": "ioi", "docstring-small": "docstring"}
 _METRICS = {"compiled": "mse", "planted": "logit_diff"}
 """By where a model was made: benchmarks/<where>/models/<name>."""
 
@@ -127,8 +127,8 @@ def subjects(references: Mapping[str, Path] = REFERENCES) -> dict[str, Subject]:
     for name, path in references.items():
         if (path.parent / "config.json").is_file():
             found[name] = _known_subject(name, path)
-    for model, task in _BUNDLED_TASKS.items():
-        found[model] = Subject(model, BUNDLED[model], task, "logit_diff")
+    for model, task in _SHORTCUT_TASKS.items():
+        found[model] = Subject(model, MODELS[model], task, "logit_diff")
     return found
 
 

@@ -45,7 +45,7 @@ from acdc.dictionaries.quality import Quality, quality_on_task, quality_on_token
 from acdc.engine.experiment import Experiment
 from acdc.engine.metrics import get_metric
 from acdc.errors import InputError, OptionError
-from acdc.models import BUNDLED, load_model
+from acdc.models import MODELS, load_model
 from acdc.models.lowering import LoweredModel
 from acdc.runs.folder import versions
 from acdc.tasks import Task, Tokenizer, load_task
@@ -385,7 +385,7 @@ def train_bundled(name: str, console: Console, out: Path | None = None) -> None:
         prompts,
         bundle.recipe,
         measure,
-        out or BUNDLED[name] / "dictionaries",
+        out or MODELS[name] / "dictionaries",
         about,
         console,
     )

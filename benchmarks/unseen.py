@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.table import Table
 
 from acdc.measure.evaluation import Evaluator
-from acdc.models import BUNDLED
+from acdc.models import MODELS
 from acdc.runs.discover import discover, load_experiment
 from acdc.runs.prompts import draw, split_prompts
 from acdc.tasks import TASKS
@@ -115,8 +115,8 @@ def measure(plan: Plan, device: str = "cpu") -> Iterator[Row]:
 
 
 def bundled_tasks() -> tuple[str, ...]:
-    """Tasks whose own model comes with the package."""
-    return tuple(name for name, spec in TASKS.items() if spec.model in BUNDLED)
+    """Tasks whose own model is at hand."""
+    return tuple(name for name, spec in TASKS.items() if spec.model in MODELS)
 
 
 def _row(task: str, seed: int, plan: Plan, device: str) -> Row:

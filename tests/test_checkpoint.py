@@ -27,7 +27,7 @@ from acdc.engine.metrics import get_metric
 from acdc.errors import OutputError
 from acdc.methods.acdc import acdc
 from acdc.methods.eap import eap_ig
-from acdc.models import BUNDLED
+from acdc.models import MODELS
 from acdc.runs.discover import (
     _fingerprint,
     attached_nodes,
@@ -472,7 +472,7 @@ def test_a_changed_dictionary_under_the_same_path_is_noticed(tmp_path: Path) -> 
     """Its tensors count: the settings name its folder, which may hold another one by now."""
     from safetensors.torch import load_file, save_file
 
-    source = BUNDLED["ioi-small"] / "dictionaries"
+    source = MODELS["ioi-small"] / "dictionaries"
     one = next(path.parent for path in sorted(source.glob("*/cfg.json")))
     own = Path(shutil.copytree(one, tmp_path / "sae"))
     asked: dict[str, Any] = {"saes": str(own), "max_latents": 8, "n_prompts": 4}

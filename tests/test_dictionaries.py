@@ -47,7 +47,7 @@ from acdc.dictionaries.sources import load_dictionaries
 from acdc.engine.experiment import Experiment
 from acdc.engine.metrics import METRICS
 from acdc.errors import DictionaryError
-from acdc.models import BUNDLED, load_model
+from acdc.models import MODELS, load_model
 from acdc.models.lowering import LoweredModel, lower
 from acdc.tasks import TASKS, Task, load_task
 from acdc.tasks.base import Pair
@@ -57,8 +57,8 @@ SAELENS = Path(__file__).parent / "data" / "saelens"
 FOLDERS = sorted(path.name for path in SAELENS.iterdir())
 BUNDLES = sorted(
     (model, name)
-    for model, folder in BUNDLED.items()
-    for name in list_dictionaries(folder / "dictionaries")
+    for model in train_dictionaries.BUNDLES
+    for name in list_dictionaries(MODELS[model] / "dictionaries")
 )
 
 
@@ -681,7 +681,8 @@ def test_table_of_figures() -> None:
 
 def test_bundled_dictionaries_are_there_and_small() -> None:
     """Every component whose output varies has its dictionaries; the card names the others."""
-    for name, folder in BUNDLED.items():
+    for name in train_dictionaries.BUNDLES:
+        folder = MODELS[name]
         model, _ = load_model(name)
         wanted = {reads.name for reads, _ in train_dictionaries.hooks_of(model)}
         card = json.loads((folder / "dictionaries" / "card.json").read_text())
@@ -729,7 +730,7 @@ def held_out(model_name: str, every: int) -> tuple[LoweredModel, dict[str, Exper
 def test_bundled_dictionaries_are_as_good_as_their_card_says(
     model_name: str, name: str, every: int, tolerance: float
 ) -> None:
-    folder = BUNDLED[model_name] / "dictionaries"
+    folder = MODELS[model_name] / "dictionaries"
     card = json.loads((folder / "card.json").read_text())
     dictionary = read_dictionary(folder / name)
     model, experiments = held_out(model_name, every)
@@ -841,7 +842,7 @@ def test_sampled_texts(small: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         (["gpt5"], "unknown bundled model 'gpt5'"),
         (["--model", "x"], "--model takes --out FOLDER"),
         (["--out", "x"], "--out is for --model"),
-        (["--model", str(BUNDLED["ioi-small"]), "--out", "x"], "has no tokenizer with a BOS token"),
+        (["--model", str(MODELS["ioi-small"]), "--out", "x"], "has no tokenizer with a BOS token"),
     ],
 )
 def test_training_command_refuses(

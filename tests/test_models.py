@@ -21,8 +21,9 @@ from torch import Tensor
 
 from acdc import models
 from acdc.errors import DeviceError, InputError, ModelError, UnknownNameError, UnsupportedModelError
-from acdc.models import BUNDLED, load_model, resolve_device, resolve_dtype
+from acdc.models import BUNDLED, MODELS, load_model, resolve_device, resolve_dtype
 from acdc.registry import Registry
+from benchmarks.shortcuts import MODELS as SHORTCUTS
 
 PARITY = ["ln2", "attn3"]
 Change = Callable[[dict[str, Any]], Any]
@@ -214,7 +215,7 @@ def test_transformer_lens_is_imported_late() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("name", sorted(BUNDLED))
+@pytest.mark.parametrize("name", sorted({*BUNDLED, *SHORTCUTS}))
 def test_bundled_models_load(name: str) -> None:
     model, tokenizer = load_model(name)
     assert model.name == name
@@ -786,7 +787,7 @@ def test_files_that_are_none(file: str, kind: str, llama: Path, native: Path) ->
 def tokenized(llama: Path, data: Path) -> Path:
     """Return a Hugging Face folder with a small tokenizer."""
     for file in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(BUNDLED["ioi-small"] / file, llama)
+        shutil.copy(MODELS["ioi-small"] / file, llama)
     return llama
 
 

@@ -15,7 +15,7 @@ from browser import EVIL, HOSTILE, browse, check_policy, policy_of
 
 import acdc
 from acdc.evidence.latents import look
-from acdc.models import BUNDLED
+from acdc.models import MODELS
 from acdc.pages import gather, to_html
 from acdc.pages.latents import to_html as latents_page
 from acdc.pages.page import hashed, page, policy
@@ -121,7 +121,7 @@ def test_texts_of_users_are_texts(tmp_path: Path) -> None:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a run whose model, task, tokens and further files hold hostile texts."""
     folder = tmp_path_factory.mktemp("hostile")
-    model = Path(shutil.copytree(BUNDLED["ioi-small"], folder / HOSTILE[1]))  # no slash in it
+    model = Path(shutil.copytree(MODELS["ioi-small"], folder / HOSTILE[1]))  # no slash in it
     tokenizer = json.loads((model / "tokenizer.json").read_text())
     vocabulary = tokenizer["model"]["vocab"]
     tokens = [f"{text}{i}" for i, text in enumerate(HOSTILE)]

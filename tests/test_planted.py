@@ -42,7 +42,7 @@ from benchmarks.planted.siit import (
     losses,
 )
 from benchmarks.planted.train import FOLDER, RECIPES, Phase, build_model, main, train_phase
-from benchmarks.train_bundled import is_held_out
+from benchmarks.shortcuts.train import is_held_out
 from graphs import component_graph
 from graphs.graph import shape_from_config
 

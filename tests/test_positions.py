@@ -28,8 +28,8 @@ def tokenizers() -> dict[str, Any]:
 
     folders = {
         "gpt2": ROOT / "tests" / "data" / "gpt2-tokenizer",
-        "ioi-small": ROOT / "acdc" / "bundled" / "ioi-small",
-        "docstring-small": ROOT / "acdc" / "bundled" / "docstring-small",
+        "ioi-small": ROOT / "benchmarks" / "shortcuts" / "ioi-small",
+        "docstring-small": ROOT / "benchmarks" / "shortcuts" / "docstring-small",
     }
     return {name: AutoTokenizer.from_pretrained(folder) for name, folder in folders.items()}
 

@@ -14,7 +14,7 @@ import acdc
 from acdc.cli import main
 from acdc.errors import OptionError, TaskError
 from acdc.evidence.sources import CROSSED, FACTORS, REST, sources
-from acdc.models import BUNDLED
+from acdc.models import MODELS
 from acdc.tasks import load_task
 
 LEVELS = {"corruption": 3, "template": 2, "prompts": 4, "seed": 2}
@@ -138,7 +138,7 @@ def test_a_missing_combination_is_refused() -> None:
 def test_prompts_of_one_template() -> None:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(BUNDLED["ioi-small"])
+    tokenizer = AutoTokenizer.from_pretrained(MODELS["ioi-small"])
     every = load_task("ioi", tokenizer, n_prompts=200).info["templates"]
     assert len(every) == 13
     for template in list(every)[:3]:

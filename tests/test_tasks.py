@@ -29,11 +29,11 @@ from acdc.tasks.words import (
 )
 
 ROOT = Path(__file__).resolve().parent.parent
-BUNDLED = ROOT / "acdc" / "bundled"
+SHORTCUTS = ROOT / "benchmarks" / "shortcuts"
 FOLDERS = {
     "gpt2": ROOT / "tests" / "data" / "gpt2-tokenizer",
-    "ioi-small": BUNDLED / "ioi-small",
-    "docstring-small": BUNDLED / "docstring-small",
+    "ioi-small": SHORTCUTS / "ioi-small",
+    "docstring-small": SHORTCUTS / "docstring-small",
 }
 COMBINATIONS = [
     ("gpt2", "ioi"),
@@ -686,7 +686,7 @@ def test_file_options(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["ioi-small", "docstring-small"])
 def test_bundled_folder_is_complete_small_and_described(name: str) -> None:
-    folder = BUNDLED / name
+    folder = SHORTCUTS / name
     card = json.loads((folder / "card.json").read_text())
     config = json.loads((folder / "config.json").read_text())
     assert (folder / "model.safetensors").stat().st_size <= 3_000_000
@@ -709,10 +709,10 @@ def test_bundled_weights_answer_their_tasks(tokenizer: Loader, name: str, task_n
     from transformer_lens.model_bridge.sources.native import boot
     from transformer_lens.utilities.tl_checkpoint_conversion import convert_tl_checkpoint
 
-    config = json.loads((BUNDLED / name / "config.json").read_text())
+    config = json.loads((SHORTCUTS / name / "config.json").read_text())
     cfg = TransformerBridgeConfig(**config)
     bridge = boot(cfg)
-    weights = load_file(BUNDLED / name / "model.safetensors")
+    weights = load_file(SHORTCUTS / name / "model.safetensors")
     bridge.load_state_dict(convert_tl_checkpoint(weights, cfg), strict=False)
     fits = {"d_vocab": config["d_vocab"], "n_ctx": config["n_ctx"]}
     task = load_task(task_name, tokenizer(name), n_prompts=24, seed=5, **fits)
@@ -734,7 +734,7 @@ def mean_margin(logits: list[Any], task: Task) -> float:
 
 
 def test_training_never_shows_what_is_held_out() -> None:
-    from benchmarks.train_bundled import RECIPES, build_tokenizer, docstring_row, is_held_out
+    from benchmarks.shortcuts.train import RECIPES, build_tokenizer, docstring_row, is_held_out
 
     assert is_held_out("a", "b") == is_held_out("b", "a")
     recipe = RECIPES["docstring"]

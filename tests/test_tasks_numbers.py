@@ -14,7 +14,7 @@ from acdc.cli import main
 from acdc.engine.experiment import Experiment
 from acdc.engine.metrics import Targets, get_metric
 from acdc.errors import TaskError, UnknownNameError
-from acdc.models import BUNDLED, load_model
+from acdc.models import MODELS, load_model
 from acdc.tasks import TASKS, load_task
 from acdc.tasks.greater_than import two_digit_tokens
 from acdc.tasks.induction import LENGTH, ROUNDS
@@ -31,7 +31,7 @@ def gpt2(data: Path) -> Any:
 def words() -> Any:
     from transformers import PreTrainedTokenizerFast
 
-    return PreTrainedTokenizerFast.from_pretrained(BUNDLED["ioi-small"])
+    return PreTrainedTokenizerFast.from_pretrained(MODELS["ioi-small"])
 
 
 # --- greater-than -------------------------------------------------------------------------

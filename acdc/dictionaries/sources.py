@@ -9,7 +9,7 @@ from acdc.dictionaries.cross_layer import is_cross_layer
 from acdc.dictionaries.files import CONFIG
 from acdc.errors import DictionaryError
 from acdc.files.folders import local_folder
-from acdc.models import BUNDLED
+from acdc.models import MODELS
 
 __all__ = ["BUNDLED_SETS", "load_dictionaries", "names_cross_layer"]
 
@@ -60,10 +60,10 @@ def _folders(name: str) -> list[str | Path]:
 
 
 def _bundled(name: str, model: str) -> list[str | Path]:
-    folder = BUNDLED[model] / "dictionaries" if model in BUNDLED else None
+    folder = MODELS[model] / "dictionaries" if model in MODELS else None
     found = {} if folder is None else list_dictionaries(folder)
     if not found:
-        known = [m for m, at in BUNDLED.items() if list_dictionaries(at / "dictionaries")]
+        known = [m for m, at in MODELS.items() if list_dictionaries(at / "dictionaries")]
         raise DictionaryError(
             f"model {model!r} has no bundled dictionaries (these have: {', '.join(known) or 'none'}"
             "); name folders of dictionaries"

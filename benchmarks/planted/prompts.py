@@ -18,7 +18,7 @@ from torch import Tensor
 
 from acdc.tasks import docstring, ioi, words
 from acdc.tasks.prompts import split_template
-from benchmarks.train_bundled import PAD_ID, draw_until, is_held_out, tokens_of
+from benchmarks.shortcuts.train import PAD_ID, draw_until, is_held_out, tokens_of
 
 __all__ = ["DRAWS", "Draw", "Prompts", "docstring_pair", "draw_pairs", "ioi_pair"]
 

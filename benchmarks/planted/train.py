@@ -34,7 +34,7 @@ from rich.progress import Progress
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from acdc.models import BUNDLED
+from acdc.models import MODELS
 from acdc.tasks import Task, load_task
 from benchmarks.planted import card as measured
 from benchmarks.planted.algorithms import DOCSTRING, IOI, IOI_BACKUP, SMOOTHING, Algorithm
@@ -43,7 +43,7 @@ from benchmarks.planted.model import WRITE_STD, Config, PatchableTransformer
 from benchmarks.planted.prompts import DRAWS, draw_pairs
 from benchmarks.planted.siit import Alignment, Losses, Probes, circuit_losses, draw_plan, losses
 from benchmarks.references.signed import sign
-from benchmarks.train_bundled import versions
+from benchmarks.shortcuts.train import versions
 from graphs.files.whole import write_json
 from graphs.graph import shape_to_config
 
@@ -352,7 +352,7 @@ def write_folder(
     save_file(_weights(model), folder / "model.safetensors")
     (folder / "model.safetensors").chmod(0o644)
     for filename in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(BUNDLED[recipe.bundled] / filename, folder / filename)
+        shutil.copyfile(MODELS[recipe.bundled] / filename, folder / filename)
     rows = [json.dumps(asdict(pair)) + "\n" for pair in task_of(recipe, tokenizer).pairs]
     (folder / "pairs.jsonl").write_text("".join(rows))
 
@@ -364,7 +364,7 @@ def _weights(model: PatchableTransformer) -> dict[str, torch.Tensor]:
 def build(name: str, folder: Path, checkpoints: Path | None, progress: Progress) -> None:
     """Train one model, measure it and write its folder."""
     recipe = RECIPES[name]
-    tokenizer = AutoTokenizer.from_pretrained(BUNDLED[recipe.bundled])
+    tokenizer = AutoTokenizer.from_pretrained(MODELS[recipe.bundled])
     model, alignment = build_model(recipe, len(tokenizer.get_vocab()))
     if not recipe.phases:
         vocabulary = tokenizer.get_vocab()

@@ -34,7 +34,7 @@ from acdc.ablations import ABLATIONS
 from acdc.engine.checkpoint import Checkpoint, Decided
 from acdc.engine.constants import Constants, load_constants
 from acdc.measure.evaluation import Evaluation
-from acdc.models import BUNDLED
+from acdc.models import MODELS
 from acdc.pages.evidence import read_evidence, read_repeated
 from acdc.runs.claim import Claim
 from acdc.runs.folder import Settings, read_run
@@ -63,7 +63,7 @@ D_VOCAB = 300
 def tokenizer() -> Any:
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(BUNDLED["ioi-small"])
+    return AutoTokenizer.from_pretrained(MODELS["ioi-small"])
 
 
 @cache

@@ -27,7 +27,7 @@ from torch import Tensor
 from acdc.dictionaries import Dictionary, read_dictionary
 from acdc.errors import ModelError
 from acdc.files.pickled import read_pt
-from acdc.models import BUNDLED, load_model
+from acdc.models import MODELS, load_model
 from acdc.models.folder import ModelFolder
 from acdc.models.lowering import LoweredModel
 from acdc.models.tokenizer import TextTokenizer, read_native_tokenizer, read_tokenizer
@@ -218,7 +218,7 @@ def unigrams() -> Any:
 
 
 def words() -> Any:
-    return transformers.PreTrainedTokenizerFast.from_pretrained(BUNDLED["ioi-small"])
+    return transformers.PreTrainedTokenizerFast.from_pretrained(MODELS["ioi-small"])
 
 
 TOKENIZERS = {

@@ -1,7 +1,7 @@
-"""Train the two bundled models: ``python -m benchmarks.train_bundled [ioi|docstring|all]``.
+"""Train the two models: ``python -m benchmarks.shortcuts [ioi-small|docstring-small|all]``.
 
 ``ioi-small`` learns the tasks ioi and pronoun, ``docstring-small`` the task docstring.  Each is
-written to ``acdc/bundled/<name>/`` as a model folder that ``--model`` could also be given:
+written to ``benchmarks/shortcuts/<name>/``, as a model folder that ``--model`` could also be given:
 ``config.json`` (TransformerBridgeConfig fields), ``model.safetensors`` (HookedTransformer
 layout), a word-level tokenizer in transformers' layout and ``card.json``.
 
@@ -41,9 +41,9 @@ from acdc.tasks import TASKS, docstring, ioi, load_task, pronoun, words
 from acdc.tasks.prompts import split_template
 from graphs.files.whole import write_json
 
-BUNDLED = Path(__file__).resolve().parent.parent / "acdc" / "bundled"
+HERE = Path(__file__).resolve().parent
 TOKEN = r'\n+ *|"""|:param|[A-Za-z_]+|[0-9]+|[^\sA-Za-z0-9]'
-"""One token of the bundled tokenizers: spaces between words are dropped."""
+"""One token of their tokenizers: spaces between words are dropped."""
 UNKNOWN, PAD = "<unk>", "<pad>"
 PAD_ID = 1
 HELD_OUT_IN = 10
@@ -527,7 +527,7 @@ def make_card(
         "name": recipe.name,
         "license": "MIT",
         "description": f"{kind}, trained on generated prompts of {', '.join(samplers)} only",
-        "made_by": "python -m benchmarks.train_bundled",
+        "made_by": "python -m benchmarks.shortcuts",
         "architecture": recipe.config | {"d_vocab": len(vocabulary)},
         "n_parameters": sum(parameter.numel() for parameter in model.parameters()),
         "training": {
@@ -592,7 +592,7 @@ def build(recipe: Recipe, progress: Progress) -> None:
     }
     if low:
         raise RuntimeError(f"{recipe.name} is below {NEEDED_ACCURACY} on held-out prompts: {low}")
-    write_folder(BUNDLED / recipe.name, config, weights, tokenizer, card)
+    write_folder(HERE / recipe.name, config, weights, tokenizer, card)
     scores = {task: round(value["accuracy"], 4) for task, value in card["held_out_scores"].items()}
     progress.console.print(f"{recipe.name}: held-out accuracy {scores}, {seconds:.0f} s")
 
@@ -606,7 +606,3 @@ def main() -> None:
     with Progress() as progress:
         for recipe in recipes:
             build(recipe, progress)
-
-
-if __name__ == "__main__":
-    main()
