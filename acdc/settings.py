@@ -216,7 +216,8 @@ class Settings(Checked):
     task
         Built-in task or file.
     model
-        Bundled model, folder or Hugging Face name; None: the task's bundled model.
+        Bundled model, folder or Hugging Face name, or NAME@STEP, a checkpoint of it
+        (:mod:`acdc.models.steps`); None: the task's bundled model.
     method, metric
         Names, see ``acdc list``; no metric: the task's.
     threshold, n_edges, ranking, select, select_seconds, positive, stable
@@ -262,8 +263,9 @@ class Settings(Checked):
 
     task: str = option(help="Built-in task (acdc list tasks) or a file of pairs.")
     model: str | None = option(
-        None, "Bundled model, folder or Hugging Face name (default: the task's).", group="model"
-    )
+        None, "Bundled model, folder or Hugging Face name, with @STEP a checkpoint of it (default: "
+        "the task's).", group="model",
+    )  # fmt: skip
     method: str = option(
         "acdc", "See acdc list methods (default: acdc; with latents eap-ig).", group="method"
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 from graphs.errors import InputError
 
-__all__ = ["Repository", "expanded", "local_folder"]
+__all__ = ["Repository", "expanded", "is_offline", "local_folder"]
 
 
 def expanded(name: str, what: str, failure: type[InputError] = InputError) -> Path:
@@ -50,6 +50,13 @@ def local_folder(
     return None
 
 
+def is_offline() -> bool:
+    """Whether the hub is not to be asked."""
+    from huggingface_hub import is_offline_mode
+
+    return bool(is_offline_mode())
+
+
 @dataclass(frozen=True)
 class Repository:
     """A repository on the hub, whose files are downloaded unless they are in the hub's cache.
@@ -85,14 +92,15 @@ class Repository:
     def fetch_if_there(
         self, file: str, *, folder: str | None = None, revision: str | None = None
     ) -> Path | None:
-        """Return a file, or None if the repository (offline: the cache) has none of that name."""
-        from huggingface_hub import hf_hub_download, is_offline_mode
+        """Return a file; None if repository or revision (offline: the cache) has none so named."""
+        from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import (
             EntryNotFoundError,
             HfHubHTTPError,
             HFValidationError,
             LocalEntryNotFoundError,
             RepositoryNotFoundError,
+            RevisionNotFoundError,
         )
 
         wanted = {"subfolder": folder, "revision": revision}
@@ -100,7 +108,7 @@ class Repository:
         try:
             return Path(hf_hub_download(self.name, file, **options))
         except LocalEntryNotFoundError as error:
-            if is_offline_mode():
+            if is_offline():
                 return None
             raise self.failure(
                 f"{self.start} and the Hugging Face hub is out of reach; {self.hint}"
@@ -110,15 +118,32 @@ class Repository:
                 f"{self.start} and the Hugging Face hub shows no repository {self.name!r}; check "
                 "the name, or log in if it is private"
             ) from error
-        except EntryNotFoundError:
+        except (EntryNotFoundError, RevisionNotFoundError):
             return None
         except (HfHubHTTPError, HFValidationError, OSError) as error:
             raise self.failure(f"{self.start} and the Hugging Face hub says: {error}") from error
 
-    def _absence(self, file: str, folder: str | None) -> str:
-        from huggingface_hub import is_offline_mode
+    def revisions(self) -> list[str]:
+        """Return the names of the revisions: online those of the hub, else those in its cache.
 
-        if is_offline_mode():
+        Raises
+        ------
+        InputError
+            (``failure``)  If the hub does not say.
+        """
+        from huggingface_hub import HfApi, constants
+        from huggingface_hub.errors import HfHubHTTPError
+
+        if is_offline():
+            cached = Path(constants.HF_HUB_CACHE) / f"models--{self.name.replace('/', '--')}"
+            return sorted(path.name for path in (cached / "refs").glob("*") if path.is_file())
+        try:
+            return [branch.name for branch in HfApi().list_repo_refs(self.name).branches]
+        except (HfHubHTTPError, OSError) as error:
+            raise self.failure(f"{self.start} and the Hugging Face hub says: {error}") from error
+
+    def _absence(self, file: str, folder: str | None) -> str:
+        if is_offline():
             return (
                 "the Hugging Face hub is out of reach (HF_HUB_OFFLINE is set) and its cache lacks "
                 f"{file}"

@@ -20,6 +20,7 @@ from acdc.errors import DeviceError, ModelError, UnknownNameError
 from acdc.files.folders import local_folder
 from acdc.models.devices import resolve_device, resolve_dtype
 from acdc.models.folder import ModelFolder, read_object
+from acdc.models.steps import split_step, step_folder
 from acdc.registry import Registry
 from acdc.tasks.base import Tokenizer
 
@@ -69,7 +70,8 @@ def load_model(
         A known name (see :data:`MODELS`); a local Hugging Face folder; a local folder with
         ``config.json`` (TransformerBridgeConfig fields) and ``model.safetensors`` or
         ``model.pt`` in HookedTransformer layout; or a Hugging Face name (``owner/name``), that
-        of a repository in TransformerLens' own old layout (``NeelNanda/...``) included.
+        of a repository in TransformerLens' own old layout (``NeelNanda/...``) included.  Each
+        with ``@STEP`` after it is a checkpoint of its training, see :mod:`acdc.models.steps`.
         Or a model that is loaded: a TransformerBridge, whose parameters are frozen; a
         :class:`acdc.models.lowering.LoweredModel`; or either with its tokenizer, as this
         function returns them.
@@ -109,7 +111,7 @@ def load_model(
     path = _find(name_or_path)
     with _quiet(), torch.random.fork_rng(devices=[]):
         bridge, tokenizer = _load(path, name_or_path, place, number, trust_remote_code)
-        name = name_or_path if path is None else path.name
+        name = name_or_path if path is None else _short_name(name_or_path, path)
         lowered = lower(bridge, split_qkv=split_qkv, split_embed=split_embed, name=name)
     return lowered, tokenizer
 
@@ -153,24 +155,41 @@ def _load(
 
 def _find(name: str) -> Path | None:
     """Return the local folder that a name means; None if it is a name on the hub."""
+    folder = _local(name)
+    if folder is not None:
+        return folder
+    base, step = split_step(name)
+    if step is not None and (home := _local(base)) is not None:
+        return step_folder(home, step, name)
+    if base in _HUB_SHORT or _HUB_NAME.fullmatch(base):
+        return None
+    if "/" in base or "\\" in base:
+        raise ModelError(f"model {name!r}: there is no such folder")
+    raise UnknownNameError("model", base, MODELS)
+
+
+def _local(name: str) -> Path | None:
+    """Return the folder of a known model, or of a path; None if there is none."""
     if name in MODELS:
         return MODELS[name]
     folder = local_folder(name, "model", "config.json", ModelError)
-    if folder is not None:
-        return folder.resolve()
-    if name in _HUB_SHORT or _HUB_NAME.fullmatch(name):
-        return None
-    if "/" in name or "\\" in name:
-        raise ModelError(f"model {name!r}: there is no such folder")
-    raise UnknownNameError("model", name, MODELS)
+    return None if folder is None else folder.resolve()
+
+
+def _short_name(name: str, path: Path) -> str:
+    """Name of a model that was loaded from a folder; a checkpoint's has its step."""
+    base, step = split_step(name)
+    if step is None or _local(name) is not None:
+        return path.name
+    return f"{base if base in MODELS else Path(base).name}@{step}"
 
 
 def where_from(name: str) -> str:
     """Return where :func:`load_model` loads a name from: ``known``, ``folder`` or ``hub``.
 
-    Raises as it does if the name means nothing.
+    A checkpoint is from where its model is.  Raises as it does if the name means nothing.
     """
-    if name in MODELS:
+    if name in MODELS or (_local(name) is None and split_step(name)[0] in MODELS):
         return "known"
     return "hub" if _find(name) is None else "folder"
 

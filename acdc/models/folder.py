@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from acdc.errors import ModelError
-from acdc.files.folders import Repository
+from acdc.files.folders import Repository, is_offline
+from acdc.models.steps import said_steps, split_step
 from graphs.files.whole import MIB, read_json
 
 __all__ = ["ModelFolder", "check_sizes", "foreign_errors", "read_object"]
@@ -31,27 +32,40 @@ class ModelFolder:
         The folder; for a repository that of the hub's cache, which fills as files are asked for.
     repository
         The repository on the hub, if it is one.
+    revision
+        Which of its revisions was asked for; None: the newest.
     """
 
     path: Path
     repository: Repository | None = None
+    revision: str | None = None
 
     @classmethod
     def on_hub(cls, name: str) -> ModelFolder:
-        """Return the folder of a repository on the hub.
+        """Return the folder of a repository on the hub, ``owner/name`` or ``owner/name@revision``.
 
         Raises
         ------
         ModelError
-            If the hub is out of reach and its cache lacks the model, or it has no such model.
+            If the hub is out of reach and its cache lacks the model, or it has no such model or
+            revision.
         """
+        base, revision = split_step(name)
         repository = Repository(
-            name,
+            base,
             start=f"model {name!r}: no such folder,",
             hint="give a local folder or a bundled model (see acdc list models)",
             failure=ModelError,
         )
-        return cls(repository.fetch("config.json").parent, repository)
+        found = repository.fetch_if_there("config.json", revision=revision)
+        known = repository.revisions() if found is None and revision is not None else []
+        if revision is not None and known and revision not in known:
+            where = "the Hugging Face hub is out of reach (HF_HUB_OFFLINE is set); its cache of "
+            where = f"{where if is_offline() else ''}{base}"
+            raise ModelError(f"model {name!r}: {where} {said_steps(known, revision)}")
+        if found is None:
+            found = repository.fetch("config.json", revision=revision)  # which says why not
+        return cls(found.parent, repository, revision)
 
     @property
     def source(self) -> Path | str:
@@ -59,7 +73,14 @@ class ModelFolder:
         return self.path if self.repository is None else self.repository.name
 
     def __str__(self) -> str:
-        return f"model '{self.source}'"
+        step = "" if self.revision is None else f"@{self.revision}"
+        return f"model '{self.source}{step}'"
+
+    @property
+    def pinned(self) -> dict[str, Any]:
+        """What transformers is told of where to look, where it loads by :attr:`source`."""
+        here = {"local_files_only": self.repository is None}
+        return here if self.revision is None else {**here, "revision": self.revision}
 
     def file(self, name: str) -> Path | None:
         """Return a file, downloaded if need be; None if there is none of that name."""

@@ -213,7 +213,7 @@ def _with_own_code(folder: ModelFolder, dtype: torch.dtype) -> tuple[Any, str]:
     from transformers import AutoConfig, AutoModelForCausalLM
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    options = {"trust_remote_code": True, "local_files_only": folder.repository is None}
+    options = {"trust_remote_code": True, **folder.pinned}
     with foreign_errors(f"{folder}: no usable config.json"):
         config = AutoConfig.from_pretrained(folder.source, **options)
     listed = getattr(config, "architectures", None) or [type(config).__name__]

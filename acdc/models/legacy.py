@@ -13,6 +13,7 @@ from acdc.files.fields import Field, check_fields, flag, text, whole
 from acdc.files.pickled import read_pt
 from acdc.files.tensors import check_floating
 from acdc.models.folder import ModelFolder, foreign_errors, read_object
+from acdc.models.steps import split_step
 from acdc.models.tokenizer import TextTokenizer
 
 __all__ = ["OWNERS", "load_legacy"]
@@ -43,6 +44,12 @@ def load_legacy(
     """
     from transformer_lens.model_bridge.sources import tl_legacy
 
+    base, step = split_step(name)
+    if step is not None:
+        raise ModelError(
+            f"model {name!r}: repositories of TransformerLens' old layout keep no checkpoints as "
+            f"revisions: give {base!r}, or a folder"
+        )
     folder = ModelFolder.on_hub(name)
     start = f"{folder}: no usable TransformerLens checkpoint"
     values = read_object(folder.path / "config.json")

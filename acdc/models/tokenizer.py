@@ -158,7 +158,7 @@ def read_tokenizer(
     if all(folder.file(name) is None for name in (_JSON, _SETTINGS, *_VOCABULARIES)):
         return None
     if trust_remote_code:
-        options = {"trust_remote_code": True, "local_files_only": folder.repository is None}
+        options = {"trust_remote_code": True, **folder.pinned}
         with _errors(f"{folder}: no usable tokenizer"):
             return TextTokenizer(AutoTokenizer.from_pretrained(folder.source, **options), folder)
     return _build(folder, AutoTokenizer, config=config)
