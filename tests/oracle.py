@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from acdc.models.lowering import LoweredLayer, LoweredModel, lower
+from acdc.models.lowering.attention import SharedNorm
 from acdc.tasks.base import Pair, Task
 
 torch.set_num_threads(1)  # on tensors this small more threads only wait for each other
@@ -209,14 +210,27 @@ class Pass:
 
 def projected(attention: Any, kind: str, head: int, x: Tensor) -> Tensor:
     """``x W + b``, then QK-norm and rotation of queries and keys."""
+    read = x
     x = x @ attention.W[kind][head]
     if attention.b[kind] is not None:
         x = x + attention.b[kind][head]
+    if kind in attention.shared:
+        x = x * inverse_of_all_heads(attention.shared[kind], read)
     if kind != "v" and attention.norm[kind] is not None:
         x = attention.norm[kind](x)
     if kind != "v" and attention.rotary is not None:
         x = rotated(attention.rotary, x)
     return x
+
+
+def inverse_of_all_heads(shared: Any, read: Tensor) -> Tensor:
+    """``1 / root mean square`` of what all heads project of what one of them reads."""
+    if not isinstance(shared, SharedNorm):  # a test's own
+        return shared.inverse(read)
+    every = read @ shared.W
+    if shared.b is not None:
+        every = every + shared.b
+    return (every.square().mean(-1, keepdim=True) + shared.norm.eps).rsqrt()
 
 
 def rotated(rotary: Any, x: Tensor) -> Tensor:
@@ -514,8 +528,20 @@ HUGGING_FACE: dict[str, dict[str, Any]] = {
         "head_dim": 4, "query_pre_attn_scalar": 6, "sliding_window": 3,
         "attn_logit_softcapping": 2.0, "final_logit_softcapping": 5.0,
     },
+    "Gemma3": {
+        "head_dim": 4, "query_pre_attn_scalar": 6, "sliding_window": 3, "rope_parameters": {
+            "sliding_attention": {"rope_type": "default", "rope_theta": 10.0},
+            "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 100.0},
+        },
+    },
+    "GPTJ": {"rotary_dim": 2},
+    "Olmo2": {"attention_bias": True},
+    "OPT": {},
+    "Phi3": {"pad_token_id": 0, "sliding_window": 3},
 }  # fmt: skip
 FAMILIES = (*NATIVE, *HUGGING_FACE)
+LATER = ("Gemma3", "GPTJ", "Olmo2", "OPT", "Phi3")
+"""Of these: each differs from an earlier one in few things."""
 
 
 def small_model(
@@ -568,9 +594,20 @@ def _hugging_face(family: str, n_layers: int, n_heads: int, dtype: torch.dtype) 
     else:
         config |= {"num_hidden_layers": n_layers, "num_attention_heads": n_heads}
         config |= {"intermediate_size": 16}
-    if family in ("Qwen3", "Gemma2"):
+    if family in ("Qwen3", "Gemma2", "Gemma3", "Olmo2", "Phi3"):
         config["num_key_value_heads"] = 1 if n_heads % 2 else n_heads // 2
-    cfg = getattr(transformers, f"{family}Config")(**config | HUGGING_FACE[family])
+    if family == "Gemma3":
+        kinds = ["sliding_attention", "full_attention"]
+        config["layer_types"] = [kinds[i % 2] for i in range(n_layers)]
+    if family == "OPT":
+        config |= {"ffn_dim": 16, "word_embed_proj_dim": config["hidden_size"]}
+    if family == "GPTJ":
+        config |= {"n_embd": config.pop("hidden_size"), "n_inner": config.pop("intermediate_size")}
+        config |= {"n_layer": config.pop("num_hidden_layers"), "n_positions": 8}
+        config |= {"n_head": config.pop("num_attention_heads")}
+        del config["max_position_embeddings"]
+    name = f"{family}Text" if family == "Gemma3" else family
+    cfg = getattr(transformers, f"{name}Config")(**config | HUGGING_FACE[family])
     cfg._attn_implementation = "eager"
     name = f"{family}ForCausalLM"
     module = getattr(transformers, name)(cfg).eval().to(dtype)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,7 @@ from acdc.runs.discover import load_experiment
 from graphs import Circuit
 from graphs.files.formats import load_circuit
 
-FAMILIES = ("LN", "RMS", "LNPre", "grouped rotary", "Qwen3", "Gemma2")
+FAMILIES = ("LN", "RMS", "LNPre", "grouped rotary", "Qwen3", "Gemma2", "Olmo2")
 NEAR: dict[str, float] = {"rel": 1e-5, "abs": 2e-6}
 """RMSNorm modules compute in float32 whatever the model's type, the norms written out do not."""
 
@@ -68,6 +69,19 @@ class ByHand:
         self.n_recorded = len(self.scales)
 
 
+class SharedByHand(ByHand):
+    """A norm on all heads together, likewise."""
+
+    def __init__(self, shared: Any) -> None:
+        super().__init__(SimpleNamespace(module=None, kind="RMS", eps=shared.norm.eps, weight=None))
+        self.shared = shared
+
+    def inverse(self, read: Tensor) -> Tensor:
+        every = read @ self.shared.W
+        every = every if self.shared.b is None else every + self.shared.b
+        return (self(every) / every)[..., :1]
+
+
 def frozen_by_hand(model: LoweredModel, base: Tensor) -> LoweredModel:
     """The model with the scales of a plain pass over ``base [batch, pos]``."""
     norms: list[ByHand] = []
@@ -86,11 +100,13 @@ def frozen_by_hand(model: LoweredModel, base: Tensor) -> LoweredModel:
             mlp = _as_function(mlp)
         attention = layer.attention
         qk = {kind: by_hand(norm) for kind, norm in attention.norm.items()}
+        shared = {kind: SharedByHand(one) for kind, one in attention.shared.items()}
+        norms += shared.values()
         layers.append(
             replace(
                 layer,
                 ln1=by_hand(layer.ln1),
-                attention=replace(attention, norm=qk),
+                attention=replace(attention, norm=qk, shared=shared),
                 attention_post=by_hand(layer.attention_post),
                 mlp=mlp,
             )

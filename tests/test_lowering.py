@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ from transformer_lens.utilities.tl_checkpoint_conversion import convert_tl_check
 from acdc.errors import ModelError, UnsupportedModelError
 from acdc.models import load_model
 from acdc.models.lowering import LoweredModel, families, lower
+from acdc.models.lowering.attention import Kind
 from acdc.models.lowering.norm import Norm
 from acdc.models.lowering.weights import expected_shapes
 
@@ -45,6 +47,25 @@ _GEMMA2 = _SMALL | {
     "head_dim": 16, "query_pre_attn_scalar": 20, "sliding_window": WINDOW,
     "attn_logit_softcapping": 2.0, "final_logit_softcapping": 5.0,
 }  # fmt: skip
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+_GEMMA3 = _SMALL | {
+    "head_dim": 16, "query_pre_attn_scalar": 20, "sliding_window": WINDOW,
+    "layer_types": [_SLIDING, _FULL],
+    "rope_parameters": {
+        _SLIDING: {"rope_type": "default", "rope_theta": 20.0},
+        _FULL: {"rope_type": "linear", "factor": 4.0, "rope_theta": 1000.0},
+    },
+}  # fmt: skip
+_OPT = {
+    "vocab_size": VOCAB, "hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "max_position_embeddings": 64, "word_embed_proj_dim": 32,
+}  # fmt: skip
+_LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0, "original_max_position_embeddings": 32,
+}  # fmt: skip
+_PARTIAL = {"rope_theta": 100.0, "partial_rotary_factor": 0.5}
+_SCALED = {"rope_type": "linear", "rope_theta": 100.0, "factor": 4.0}
 
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2", _GPT2),
@@ -62,7 +83,18 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("Qwen3", _SMALL | {"head_dim": 12}),
     "mistral": ("Mistral", _SMALL | {"sliding_window": WINDOW}),
     "gemma2": ("Gemma2", _GEMMA2),
+    "llama3": ("Llama", _SMALL | {"rope_parameters": _LLAMA3}),
+    "llama-linear": ("Llama", _SMALL | {"rope_parameters": _SCALED}),
+    "gptj": ("GPTJ", _GPT2 | {"rotary_dim": 4}),
+    "opt": ("OPT", _OPT),
+    "phi3": ("Phi3", _SMALL | {"pad_token_id": 0, "sliding_window": WINDOW}),
+    "phi3-partial": ("Phi3", _SMALL | {"pad_token_id": 0, "rope_parameters": _PARTIAL}),
+    "olmo2": ("Olmo2", _SMALL),
+    "gemma3": ("Gemma3", _GEMMA3),
 }
+
+
+POST_NORMS = ("gemma2", "gemma3", "olmo2")
 
 
 def _randomise(model: nn.Module) -> None:
@@ -79,7 +111,7 @@ def _randomise(model: nn.Module) -> None:
 def build(family: str, **changes: Any) -> nn.Module:
     """Build a small random Hugging Face model, seeded."""
     name, config = FAMILIES[family]
-    config_class = getattr(transformers, f"{name}Config")
+    config_class = getattr(transformers, f"{name}{'Text' * (name == 'Gemma3')}Config")
     suffix = "LMHeadModel" if name == "GPT2" else "ForCausalLM"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(len(family))
@@ -168,6 +200,37 @@ def _adjacent_rotary(model: LoweredModel) -> LoweredModel:
     return altered(model, rotary=dataclasses.replace(rotary, adjacent=True))
 
 
+def _other_pairs(model: LoweredModel) -> LoweredModel:
+    rotary = model.layers[0].attention.rotary
+    assert rotary is not None
+    return altered(model, rotary=dataclasses.replace(rotary, adjacent=not rotary.adjacent))
+
+
+def _unscaled_rotary(model: LoweredModel, base: float) -> LoweredModel:
+    rotary = model.layers[0].attention.rotary
+    assert rotary is not None
+    n, width = rotary.cos.shape
+    angles = torch.arange(n)[:, None] / base ** (torch.arange(0, width, 2) / width)
+    angles = torch.cat((angles, angles), -1)
+    return altered(model, rotary=dataclasses.replace(rotary, cos=angles.cos(), sin=angles.sin()))
+
+
+def _shifted_positions(model: LoweredModel) -> LoweredModel:
+    def embed(tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        later = torch.cat((tokens, tokens[:, :1]), 1)
+        _, positions = model.embed_parts(later)
+        assert positions is not None
+        return model.embed_parts(tokens)[0], positions[:, 1:]
+
+    return dataclasses.replace(model, embed_parts=embed)
+
+
+def _shared_of(model: LoweredModel, kind: Kind) -> LoweredModel:
+    shared = model.layers[0].attention.shared
+    assert set(shared) == {"q", "k"}
+    return altered(model, shared={kind: shared[kind]})
+
+
 def _narrow_rotary(model: LoweredModel) -> LoweredModel:
     rotary = model.layers[0].attention.rotary
     assert rotary is not None
@@ -242,6 +305,27 @@ PLANTED: list[tuple[str, str, Callable[[LoweredModel], LoweredModel]]] = [
     ("gemma2", "logit_cap", lambda m: dataclasses.replace(m, logit_cap=None)),
     ("gemma2", "post norm", _without_post_norm),
     ("gemma2", "scale", lambda m: altered(m, scale=16**-0.5)),
+    ("llama3", "scaled rotary", lambda m: _unscaled_rotary(m, 500.0)),
+    ("llama-linear", "scaled rotary", lambda m: _unscaled_rotary(m, 100.0)),
+    ("gptj", "parallel", _other_parallel),
+    ("gptj", "rotary pairs", _other_pairs),
+    ("gptj", "rotary_dim", _narrow_rotary),
+    ("gptj", "scale", lambda m: altered(m, scale=1.0)),
+    ("opt", "positions", _shifted_positions),
+    ("opt", "b_Q", _no_bias("q")),
+    ("opt", "b_O", lambda m: altered(m, b_O=None)),
+    ("phi3", "window", lambda m: altered(m, window=None)),
+    ("phi3-partial", "rotary_dim", _narrow_rotary),
+    ("olmo2", "norm of all heads", lambda m: altered(m, shared={})),
+    ("olmo2", "norm of all queries", lambda m: _shared_of(m, "k")),
+    ("olmo2", "norm of all keys", lambda m: _shared_of(m, "q")),
+    ("olmo2", "post norm", _without_post_norm),
+    ("gemma3", "window", lambda m: altered(m, window=None)),
+    ("gemma3", "window of all layers", lambda m: altered(m, window=WINDOW)),
+    ("gemma3", "qk norm", lambda m: altered(m, norm={"q": None, "k": None})),
+    ("gemma3", "one rotary", lambda m: altered(m, rotary=m.layers[0].attention.rotary)),
+    ("gemma3", "post norm", _without_post_norm),
+    ("gemma3", "scale", lambda m: altered(m, scale=16**-0.5)),
 ]
 
 
@@ -295,7 +379,7 @@ def test_stories260k(stories: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16", "float16"])
-@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "gemma3", "gptj", "olmo2"])
 def test_other_types(family: str, dtype: str, hf: Any, tokens: Tensor) -> None:
     case = hf(family)
     lowered, _ = load_model(str(case.folder), dtype=dtype)
@@ -422,7 +506,8 @@ def test_norm_of_another_kind_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "family", ["gpt2", "gpt-neo", "qwen3", "mistral", "gemma2", "neox-parallel"]
+    "family",
+    ["gpt2", "gpt-neo", "qwen3", "mistral", "gemma2", "neox-parallel", "gptj", "olmo2", "gemma3"],
 )
 def test_single_heads_equal_all_heads(family: str, hf: Any, tokens: Tensor) -> None:
     model = hf(family).lowered
@@ -446,7 +531,7 @@ def test_single_heads_equal_all_heads(family: str, hf: Any, tokens: Tensor) -> N
             torch.testing.assert_close(z, trace.z[i][:, head][:, late], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen2", "olmo2"])
 @pytest.mark.parametrize("kind", ["q", "k", "v"])
 def test_projections_agree(family: str, kind: Any, hf: Any, tokens: Tensor) -> None:
     model = hf(family).lowered
@@ -464,7 +549,7 @@ def test_projections_agree(family: str, kind: Any, hf: Any, tokens: Tensor) -> N
     torch.testing.assert_close(leading[0, 0], together, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("family", [f for f in FAMILIES if f != "gemma2"])
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f not in POST_NORMS])
 @pytest.mark.parametrize("split_embed", [False, True])
 def test_senders_sum_to_the_final_stream(
     family: str, split_embed: bool, hf: Any, tokens: Tensor
@@ -506,7 +591,7 @@ def test_unembedding_bias(tmp_path: Path, tokens: Tensor) -> None:
 # --- what is refused ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["OPT", "Bloom", "GPTJ", "Phi3", "Gemma"])
+@pytest.mark.parametrize("name", ["Bloom", "Cohere", "Falcon", "Gemma", "Phi"])
 def test_other_architectures_are_refused(name: str, tmp_path: Path) -> None:
     getattr(transformers, f"{name}Config")().save_pretrained(tmp_path)
     with pytest.raises(UnsupportedModelError, match=f"architecture '{name}ForCausalLM' is not"):
@@ -514,17 +599,71 @@ def test_other_architectures_are_refused(name: str, tmp_path: Path) -> None:
 
 
 def test_bridge_of_another_architecture_is_refused(tokenizer: Any) -> None:
-    config = transformers.GPTJConfig(
-        vocab_size=VOCAB, n_embd=32, n_layer=1, n_head=4, rotary_dim=4, n_positions=64
-    )
-    config.architectures = ["GPTJForCausalLM"]
+    config = transformers.StableLmConfig(**_SMALL | {"num_hidden_layers": 1})
+    config.architectures = ["StableLmForCausalLM"]
     with torch.random.fork_rng(devices=[]):
-        model = transformers.GPTJForCausalLM(config)
+        model = transformers.StableLmForCausalLM(config)
     bridge = TransformerBridge.boot_transformers(
-        "gptj", hf_model=model, tokenizer=tokenizer, device="cpu"
+        "stablelm", hf_model=model, tokenizer=tokenizer, device="cpu"
     )
-    with pytest.raises(UnsupportedModelError, match="architecture 'GPTJForCausalLM' is not"):
+    with pytest.raises(UnsupportedModelError, match="architecture 'StableLmForCausalLM' is not"):
         lower(bridge)
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "words"),
+    [
+        ("opt", {"do_layer_norm_before": False}, "do_layer_norm_before=false (norms behind the"),
+        ("opt", {"word_embed_proj_dim": 16}, "word_embed_proj_dim=16 with hidden_size=32 ("),
+    ],
+)
+def test_variants_of_families_are_refused(
+    family: str, changes: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    build(family, **changes).save_pretrained(tmp_path)
+    with pytest.raises(UnsupportedModelError, match=re.escape(words)):
+        load_model(str(tmp_path))
+
+
+def test_rotary_positions_that_change_with_length_are_refused(
+    tmp_path: Path, tokenizer: Any
+) -> None:
+    rope = {"rope_type": "longrope", "rope_theta": 100.0, "factor": 4.0} | {
+        f"{length}_factor": [1.0] * 4 for length in ("short", "long")
+    }
+    rope["original_max_position_embeddings"] = 32
+    model = build("phi3", rope_parameters=rope)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="rope_type is 'longrope', expected one of default, lin"):
+        load_model(str(tmp_path))
+    bridge = TransformerBridge.boot_transformers(
+        "phi3", hf_model=model, tokenizer=tokenizer, device="cpu"
+    )
+    with pytest.raises(UnsupportedModelError, match="of the type longrope, whose angles change"):
+        lower(bridge)
+
+
+def test_old_names_of_gemma3(tmp_path: Path, tokens: Tensor) -> None:
+    """As its first checkpoints say which layers are local and what they rotate by."""
+    rope = {
+        _SLIDING: {"rope_type": "default", "rope_theta": 30.0},
+        _FULL: {"rope_type": "linear", "factor": 4.0, "rope_theta": 1000.0},
+    }
+    model = build("gemma3", rope_parameters=rope)
+    model.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    assert config.pop("layer_types") == [_SLIDING, _FULL]
+    del config["rope_parameters"]
+    config |= {
+        "sliding_window_pattern": 2, "rope_local_base_freq": 30.0, "rope_theta": 1000.0,
+        "rope_scaling": {"rope_type": "linear", "factor": 4.0},
+    }  # fmt: skip
+    path.write_text(json.dumps(config))
+    lowered, _ = load_model(str(tmp_path))
+    assert [layer.attention.window for layer in lowered.layers] == [WINDOW, None]
+    with torch.no_grad():
+        assert difference(logits_of(lowered, tokens), model(tokens).logits) < TOLERANCE
 
 
 @pytest.mark.parametrize(

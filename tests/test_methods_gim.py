@@ -19,7 +19,7 @@ from acdc.models.lowering.gim import GimRules, with_gim_gradients
 from acdc.models.lowering.norm import Norm
 
 OFF = GimRules(1.0, False, 1.0, 1.0, 1.0)
-GATED = ("gated rotary", "grouped rotary", "Qwen3", "Gemma2")
+GATED = ("gated rotary", "grouped rotary", "Qwen3", "Gemma2", "Gemma3", "Olmo2", "Phi3")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -39,7 +39,7 @@ def test_values_stay_and_no_rules_are_eap(family: str) -> None:
     assert np.abs(gim(experiment) - plain).max() > 0.05 * np.abs(plain).max()
 
 
-@pytest.mark.parametrize("family", ["LN", "grouped", "GPTNeoX", "Gemma2", "Qwen3"])
+@pytest.mark.parametrize("family", ["LN", "grouped", "GPTNeoX", "Gemma2", "Qwen3", "Olmo2", "GPTJ"])
 def test_scores_are_the_modified_gradients_of_edges(family: str) -> None:
     """The engine maps gradients back through norms by hand; here each edge has a weight."""
     experiment, _ = build(family, 2)

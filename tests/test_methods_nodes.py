@@ -10,7 +10,7 @@ import numpy as np
 import oracle
 import pytest
 from oracle import FAMILIES, Oracle
-from test_attribution import build
+from test_attribution import STEP, build
 from test_parity import experiment as parity_experiment
 
 from acdc.engine.experiment import Experiment
@@ -56,7 +56,7 @@ def assert_close(found: dict[str, float], wanted: dict[str, float]) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_nap_is_the_derivative_of_ablating_a_node(family: str, options: dict[str, str]) -> None:
     experiment, slow = build(family, **options)
-    eps = 1e-2 if family == "Qwen3" else 3e-3
+    eps = STEP.get(family, 3e-3)
     assert_close(by_name(experiment, nap(experiment)), node_derivatives(slow, eps))
 
 

@@ -19,9 +19,9 @@ from acdc.methods.eap import eap
 from acdc.methods.relp import Options, relp
 from acdc.models.lowering.relp import RelpRules, with_relevance
 
-GATED = ("gated rotary", "grouped rotary", "Qwen3", "Gemma2")
-SOME = ("LN", "gated rotary", "grouped", "GPTNeoX", "Gemma2")
-SILU = ("gated rotary", "grouped rotary", "Qwen3")
+GATED = ("gated rotary", "grouped rotary", "Qwen3", "Gemma2", "Gemma3", "Olmo2", "Phi3")
+SOME = ("LN", "gated rotary", "grouped", "GPTNeoX", "Gemma2", "Olmo2", "Phi3")
+SILU = ("gated rotary", "grouped rotary", "Qwen3", "Olmo2", "Phi3")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -53,6 +53,19 @@ class HandNorm:
         bias = self.norm.module(torch.zeros_like(x))
         scaled = centred / size
         return (scaled if self.norm.weight is None else scaled * self.norm.weight) + bias
+
+
+@dataclass
+class HandShared:
+    """A norm on all heads together whose root mean square is a constant."""
+
+    shared: Any
+
+    def inverse(self, read: Tensor) -> Tensor:
+        every = read @ self.shared.W
+        every = every if self.shared.b is None else every + self.shared.b
+        size = every.square().mean(-1, keepdim=True) + self.shared.norm.eps
+        return size.rsqrt().detach()
 
 
 @dataclass
@@ -91,11 +104,12 @@ def by_hand(slow: Oracle, family: str) -> dict[str, float]:
 
     def layer(old: Any) -> Any:
         norm = {k: None if n is None else HandNorm(n) for k, n in old.attention.norm.items()}
+        shared = {k: HandShared(one) for k, one in old.attention.shared.items()}
         post = old.attention_post
         return replace(
             old,
             ln1=HandNorm(old.ln1),
-            attention=replace(old.attention, norm=norm),
+            attention=replace(old.attention, norm=norm, shared=shared),
             attention_post=None if post is None else HandNorm(post),
             mlp=None if old.mlp is None else HandMlp(old.mlp, family),
         )

@@ -328,9 +328,11 @@ class Heads(Stage):
     def pull(self, found: Gradients, tokens: slice | Tensor) -> Iterator[tuple[int, Rows]]:
         """``d metric / d input``, see :meth:`Stage.pull`: back through W_Q, W_K, W_V and norm."""
         block, shape = self.model.layers[self.layer], self.model.shape
+        point, ln1 = found.trace.at(self.stream).flatten(0, 1)[tokens], block.ln1.on(tokens)
         parts = {
-            kind: found.of_heads((kind, self.layer), tokens)
-            @ block.attention.W[kind].transpose(1, 2)
+            kind: block.attention.pull(
+                kind, found.of_heads((kind, self.layer), tokens), lambda: ln1(point)
+            )
             for kind in KINDS
         }  # (head, token, d_model)
         if shape.split_qkv:
@@ -339,8 +341,7 @@ class Heads(Stage):
             g = parts["q"].new_zeros(self.n_receivers, *parts["q"].shape[1:])
             for kind, rows in self.rows.items():
                 g.index_add_(0, torch.tensor(rows, device=g.device), parts[kind])
-        point = found.trace.at(self.stream).flatten(0, 1)[tokens]
-        yield 0, block.ln1.on(tokens).vjp(point, g)
+        yield 0, ln1.vjp(point, g)
 
     def effects(self, found: Gradients, blocks: list[Block]) -> list[Tensor]:
         """``d metric / d z``, see :meth:`Stage.effects`."""

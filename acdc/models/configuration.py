@@ -6,7 +6,7 @@ that the family does not know are dropped: transformers would store them, but no
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -21,7 +21,10 @@ _ROTATIONS = ("default", "linear", "dynamic", "yarn", "llama3")  # longrope's ch
 _LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 _HEADS = ("num_attention_heads", "n_head", "num_heads")
 _WIDTHS = ("vocab_size", "hidden_size", "n_embd", *_HEADS)
-_OPTIONAL_WIDTHS = ("num_key_value_heads", "head_dim", "intermediate_size", "n_inner")
+_OPTIONAL_WIDTHS = (
+    "num_key_value_heads", "head_dim", "intermediate_size", "n_inner", "ffn_dim",
+    "word_embed_proj_dim", "rotary_dim",
+)  # fmt: skip
 
 
 def _is_attention_types(value: Any) -> bool:
@@ -83,9 +86,13 @@ _FIELDS: dict[str, Field] = {
     "query_pre_attn_scalar": number(above=0),
     **dict.fromkeys(("attention_bias", "mlp_bias", "use_parallel_residual", "tie_word_embeddings",
                      "scale_attn_weights", "scale_attn_by_inverse_layer_idx",
-                     "reorder_and_upcast_attn", "use_sliding_window", "is_decoder"), flag()),
+                     "reorder_and_upcast_attn", "use_sliding_window", "is_decoder",
+                     "do_layer_norm_before", "enable_bias", "layer_norm_elementwise_affine",
+                     "_remove_final_layer_norm"), flag()),
     **dict.fromkeys(("sliding_window", "window_size"), whole(1).or_none()),
     "max_window_layers": whole(0),
+    "sliding_window_pattern": whole(1, _MAX_LAYERS),
+    "rope_local_base_freq": number(above=0),
     "attention_types": Field(
         f'a list as [[["global", "local"], 6]] of at most {_MAX_LAYERS:,} layers',
         _is_attention_types,
@@ -103,6 +110,13 @@ _NO_EFFECT = frozenset((
     "transformers_version", "pad_token_id", "bos_token_id", "eos_token_id", "initializer_range",
 ))  # fmt: skip
 """Fields that say nothing about logits; so do all whose names speak of dropout and summaries."""
+
+_UNNAMED = {
+    "sliding_window_pattern": "_sliding_window_pattern",  # Gemma-3 before layer_types
+    "rope_local_base_freq": "default_theta",  # Gemma-3 before rope_parameters by kind of layer
+    "_remove_final_layer_norm": "_remove_final_layer_norm",
+}
+"""Fields that some families read without naming them, and what of theirs says which do."""
 
 _REFUSED = ("quantization_config", "compression_config", "per_layer_config")
 
@@ -139,11 +153,12 @@ def check_configuration(
         table = _FIELDS | _OLD_ROPE
         known |= _OLD_ROPE.keys()
     known |= set(default.attribute_map)
+    known |= {name for name in _UNNAMED if hasattr(default, _UNNAMED[name])}
     fields = {
         name: value for name, value in values.items() if name in known and not _has_no_effect(name)
     }
     check_fields(fields, table, where, ModelError)
-    _check_rope(fields, where)
+    _check_rope(fields, _kinds_of_rope(default), where)
     _check_extent(fields, state, where)
     return fields
 
@@ -152,20 +167,33 @@ def _has_no_effect(name: str) -> bool:
     return name in _NO_EFFECT or any(part in name for part in ("dropout", "_pdrop", "summary_"))
 
 
-def _check_rope(fields: Mapping[str, Any], where: str) -> None:
+def _kinds_of_rope(default: Any) -> tuple[str, ...]:
+    """Return the kinds of layers that a family has rotary positions of their own for."""
+    rope = getattr(default, "rope_parameters", None) or {}
+    return tuple(kind for kind, value in rope.items() if isinstance(value, dict))
+
+
+def _check_rope(fields: Mapping[str, Any], kinds: tuple[str, ...], where: str) -> None:
     for name in ("rope_parameters", "rope_scaling"):
         rope = fields.get(name) or {}
-        start = f"{where}: {name}"
-        check_fields(rope, _ROPE, start, ModelError)
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        for key in _NEEDED.get(kind, ()):
-            if key not in rope:
-                raise ModelError(f"{start} has no {key}, which {kind!r} needs")
-        nested = [key for key, value in rope.items() if isinstance(value, dict)]
-        if nested:
-            raise UnsupportedModelError(
-                f"{start} has other values for {nested[0]!r}; only one for all layers is supported"
-            )
+        own = {kind: rope[kind] for kind in kinds if isinstance(rope.get(kind), dict)}
+        for kind, value in own.items():
+            _check_one_rope(value, f"{where}: {name} of {kind}")
+        rest = {key: value for key, value in rope.items() if key not in own}
+        _check_one_rope(rest, f"{where}: {name}")
+
+
+def _check_one_rope(rope: Mapping[str, Any], start: str) -> None:
+    check_fields(rope, _ROPE, start, ModelError)
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    for key in _NEEDED.get(kind, ()):
+        if key not in rope:
+            raise ModelError(f"{start} has no {key}, which {kind!r} needs")
+    nested = [key for key, value in rope.items() if isinstance(value, dict)]
+    if nested:
+        raise UnsupportedModelError(
+            f"{start} has other values for {nested[0]!r}; only one for all layers is supported"
+        )
 
 
 def _check_extent(fields: Mapping[str, Any], state: Mapping[str, Tensor], where: str) -> None:
@@ -212,12 +240,20 @@ def check_relations(config: Any, where: str) -> None:
         raise ModelError(
             f"{where}: layers are of the kind sliding_attention without sliding_window"
         )
-    rope = getattr(config, "rope_parameters", None)
-    if rope is not None:
-        d_head = d_head or width // heads
-        rotated = int(d_head * rope.get("partial_rotary_factor", 1.0))
-        if rotated < 2 or rotated % 2:
+    d_head = d_head or width // heads
+    for rotated in _rotated(config, d_head):
+        if not 2 <= rotated <= d_head or rotated % 2:
             raise ModelError(
                 f"{where}: {rotated} of {d_head} dimensions of a head are rotated, expected an "
                 "even number of them"
             )
+
+
+def _rotated(config: Any, d_head: int) -> Iterator[int]:
+    """How many dimensions of a head are rotated, in layers of each kind that says so."""
+    if hasattr(config, "rotary_dim"):  # GPT-J, which rotates as many as its whole width without
+        yield config.rotary_dim or config.hidden_size
+    rope = getattr(config, "rope_parameters", None) or {}
+    own = [value for value in rope.values() if isinstance(value, dict)]
+    for one in own or [rope] * bool(rope):
+        yield int(d_head * one.get("partial_rotary_factor", 1.0))

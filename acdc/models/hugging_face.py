@@ -91,6 +91,8 @@ def _plain(folder: ModelFolder, values: dict[str, Any], dtype: torch.dtype) -> t
     with foreign_errors(where):
         config = type(default)(**fields)
     check_relations(config, where)
+    if (config.pad_token_id or 0) >= config.vocab_size:  # it has no say, but must be a token
+        config.pad_token_id = None
     module_class = getattr(transformers, architecture)
     with foreign_errors(where), torch.device("meta"):
         check_sizes(module_class(config), state, where)

@@ -7,7 +7,8 @@ subset of ``pos``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from acdc.models.lowering.norm import Norm
 
-__all__ = ["KINDS", "Attention", "Kind", "Rotary"]
+__all__ = ["KINDS", "Attention", "Kind", "Rotary", "SharedNorm"]
 
 Kind = Literal["q", "k", "v"]
 KINDS: tuple[Kind, ...] = ("q", "k", "v")
@@ -55,6 +56,50 @@ class Rotary:
 
 
 @dataclass(frozen=True, eq=False)
+class SharedNorm:
+    """A norm on the queries, or keys, of all heads together (OLMo-2).
+
+    Each head divides its projection by the root mean square of the projections of all heads, and
+    takes these of what it reads itself: so it stays a function of its own input, as behind the norm
+    in front of it, and where all heads read the same it is the model's.
+
+    Parameters
+    ----------
+    norm
+        The model's own.  Its weight is in the matrices of the heads.
+    W, b
+        ``[d_model, head * d_head]``: the projections of all heads without it, and ``[head *
+        d_head]`` or None.
+    """
+
+    norm: Norm
+    W: Tensor
+    b: Tensor | None
+
+    def inverse(self, x: Float[Tensor, "*place d_model"]) -> Float[Tensor, "*place 1"]:
+        """``1 / root mean square`` of all projections of ``x`` (normed); at least float32."""
+        found = self.norm.inverse(self._projections(x))
+        return found.detach() if self.norm.frozen else found
+
+    def slope(self, x: Float[Tensor, "*place d_model"]) -> Float[Tensor, "*place d_model"]:
+        """``d inverse / d x``."""
+        if self.norm.frozen:
+            return torch.zeros_like(x)
+        every = self._projections(x)
+        cubed = self.norm.inverse(every).pow(3) / every.shape[-1]
+        return (every @ self.W.T) * -cubed.to(x.dtype)
+
+    def hold(self, x: Float[Tensor, "batch pos d_model"], n_heads: int) -> Norm:
+        """Return the norm of single heads with the scale that this has at ``x`` (normed)."""
+        held = self.inverse(x)[:, None].expand(-1, n_heads, -1, -1)
+        bias = x.new_zeros(self.W.shape[1] // n_heads)
+        return Norm(lambda y: y, "RMS", None, self.norm.eps, held=held, bias=bias)
+
+    def _projections(self, x: Tensor) -> Tensor:
+        return x @ self.W if self.b is None else x @ self.W + self.b
+
+
+@dataclass(frozen=True, eq=False)
 class Attention:
     """Weights of one attention layer and the arithmetic around them.
 
@@ -73,6 +118,8 @@ class Attention:
     rotary, soft_cap, window, causal
         Rotary tables; cap of the scores; how many positions back a query sees (itself
         counted); whether later positions are masked.
+    shared
+        Norms on the queries or keys of all heads together; projections are behind them.
     """
 
     W: dict[str, Tensor]
@@ -85,6 +132,7 @@ class Attention:
     soft_cap: float | None
     window: int | None
     causal: bool
+    shared: Mapping[Kind, SharedNorm] = field(default_factory=dict)
 
     @property
     def n_heads(self) -> int:
@@ -104,25 +152,64 @@ class Attention:
         heads, d_model, d_head = W.shape
         flat = x @ W.permute(1, 0, 2).reshape(d_model, heads * d_head)
         out = flat.unflatten(-1, (heads, d_head)).transpose(-3, -2)
-        return out if b is None else out + b[:, None]
+        out = out if b is None else out + b[:, None]
+        return self._scaled(kind, out, x.unsqueeze(-3))
 
     def project_split(
         self, kind: Kind, x: Float[Tensor, "head n d_model"]
     ) -> Float[Tensor, "head n d_head"]:
         """``[head, n, d_model]`` (normed, an input per head) -> ``[head, n, d_head]``."""
         W, b = self.W[kind], self.b[kind]
-        return x @ W if b is None else torch.baddbmm(b[:, None], x, W)
+        return self._scaled(kind, x @ W if b is None else torch.baddbmm(b[:, None], x, W), x)
 
     def project_head(
         self, kind: Kind, head: int, x: Float[Tensor, "*place pos d_model"]
     ) -> Float[Tensor, "*place pos d_head"]:
         """``[..., pos, d_model]`` (normed) -> ``[..., pos, d_head]`` of one (key-value) head."""
         W, b = self.W[kind][head], self.b[kind]
-        return (
+        out = (
             x @ W
             if b is None
             else torch.addmm(b[head], x.flatten(0, -2), W).unflatten(0, x.shape[:-1])
         )
+        return self._scaled(kind, out, x)
+
+    def _scaled(self, kind: Kind, projected: Tensor, x: Tensor) -> Tensor:
+        """Apply a norm on all heads together, if there is one, to projections of ``x``."""
+        if kind not in self.shared:
+            return projected
+        return (projected * self.shared[kind].inverse(x)).to(projected.dtype)
+
+    def pull(
+        self,
+        kind: Kind,
+        g: Float[Tensor, "head token d_head"],
+        read: Callable[[], Float[Tensor, "token d_model"]],
+    ) -> Float[Tensor, "head token d_model"]:
+        """Gradient at what each head projects, given that at its projections.
+
+        Parameters
+        ----------
+        kind
+            Which.
+        g
+            ``[head, token, d_head]``.
+        read
+            Returns ``[token, d_model]`` (normed): what is projected.
+
+        Returns
+        -------
+        Tensor
+            ``[head, token, d_model]``.
+        """
+        W, b = self.W[kind], self.b[kind]
+        pulled = g @ W.transpose(1, 2)
+        if kind not in self.shared:
+            return pulled
+        x, shared = read(), self.shared[kind]
+        linear = x @ W if b is None else x @ W + b[:, None]
+        into_scale = torch.linalg.vecdot(g, linear)[..., None]
+        return (pulled * shared.inverse(x)).to(g.dtype) + into_scale * shared.slope(x)
 
     def place(
         self,

@@ -34,9 +34,12 @@ def with_parts(
 
     def layer(old: LoweredLayer) -> LoweredLayer:
         inside = {kind: exchanged(one) for kind, one in old.attention.norm.items()}
+        shared = {
+            kind: replace(one, norm=norm(one.norm)) for kind, one in old.attention.shared.items()
+        }
         return LoweredLayer(
             norm(old.ln1),
-            attention(replace(old.attention, norm=inside)),
+            attention(replace(old.attention, norm=inside, shared=shared)),
             exchanged(old.attention_post),
             exchanged(old.ln2),
             None

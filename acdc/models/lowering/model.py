@@ -196,10 +196,12 @@ class LoweredLayer:
             kind: None if norm is None else norm.hold(trace.at((kind, i)))
             for kind, norm in attention.norm.items()
         }
+        for kind, shared in attention.shared.items():
+            norms[kind] = shared.hold(self.ln1(trace.attention_in[i]), len(attention.W[kind]))
         post, mlp = self.attention_post, self.mlp
         return LoweredLayer(
             self.ln1.hold(trace.attention_in[i]),
-            replace(attention, norm=norms),
+            replace(attention, norm=norms, shared={}),
             None if post is None else post.hold(trace.attention_out[i]),
             None if self.ln2 is None else self.ln2.hold(trace.mlp_in[i]),
             None if mlp is None else mlp.hold(trace.mlp_in[i]),
@@ -217,7 +219,8 @@ class Trace:
     attention_in, mlp_in
         Raw stream read by attention and MLP of each layer, ``[batch, pos, d_model]``.
     q, k, v
-        Projections of each layer before QK-norm and rotary, ``[batch, head, pos, d_head]``.
+        Projections of each layer before QK-norm and rotary (behind a norm that all heads share),
+        ``[batch, head, pos, d_head]``.
     z
         Head outputs before W_O, ``[batch, head, pos, d_head]``.
     attention_out
