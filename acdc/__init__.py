@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from acdc.evidence.directions import discover_both
     from acdc.evidence.frontier import sweep
     from acdc.evidence.groups import groups
+    from acdc.evidence.heads import heads
     from acdc.evidence.interactions import interactions
     from acdc.evidence.references import load_reference
     from acdc.evidence.self_repair import self_repair
@@ -44,6 +45,7 @@ _HOMES = {
     "discover_both": "acdc.evidence.directions",
     "evaluate": "acdc.evidence.assessment",
     "groups": "acdc.evidence.groups",
+    "heads": "acdc.evidence.heads",
     "interactions": "acdc.evidence.interactions",
     "load_circuit": "acdc.runs.circuits",
     "load_dictionaries": "acdc.dictionaries.sources",
@@ -67,6 +69,7 @@ __all__ = [
     "discover_both",
     "evaluate",
     "groups",
+    "heads",
     "interactions",
     "load_circuit",
     "load_dictionaries",

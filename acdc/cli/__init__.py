@@ -23,6 +23,7 @@ from acdc.cli.comparison import compare
 from acdc.cli.discovery import conditions, discover, stability, sweep
 from acdc.cli.evidence import evaluate, report, self_repair
 from acdc.cli.groups import groups
+from acdc.cli.heads import heads
 from acdc.cli.interactions import interactions
 from acdc.cli.listing import list_
 
@@ -49,6 +50,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {  # in the order of acdc --help
     "groups": groups,
     "self-repair": self_repair,
     "interactions": interactions,
+    "heads": heads,
     "export": export,
     "latents": latents,
     "report": report,

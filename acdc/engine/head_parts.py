@@ -144,21 +144,26 @@ class PromptsRun:
             vectors = block.vectors(values[b][:, 0]).expand(-1, *stream.shape)
             if block.post is not None:
                 posts.append(block.post)
-                vectors = self._through_post(block.post, vectors)
+                vectors = self.gained(block.post, vectors)
             rows.append(vectors)
         return torch.cat([*rows, self._biases(stage, posts)[None]])
 
-    def _through_post(self, layer: int, vectors: Tensor) -> Tensor:
-        """What the stream gains of parts of what a layer's heads write."""
+    def gained(
+        self, layer: int, vectors: Float[Tensor, "*part batch pos d_model"]
+    ) -> Float[Tensor, "*part batch pos d_model"]:
+        """What the stream gains of parts of what a layer's heads write: through a post-norm."""
         norm = self.written.program.model.layers[layer].attention_post
-        assert norm is not None
+        if norm is None:
+            return vectors
         return replace(norm, frozen=True).jvp(self.trace.attention_out[layer], vectors)
 
     def _biases(self, stage: Heads, posts: list[int]) -> Tensor:
         """``[batch, pos, d_model]``: output biases in the stream, through post-norms."""
         layers, total = self.written.program.model.layers, torch.zeros_like(self.trace.embeds[0])
         for layer in stage.constants:
-            total = total + layers[layer].attention.b_O
+            b_O = layers[layer].attention.b_O
+            assert b_O is not None
+            total = total + b_O
         for layer in sorted(set(posts)):
             norm, b_O = layers[layer].attention_post, layers[layer].attention.b_O
             assert norm is not None

@@ -1,0 +1,73 @@
+"""``acdc heads``: why the heads of a circuit attend where they do."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from acdc.cli import options as opt
+from acdc.cli.asked import takes
+from acdc.cli.inputs import check_file
+
+__all__ = ["heads"]
+
+
+@takes("model", "method", "prompts", "computing",
+       leave=("method", "holdout", "n_select", "n_test", "direction"), of_run=True)  # fmt: skip
+def heads(
+    run: opt.CircuitPath,
+    task: opt.RunTask = None,
+    head: Annotated[
+        list[str] | None,
+        typer.Option("--head", help="Explain these (repeatable), in the circuit or not."),
+    ] = None,
+    by: Annotated[
+        str | None,
+        typer.Option("--by", help="Name positions by token or span (default: labels if any)."),
+    ] = None,
+    max_heads: Annotated[
+        int, typer.Option("--max-heads", help="Explain at most so many, of the largest scores.")
+    ] = 20,
+    seen: Annotated[
+        bool,
+        typer.Option("--seen/--unseen", help="Measure on the prompts that discovery saw."),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json/--no-json", help="Print JSON instead of tables.")
+    ] = False,
+    out: opt.JsonFile = None,
+    overwrite: opt.Replace = False,
+    **asked: Any,
+) -> None:
+    """Explain where heads attend, pair by pair of what they read, and what they carry.
+
+    Scores before the softmax are exact sums over pairs of senders (query side x key side); values
+    are taken apart in the same way, towards the logits and towards later heads.
+
+    Example: acdc heads runs/ioi
+
+    Example: acdc heads runs/ioi --head a1.h4 --json
+    """
+    import json
+
+    from acdc.evidence.heads import heads as explain
+    from acdc.terminal.heads import heads_tables
+    from acdc.terminal.tables import TerminalReporter, say, show, warn
+    from graphs.files.whole import write_json
+
+    if out is not None:
+        check_file(out, overwrite)
+    found = explain(
+        run, head or (), task=task, by=by, seen=seen, max_heads=max_heads,
+        reporter=TerminalReporter(), **asked,
+    )  # fmt: skip
+    if out is not None:
+        write_json(out, found.summary())
+    if as_json:
+        typer.echo(json.dumps(found.summary(), indent=1))
+    else:
+        show(*heads_tables(found, f"heads in {run}"))
+        warn(found.warnings)
+    if out is not None:
+        say(f"written to {out}", stderr=as_json)
