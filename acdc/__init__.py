@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from acdc.evidence.comparison import compare
     from acdc.evidence.conditions import conditions
     from acdc.evidence.directions import discover_both
+    from acdc.evidence.doses import dose
     from acdc.evidence.frontier import sweep
     from acdc.evidence.groups import groups
     from acdc.evidence.heads import heads
@@ -43,6 +44,7 @@ _HOMES = {
     "conditions": "acdc.evidence.conditions",
     "discover": "acdc.runs.discover",
     "discover_both": "acdc.evidence.directions",
+    "dose": "acdc.evidence.doses",
     "evaluate": "acdc.evidence.assessment",
     "groups": "acdc.evidence.groups",
     "heads": "acdc.evidence.heads",
@@ -67,6 +69,7 @@ __all__ = [
     "conditions",
     "discover",
     "discover_both",
+    "dose",
     "evaluate",
     "groups",
     "heads",

@@ -344,7 +344,11 @@ class LatentOracle:
 
     def without(self, edges: Any) -> float:
         """Mean metric with these edges ablated."""
-        share = dict.fromkeys(edges, torch.ones((), dtype=self.model.dtype))
+        return self.metric(dict.fromkeys(edges, 1.0))
+
+    def metric(self, shares: Mapping[str, float]) -> float:
+        """Mean metric with shares of some edges ablated, as :meth:`oracle.Oracle.metric`."""
+        share = {e: torch.tensor(c, dtype=self.model.dtype) for e, c in shares.items()}
         total = 0.0
         with torch.no_grad():
             for pair, base, ablated, clean in self.prompts:

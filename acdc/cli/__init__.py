@@ -21,6 +21,7 @@ from acdc.cli.asked import MethodCommand
 from acdc.cli.circuits import export, latents
 from acdc.cli.comparison import compare
 from acdc.cli.discovery import conditions, discover, stability, sweep
+from acdc.cli.doses import dose
 from acdc.cli.evidence import evaluate, report, self_repair
 from acdc.cli.groups import groups
 from acdc.cli.heads import heads
@@ -51,6 +52,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {  # in the order of acdc --help
     "self-repair": self_repair,
     "interactions": interactions,
     "heads": heads,
+    "dose": dose,
     "export": export,
     "latents": latents,
     "report": report,

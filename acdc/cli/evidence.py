@@ -255,6 +255,10 @@ def report(
             "--stability", help="What acdc stability wrote (default: RUN/stability.json)."
         ),
     ] = None,
+    doses: Annotated[
+        Path | None,
+        typer.Option("--doses", help="What acdc dose wrote (default: RUN/dose.json)."),
+    ] = None,
     reference: Annotated[
         str | None,
         typer.Option(
@@ -284,7 +288,7 @@ def report(
         raise CircuitFileError(f"{run}: no such folder; give the folder of a run")
     check_page(page, overwrite)
     found = write(
-        run, evaluation=evaluation, stability=stability, reference=reference,
+        run, evaluation=evaluation, stability=stability, doses=doses, reference=reference,
         other_model=other_model, tests=tests, n_prompts=prompts,
         trust_remote_code=trust_remote_code, reporter=TerminalReporter(),
     )  # fmt: skip

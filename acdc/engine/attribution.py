@@ -54,6 +54,7 @@ __all__ = [
     "integrate",
     "integrate_nodes",
     "node_scores",
+    "parts_of",
     "strongest",
     "token_chunks",
 ]
@@ -249,7 +250,7 @@ def _add_scores(
     """Add the weighted sums over all prompts to ``scores [span, place]`` of a group of stages."""
     start = experiment.outline.start
     keys = tuple(key for stage in experiment.program.stages for key in stage.sees_gradients)
-    for batch, program, base, other, differences in _parts(experiment, memory):
+    for batch, program, base, other, differences in parts_of(experiment, memory):
         chunk = chunk_size(program, differences, memory)
         stages = program.stages[group.start : group.stop]
         each = batch.n_prompts * bytes_per_prompt(experiment, batch.clean.shape[1])
@@ -429,7 +430,7 @@ def integrate_nodes(
     writing = [stage for stage in program.stages if stage.blocks]
     keys: list[Key] = [("embeds", 0), *(stage.written_at for stage in writing)]
     totals = []
-    for batch, own, base, other, differences in _parts(experiment, memory):
+    for batch, own, base, other, differences in parts_of(experiment, memory):
         total = torch.zeros(batch.n_prompts, program.n_senders, n_spans, dtype=torch.double)
         inside = torch.eye(n_spans, dtype=torch.double)[list(batch.spans)]  # (pos, span)
         for point in points(batch, base, other):
@@ -459,7 +460,7 @@ def node_scores(
     return found.sum(0) / experiment.n_rows
 
 
-def _parts(
+def parts_of(
     experiment: Experiment, memory: int
 ) -> Iterator[tuple[Batch, Program, Trace, Trace, Values]]:
     """Yield parts of the prompts that fit: program, plain runs and senders' differences.

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -76,7 +76,7 @@ class Outcome:
     edges
         ``[edge]``: the edges under test.
     scenarios
-        ``[scenario, edge]``: which of them a scenario ablates.
+        ``[scenario, edge]``: which of them a scenario ablates, or how much of it.
     values
         ``[scenario]``: metric summed over the rows of the batch.
     news
@@ -86,7 +86,7 @@ class Outcome:
     """
 
     edges: Int[np.ndarray, " edge"]
-    scenarios: Bool[np.ndarray, "scenario edge"]
+    scenarios: Shaped[np.ndarray, "scenario edge"]
     values: Float[Tensor, " scenario"]
     news: News = field(default_factory=News)
     outputs: dict[int, Output] = field(default_factory=dict)
@@ -196,7 +196,7 @@ class BatchState:
     def evaluate(
         self,
         edges: Int[np.ndarray, " edge"],
-        scenarios: Bool[np.ndarray, "scenario edge"],
+        scenarios: Shaped[np.ndarray, "scenario edge"],
         plan: Plan,
     ) -> Outcome:
         """Metric of every scenario.
@@ -206,7 +206,7 @@ class BatchState:
         edges
             ``[edge]``: edges of one receiver.
         scenarios
-            ``[scenario, edge]``: which of them a scenario ablates.
+            ``[scenario, edge]``: which of them a scenario ablates, or how much of it (doses).
         plan
             From :meth:`plan` for these edges.
         """
@@ -335,7 +335,7 @@ class IncrementalRun:
 
     @torch.no_grad()
     def evaluate(
-        self, edges: Int[np.ndarray, " edge"], scenarios: Bool[np.ndarray, "scenario edge"]
+        self, edges: Int[np.ndarray, " edge"], scenarios: Shaped[np.ndarray, "scenario edge"]
     ) -> tuple[Float[np.ndarray, " scenario"], list[Outcome | None]]:
         """Mean metric of every scenario, and what is needed to commit one.
 
@@ -344,7 +344,8 @@ class IncrementalRun:
         edges
             ``[edge]``: edges of one receiver.
         scenarios
-            ``[scenario, edge]``: which of them a scenario ablates on top of the current state.
+            ``[scenario, edge]``: which of them a scenario ablates on top of the current state;
+            of a scenario that is not committed also a coefficient, how much of it.
         """
         outcomes: list[Outcome | None] = []
         total = np.zeros(len(scenarios))

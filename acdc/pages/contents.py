@@ -14,6 +14,8 @@ from acdc.engine.experiment import Experiment
 from acdc.errors import CircuitFileError, OptionError
 from acdc.evidence.assessment import Assessment, assess, importance
 from acdc.evidence.comparison import check_reference
+from acdc.evidence.doses import FILE_NAME as DOSES
+from acdc.evidence.doses import Doses, read_doses
 from acdc.evidence.references import (
     REFERENCES,
     ModelMatch,
@@ -132,6 +134,8 @@ class Report:
         With a reference, if there is one.
     repeated
         Discovery over seeds, if it was done.
+    doses
+        Dose-response curves, if they were measured.
     texts
         Of token ids.
     """
@@ -146,6 +150,7 @@ class Report:
     frontier: tuple[Point, ...]
     agreement: Agreement | None
     repeated: Repeated | None
+    doses: Doses | None
     texts: Texts
 
     def __repr__(self) -> str:
@@ -157,6 +162,7 @@ def gather(
     *,
     evaluation: str | Path | Assessment | None = None,
     stability: str | Path | Stability | None = None,
+    doses: str | Path | Doses | None = None,
     reference: str | Path | Reference | None = None,
     other_model: bool = False,
     tests: bool = True,
@@ -179,6 +185,9 @@ def gather(
     stability
         What ``acdc stability`` wrote, or :func:`acdc.stability` returned; None: ``stability.json``
         of the folder, if it is there.
+    doses
+        What ``acdc dose`` wrote, or :func:`acdc.dose` returned; None: ``dose.json`` of the folder,
+        if it is there.
     reference
         Name, file or reference; None: the only one of the run's model, task and ablation, if there
         is one.
@@ -217,6 +226,7 @@ def gather(
     beside = None if isinstance(run, Run) else Path(run)
     evidence = _given_evidence(beside, evaluation, circuit, tests)
     repeated = _given_repeated(beside, stability, settings, circuit)
+    responses = _given_doses(beside, doses, circuit)
     known = load_reference(reference) if reference else _own_reference(settings, opened)
     match = None  # of another graph or model: said before anything is measured
     if known is not None:
@@ -255,6 +265,7 @@ def gather(
         _frontier(experiment, circuit, summary, reporter),
         None if known is None or match is None else _agreement(circuit, known, settings, match),
         repeated,
+        responses,
         texts,
     )
 
@@ -290,6 +301,18 @@ def _given_repeated(
         return repeated_of(given, settings, circuit)
     path = _there(folder, given, STABILITY)
     return None if path is None else read_repeated(path, settings, circuit)
+
+
+def _given_doses(
+    folder: Path | None, given: str | Path | Doses | None, circuit: Circuit
+) -> Doses | None:
+    """The dose-response curves that are there already, if they are."""
+    if isinstance(given, Doses):
+        if given.circuit_digest != circuit.digest:
+            raise OptionError("the doses are of another circuit: give those of this run")
+        return given
+    path = _there(folder, given, DOSES)
+    return None if path is None else read_doses(path, circuit)
 
 
 def _there(folder: Path | None, given: str | Path | None, name: str) -> Path | None:

@@ -15,6 +15,7 @@ from typing import Any
 from acdc.evidence.verdicts import EdgeEffect, Verdict
 from acdc.methods import Score
 from acdc.pages.contents import Agreement, Report
+from acdc.pages.doses import doses_section
 from acdc.pages.evidence import Ablated, Evidence, Repeated
 from acdc.pages.page import page
 from acdc.pages.plots import ablations_plot, bars, frontier_plot, roc_plot
@@ -50,6 +51,7 @@ def to_html(report: Report) -> str:
         "circuit": ("Circuit", _circuit(report)),
         "tests": ("Tests", _tests(report.evidence) + _per_prompt(report)),
         "faithfulness": ("Faithfulness", _faithfulness(report)),
+        "doses": ("Dose and response", doses_section(report.doses, report.folder)),
         "reference": ("Reference", _reference(report.agreement)),
         "stability": ("Stability", _stability(report)),
         "work": ("Time and versions", _work(report.summary)),

@@ -54,8 +54,8 @@ def report(run: RunLike, **asked: Any) -> RunPage:
     Parameters
     ----------
     run, **asked
-        As of :func:`acdc.pages.contents.gather`: ``evaluation``, ``stability``, ``reference``,
-        ``tests``, ``n_prompts``, ``trials``, ...
+        As of :func:`acdc.pages.contents.gather`: ``evaluation``, ``stability``, ``doses``,
+        ``reference``, ``tests``, ``n_prompts``, ``trials``, ...
 
     Examples
     --------
