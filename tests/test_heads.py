@@ -26,7 +26,7 @@ from acdc.engine.experiment import Experiment
 from acdc.engine.metrics import get_metric
 from acdc.engine.patched import PatchedModel
 from acdc.errors import OptionError, UnknownNameError
-from acdc.evidence.heads import Composition, HeadReasons, explain_heads
+from acdc.evidence.head_reasons import Composition, HeadReasons, explain_heads
 from acdc.measure.heads import towards
 from acdc.measure.places import find_places
 from acdc.measure.roles import HeadNumbers, measure_roles, roles_of

@@ -739,6 +739,10 @@ def test_a_click_fills_the_panel(
     assert f"{kept[5]}/2" in panel
     layer, number = data["nodes"][head]["head"].split(".")
     assert f"attention head {number} of layer {layer}" in panel
+    why = dict(data["why"][f"{layer}.{number}"])
+    assert {"attends", "because", "value reads", "logits"} <= why.keys()
+    for heading, text in why.items():
+        assert f"{heading}\n{text}" in panel
     for look, prompt, run in (("head", 0, 0), ("corrupt", 0, 1), ("second", 1, 1)):
         encoded = base64.b64decode(data["patterns"][f"{layer}.{number}"][prompt][run])
         assert seen[look]["cells"] == sum(value / 255 >= 0.004 for value in encoded)

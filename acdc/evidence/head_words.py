@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from acdc.evidence.heads import Cell, HeadReasons, Part
+from acdc.evidence.head_reasons import Cell, HeadReasons, Part
 
 __all__ = ["head_words"]
 
-_N_PAIRS, _N_PARTS, _N_TARGETS = 4, 3, 4
+_N_PAIRS, _N_PARTS, _N_TARGETS, _N_COMPOSED = 4, 3, 4, 5
+_LEAST_DISTANCE_SHARE, _LEAST_DIRECT = 0.7, 0.005
 _SPLIT = {
     "position": "positions alone",
     "query content": "the query's tokens",
@@ -33,8 +34,11 @@ def head_words(one: HeadReasons, metric: str, value: float) -> list[tuple[str, s
     if one.split:
         rows.append(("depends on", _split(one)))
     if one.composition:
-        named = (f"{x.kind}-composition with {x.sender} ({x.share:.0%})" for x in one.composition)
-        rows.append(("composes", ", ".join(named)))
+        named = (
+            f"{x.kind}-composition with {x.sender} ({x.share:.0%})"
+            for x in one.composition[:_N_COMPOSED]
+        )
+        rows.append(("composes", ", ".join(named) + _more(len(one.composition) - _N_COMPOSED)))
     rows.append(("value reads", _shares(one.value)))
     rows.append(("logits", _logits(one, metric, value)))
     if one.onward:
@@ -62,11 +66,22 @@ def _attends(cells: Sequence[Cell]) -> str:
 
 
 def _because(one: HeadReasons) -> str:
-    at = f"at {one.at.query} → {one.at.key} the score is {one.contrast:+.2f} against the mean key"
+    at = f"at {one.at.query} → {one.at.key}{_distance(one)} the score is {one.contrast:+.2f}"
+    at += " against the mean key"
     if one.pairs and one.pairs[0].share is None:
         return f"{at}: next to even, nothing to explain"
     pairs = ", ".join(f"{x.query} × {x.key} {x.contrast:+.2f}" for x in one.pairs[:_N_PAIRS])
     return f"{at}: {pairs} (query × key)"
+
+
+def _distance(one: HeadReasons) -> str:
+    """Between queries and keys, where it is nearly always the same."""
+    if one.distance_share < _LEAST_DISTANCE_SHARE:
+        return ""
+    apart = {0: "the token itself", 1: "one token apart"}.get(
+        one.distance, f"{one.distance} tokens apart"
+    )
+    return f" ({apart}: {one.distance_share:.0%})"
 
 
 def _split(one: HeadReasons) -> str:
@@ -84,6 +99,8 @@ def _names(parts: Sequence[Part]) -> str:
 
 
 def _logits(one: HeadReasons, metric: str, value: float) -> str:
+    if abs(one.logits) < _LEAST_DIRECT * abs(value):
+        return f"next to nothing directly on {metric}"
     share = f", {one.logits / abs(value):.0%} of {value:.3g}" if abs(value) > 0 else ""
     by = ", ".join(f"{x.name} {x.value:+.2f}" for x in one.logits_by[:_N_PARTS])
     return f"{one.logits:+.3g} directly on {metric}{share}" + (f": {by}" if by else "")

@@ -100,6 +100,9 @@ class Sums:
         ``[source]``: what it reads.
     n
         Queries with a key at the place.
+    distances
+        ``[pos]``: attention of the queries to keys at the place, by how far before them these are
+        (after them, in models that see both ways).
     score
         Of raw scores at the keys.
     pairs
@@ -119,6 +122,7 @@ class Sums:
 
     names: tuple[str, ...]
     n: float = 0.0
+    distances: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     score: float = 0.0
     pairs: NDArray[np.float64] | float = 0.0
     positions: NDArray[np.float64] | float = 0.0
@@ -226,6 +230,21 @@ def _uniform(attention: Attention, at: Tensor) -> Tensor:
     mask = attention.mask(n_pos, at.device)
     scores = at.new_zeros(n_pos, n_pos) if mask is None else mask.to(at.dtype)
     return torch.softmax(scores, -1)
+
+
+def _by_distance(reached: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``[query, key]`` summed by how far they are apart."""
+    position = np.arange(len(reached))
+    apart = np.abs(position[:, None] - position)
+    return np.bincount(apart.ravel(), weights=reached.ravel()).astype(np.float64)
+
+
+def _added(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Sum of two arrays, the shorter one continued by zeros."""
+    total = np.zeros(max(len(a), len(b)))
+    total[: len(a)] += a
+    total[: len(b)] += b
+    return total
 
 
 def _numpy(x: Tensor) -> NDArray[np.float64]:
@@ -350,6 +369,7 @@ class _Look:
         inside = pattern * at[:, None, :, wanted.key]
         reached = inside.sum(-1, keepdim=True)
         self.queries = at[:, :, wanted.query] * (reached[..., 0] > 0)
+        self.reached = (self.queries[..., None] * inside).sum(0)  # (query, key)
         attention = parts.run.written.program.model.layers[parts.layer].attention
         self.chosen = self.queries[..., None] * inside / reached.clamp(min=1e-30)
         self.weights = self.chosen - self.queries[..., None] * _uniform(attention, at)
@@ -363,6 +383,7 @@ class _Look:
         parts = self.parts
         q, k = (parts.parts_of(kind, usual) for kind in ("q", "k"))
         found.n += float(self.queries.sum())
+        found.distances = _added(found.distances, _by_distance(_numpy(self.reached)))
         found.score += float((self.chosen * parts.scores).sum())
         found.pairs += _numpy(parts.pairs(self.weights))
         positions = _numpy(parts.pairs(self.weights, q, k))

@@ -89,6 +89,7 @@ def view_circuit(
     *,
     n_prompts: int,
     n_kept: Mapping[str, int] | None = None,
+    why: Mapping[str, Sequence[tuple[str, str]]] | None = None,
 ) -> CircuitView:
     """Gather what the page shows of a circuit.
 
@@ -104,6 +105,8 @@ def view_circuit(
         Pairs of prompts whose attention patterns are shown, the first of the task.
     n_kept
         Edge -> in how many runs it was kept; None if that was not measured.
+    why
+        ``layer.head`` -> what is said of why it attends; None: nothing.
     """
     shown, others = _strongest(circuit, MOST_EDGES), _others(circuit)
     edges = np.flatnonzero(shown | others)
@@ -128,6 +131,7 @@ def view_circuit(
         "nodes": {name: {**about, "tokens": fires.get(name, [])} for name, about in nodes.items()},
         "prompts": patterns.prompts,
         "patterns": patterns.patterns,
+        "why": dict(why or {}),
     }
     return CircuitView(
         pictures,

@@ -37,6 +37,7 @@ from acdc.pages.evidence import (
     read_repeated,
     repeated_of,
 )
+from acdc.pages.heads import head_rows
 from acdc.runs.discover import Reporter, Silent
 from acdc.runs.folder import Run
 from acdc.runs.given import defaults_of
@@ -253,6 +254,7 @@ def gather(
             texts,
             n_prompts=n_prompts,
             n_kept=None if repeated is None else repeated.n_kept,
+            why=head_rows(circuit, experiment),
         )
     return Report(
         folder,

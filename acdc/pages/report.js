@@ -8,6 +8,7 @@
 //   nodes     name -> {about, head: "layer.head" or null, feeds, reads, tokens}
 //   prompts   [{clean, corrupt, n_left_out, scored, answers, wrong}]
 //   patterns  "layer.head" -> for each prompt [clean, corrupt], bytes [query][key] in base64
+//   why       "layer.head" -> [[heading, text]]: where it attends and why (acdc/pages/heads.py)
 //   n_runs    repetitions that the last entry of an edge is out of, or null
 
 const data = JSON.parse(document.getElementById("data").textContent);
@@ -189,6 +190,7 @@ function showPanel() {
   panel.replaceChildren(
     make("h3", {}, name), make("p", { class: "soft" }, about),
     ...(tokens.length ? [fires(tokens)] : []),
+    ...(head !== null ? why(head) : []),
     ...(head !== null ? attention(head) : []),
     ...related("computed from", reads), ...related("read by", feeds),
     ...ends("edges in", found.filter(edge => edge[NODE] === name), SENDER),
@@ -201,6 +203,13 @@ const link = name => make("a", { onclick: () => choose(name) }, name);
 function fires(tokens) {
   const words = tokens.map(([token, share]) => `${plain(token)} ${Math.round(100 * share)} %`);
   return make("p", {}, "fires on ", make("span", { class: "mono" }, words.join(", ")));
+}
+
+function why(head) {
+  const rows = data.why[head];
+  if (rows === undefined) return [];
+  return [make("dl", { class: "why" }, ...rows.flatMap(([heading, text]) =>
+    [make("dt", {}, heading), make("dd", {}, text)]))];
 }
 
 function related(title, all) {

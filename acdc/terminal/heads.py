@@ -8,8 +8,9 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
+from acdc.evidence.head_reasons import HeadReasons
 from acdc.evidence.head_words import head_words
-from acdc.evidence.heads import HeadReasons, Heads
+from acdc.evidence.heads import Heads
 
 __all__ = ["heads_tables"]
 
