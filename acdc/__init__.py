@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from acdc.evidence.assessment import evaluate
     from acdc.evidence.comparison import compare
     from acdc.evidence.conditions import conditions
+    from acdc.evidence.development import develop
     from acdc.evidence.directions import discover_both
     from acdc.evidence.doses import dose
     from acdc.evidence.frontier import sweep
@@ -42,6 +43,7 @@ _HOMES = {
     "Settings": "acdc.settings",
     "compare": "acdc.evidence.comparison",
     "conditions": "acdc.evidence.conditions",
+    "develop": "acdc.evidence.development",
     "discover": "acdc.runs.discover",
     "discover_both": "acdc.evidence.directions",
     "dose": "acdc.evidence.doses",
@@ -67,6 +69,7 @@ __all__ = [
     "Settings",
     "compare",
     "conditions",
+    "develop",
     "discover",
     "discover_both",
     "dose",

@@ -20,6 +20,7 @@ import typer
 from acdc.cli.asked import MethodCommand
 from acdc.cli.circuits import export, latents
 from acdc.cli.comparison import compare
+from acdc.cli.development import develop
 from acdc.cli.discovery import conditions, discover, stability, sweep
 from acdc.cli.doses import dose
 from acdc.cli.evidence import evaluate, report, self_repair
@@ -49,6 +50,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {  # in the order of acdc --help
     "stability": stability,
     "conditions": conditions,
     "groups": groups,
+    "develop": develop,
     "self-repair": self_repair,
     "interactions": interactions,
     "heads": heads,
@@ -59,7 +61,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {  # in the order of acdc --help
     "compare": compare,
     "list": list_,
 }
-_WITH_METHODS = ("discover", "stability", "conditions", "groups")
+_WITH_METHODS = ("discover", "stability", "conditions", "groups", "develop")
 for _name, _command in _COMMANDS.items():
     app.command(_name, cls=MethodCommand if _name in _WITH_METHODS else None)(_command)
 
