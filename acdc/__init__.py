@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from acdc.evidence.interactions import interactions
     from acdc.evidence.references import load_reference
     from acdc.evidence.self_repair import self_repair
+    from acdc.evidence.sharing import shared
     from acdc.evidence.stability import stability
     from acdc.models import load_model
     from acdc.pages.report import report
@@ -59,6 +60,7 @@ _HOMES = {
     "load_task": "acdc.tasks",
     "report": "acdc.pages.report",
     "self_repair": "acdc.evidence.self_repair",
+    "shared": "acdc.evidence.sharing",
     "stability": "acdc.evidence.stability",
     "sweep": "acdc.evidence.frontier",
 }
@@ -85,6 +87,7 @@ __all__ = [
     "load_task",
     "report",
     "self_repair",
+    "shared",
     "stability",
     "sweep",
 ]

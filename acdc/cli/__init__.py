@@ -28,6 +28,7 @@ from acdc.cli.groups import groups
 from acdc.cli.heads import heads
 from acdc.cli.interactions import interactions
 from acdc.cli.listing import list_
+from acdc.cli.sharing import shared
 
 __all__ = ["app", "main"]
 
@@ -59,6 +60,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {  # in the order of acdc --help
     "latents": latents,
     "report": report,
     "compare": compare,
+    "shared": shared,
     "list": list_,
 }
 _WITH_METHODS = ("discover", "stability", "conditions", "groups", "develop")
