@@ -12,7 +12,7 @@ edge of the final circuit
 
 Jaccard indices with the final circuit stand beside those of random circuits of the same size
 (:mod:`graphs.known.chance`).  Faithfulness of the final circuit in an earlier checkpoint: its edges
-there, under the same ablation.  Behaviour of heads: :mod:`acdc.measure.repeats`.
+there, under the same ablation.  Behaviour of heads: :func:`acdc.measure.roles.measure_repeats`.
 
 A folder holds a run per checkpoint, ``development.json``, ``checkpoints.csv``, ``edges.csv``,
 ``heads.csv``, and one picture, ``development.svg`` and ``development.png``.
@@ -38,7 +38,7 @@ from acdc.evidence.development_picture import draw
 from acdc.files.folders import local_folder
 from acdc.measure.curves import ranked_scores
 from acdc.measure.evaluation import Evaluator
-from acdc.measure.repeats import BEHAVIOURS, measure_repeats
+from acdc.measure.roles import measure_repeats
 from acdc.models import MODELS, where_from
 from acdc.models.steps import list_steps, split_step, step_number
 from acdc.runs.claim import Claim, Claims, collected
@@ -58,7 +58,10 @@ from graphs.files.whole import write_json, write_whole
 from graphs.known.chance import Chance, chance_of_pair
 from graphs.text import said, short
 
-__all__ = ["Checkpoint", "Development", "checkpoint_names", "develop"]
+__all__ = ["BEHAVIOURS", "Checkpoint", "Development", "checkpoint_names", "develop"]
+
+BEHAVIOURS = ("previous", "duplicate", "induction")
+"""What is measured of heads."""
 
 Mask = NDArray[np.bool_]
 

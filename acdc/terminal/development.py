@@ -9,8 +9,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from acdc.evidence.development import Development
-from acdc.measure.repeats import BEHAVIOURS
+from acdc.evidence.development import BEHAVIOURS, Development
 from acdc.terminal.tables import number
 
 __all__ = ["development_tables"]
