@@ -71,8 +71,9 @@ def test_what_was_planted_in_all_is_shared_beyond_chance() -> None:
     planted = set(core.edges())
     assert planted <= set(found.edges.of_all)
     beyond = set(found.edges.beyond_chance)
-    # random circuits, too, read the embedding in layer 0: those edges say nothing
-    assert {edge for edge in planted if not edge.startswith("input")} <= beyond
+    # at both ends of the graph paths are few, and random circuits share edges as well
+    ends = ("input->", "->m3", "->logits")
+    assert {edge for edge in planted if not any(end in edge for end in ends)} <= beyond
     assert len(beyond - planted) <= 0.2 * len(beyond)
     for pair in found.pairs:
         assert pair.n_common >= len(planted)
