@@ -48,17 +48,19 @@ def test_pairs_sum_to_the_scores_of_hugging_face(family: str, tmp_path: Path) ->
     with torch.no_grad():
         attentions = module(tokens, output_attentions=True).attentions
     for parts in every_head(model, tokens):
-        attention = model.layers[parts.layer].attention
+        attention, trace = model.layers[parts.layer].attention, parts.run.trace
+        q, k = (
+            attention.place(kind, trace.at((kind, parts.layer)), slice(0, tokens.shape[1]))
+            for kind in ("q", "k")
+        )
+        own = attention.scale * q[:, parts.head] @ k[:, parts.head // attention.group].mT
+        assert far(parts.scores, own) < TOLERANCE
         for prompt, query, key in ((0, 7, 7), (1, 9, 5), (1, 3, 2)):
             pairs = parts.at(prompt, query, key)
             assert pairs.shape == (len(parts.names), len(parts.names))
-            assert far(pairs.sum(), parts.scores[prompt, query, key]) < TOLERANCE
-        scores = parts.scores  # the soft cap comes behind the sum
-        if attention.soft_cap is not None:
-            scores = attention.soft_cap * torch.tanh(scores / attention.soft_cap)
-        mask = attention.mask(tokens.shape[1], tokens.device)
-        found = attention.softmax(scores if mask is None else scores + mask)
-        assert float((found - attentions[parts.layer][:, parts.head]).abs().max()) < TOLERANCE
+            assert far(pairs.sum(), own[prompt, query, key]) < TOLERANCE
+        theirs = attentions[parts.layer][:, parts.head]  # behind a soft cap, mask and softmax
+        assert float((parts.pattern - theirs).abs().max()) < TOLERANCE
 
 
 @pytest.mark.parametrize("family", oracle.FAMILIES)

@@ -15,7 +15,10 @@ import pytest
 import torch
 
 import acdc
-from acdc.tasks import TASKS, Task, words
+from acdc.engine.experiment import Experiment
+from acdc.engine.metrics import get_metric
+from acdc.measure.roles import HeadNumbers, measure_roles, roles_of
+from acdc.tasks import TASKS, Pair, Task, words
 from benchmarks.language import behaviour, train
 from benchmarks.language.card import Facts, make_card, shortfalls
 from benchmarks.language.data import ANSWER_WEIGHT, Batches, collate, encode_document, repeated_row
@@ -408,8 +411,8 @@ def test_direct_effects_add_up_with_those_of_the_other_writers(model, tokenizer)
 
 def test_roles_are_named_by_attention_and_effect():
     zero = [[0.0, 0.0], [0.0, 0.0]]
-    quiet = dict.fromkeys(behaviour.Heads.__dataclass_fields__, zero)
-    heads = behaviour.Heads(
+    quiet = dict.fromkeys(HeadNumbers.__dataclass_fields__, zero)
+    heads = HeadNumbers(
         **quiet
         | {
             "previous": [[0.9, 0.0], [0.0, 0.0]],
@@ -419,7 +422,7 @@ def test_roles_are_named_by_attention_and_effect():
             "end_to_s2": [[0.0, 0.4], [0.0, 0.0]],
         }
     )
-    assert behaviour.roles_of(heads) == {
+    assert roles_of(heads) == {
         "previous token": ["a0.h0"],
         "duplicate token": ["a0.h1"],
         "induction": [],
@@ -427,6 +430,29 @@ def test_roles_are_named_by_attention_and_effect():
         "name mover": ["a1.h0"],
         "negative mover": ["a1.h1"],
     }
+
+
+def test_roles_are_measured_as_acdc_heads_does(model, tokenizer, tmp_path):
+    """The numbers of training are those of ``acdc heads``, on prompts of their own lengths."""
+    write_folder(tmp_path / "model", model, config_of(**TINY), tokenizer)
+    lowered, _ = acdc.load_model(str(tmp_path / "model"))
+    prompts = ioi_prompts(tokenizer, 6, seed=0)
+    places = [{x: int(at[i]) for x, at in prompts.places.items()} for i in range(6)]
+    pairs = tuple(
+        Pair(
+            *(tuple(run[i, : at["END"] + 1].tolist()) for run in (prompts.clean, prompts.corrupt)),
+            (int(prompts.io[i]),),
+            (int(prompts.subject[i]),),
+            spans={label: (position,) for label, position in at.items()},
+        )
+        for i, at in enumerate(places)
+    )
+    found = measure_roles(Experiment(lowered, Task("ioi", pairs), get_metric("logit_diff")))
+    theirs = behaviour.measure_heads(model, prompts)
+    for name in ("s2_to_s1", "s2_to_after_s1", "end_to_io", "end_to_s2", "direct"):
+        assert getattr(found, name) == [
+            pytest.approx(row, rel=1e-3, abs=1e-5) for row in getattr(theirs, name)
+        ], name
 
 
 def test_cutting_edges_between_heads_leaves_every_other_edge(model, tokenizer, tmp_path):

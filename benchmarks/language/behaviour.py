@@ -1,17 +1,8 @@
-"""What heads do: roles by their attention and their writing, and what the answer hangs on.
+"""What heads do while a model is trained, and what the answer hangs on.
 
-All roles are those of Wang et al. 2022 and Olsson et al. 2022, each by one number per head:
-
-==================  ==========================================================================
-previous token      attention to the token before, on random tokens that are repeated
-duplicate token     attention from a random token to the same one in the first round; on IOI
-                    prompts from S2 to S1
-induction           attention from a random token to what followed it in the first round
-name mover          attention from END to IO, where the head writes for IO against S
-negative mover      the same, where it writes against IO
-S-inhibition        attention from END to S2, where the head's output at END, if it comes from
-                    the ABC run, changes how much movers look at IO rather than at S
-==================  ==========================================================================
+Roles are those of :mod:`acdc.measure.roles`, measured here on a native model as it is trained, on
+prompts that are padded.  In place of the corrupt run stands the ABC run, and an inhibitor's whole
+effect on where movers look is measured, not that of its path to their queries alone.
 
 References
 ----------
@@ -22,7 +13,7 @@ Olsson et al. 2022, "In-context learning and induction heads" (prefix matching o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from random import Random
 from typing import Any
@@ -31,30 +22,22 @@ import torch
 from transformer_lens.model_bridge.sources.native import NativeModel
 
 from acdc.engine.patched import PatchedModel
+from acdc.measure.roles import LEAST_ATTENTION, LEAST_EFFECT, HeadNumbers
 from acdc.tasks import Task
 from benchmarks.language.prompts import Prompts
 
 __all__ = [
     "Head",
-    "Heads",
     "Trace",
     "duplicate_margins",
     "head_margins",
     "measure_heads",
-    "roles_of",
     "run",
     "without_head_to_head",
 ]
 
 Head = tuple[int, int]
 """Layer and index."""
-
-LEAST_ATTENTION = 0.3
-"""Mean attention from which on a head has a role."""
-
-LEAST_EFFECT = 0.05
-"""Share of the clean margin that a mover writes, or of the movers' preference that an inhibitor
-is behind."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,41 +123,13 @@ def _margins(trace: Trace, prompts: Prompts) -> torch.Tensor:
 # Heads
 
 
-@dataclass(frozen=True)
-class Heads:
-    """Numbers of every head, ``[layer][head]`` each; see the module.
-
-    Parameters
-    ----------
-    previous, duplicate, induction
-        Attention on random tokens.
-    s2_to_s1, end_to_io, end_to_s2, s2_to_after_s1
-        Attention on IOI prompts.
-    direct
-        What the head writes at END for IO against S, as a share of the margin (last norm frozen).
-    inhibition
-        By how much movers prefer IO to S less, if this head's output at END is the ABC run's;
-        as a share of their preference.
-    """
-
-    previous: list[list[float]]
-    duplicate: list[list[float]]
-    induction: list[list[float]]
-    s2_to_s1: list[list[float]]
-    s2_to_after_s1: list[list[float]]
-    end_to_io: list[list[float]]
-    end_to_s2: list[list[float]]
-    direct: list[list[float]]
-    inhibition: list[list[float]] = field(default_factory=list)
-
-
-def measure_heads(model: NativeModel, prompts: Prompts, seed: int = 0) -> Heads:
+def measure_heads(model: NativeModel, prompts: Prompts, seed: int = 0) -> HeadNumbers:
     """Measure every head on IOI prompts and on random tokens."""
     trace = run(model, prompts.clean)
     numbers = _on_repeats(model, seed) | _on_names(trace, prompts)
     direct = _direct(model, trace, prompts)
     movers = _movers(numbers["end_to_io"], direct)
-    return Heads(
+    return HeadNumbers(
         **{name: values.tolist() for name, values in numbers.items()},
         direct=direct.tolist(),
         inhibition=_inhibition(model, trace, prompts, movers).tolist(),
@@ -260,36 +215,6 @@ def _preference(trace: Trace, prompts: Prompts, movers: Sequence[Head]) -> float
         seen = trace.patterns[layer][rows, head, at["END"]]  # [prompt, key]
         total += (seen[rows, at["IO"]] - seen[rows, at["S1"]] - seen[rows, at["S2"]]).mean().item()
     return total
-
-
-def roles_of(heads: Heads) -> dict[str, list[str]]:
-    """Return the heads of every role, the strongest first; empty where there is none."""
-    table = {name: torch.tensor(values) for name, values in vars(heads).items()}
-    looks = {name: table[name] >= LEAST_ATTENTION for name in table}
-    ranked: Mapping[str, tuple[torch.Tensor, torch.Tensor]] = {
-        "previous token": (looks["previous"], table["previous"]),
-        "duplicate token": (
-            looks["duplicate"] | looks["s2_to_s1"],
-            table["duplicate"] + table["s2_to_s1"],
-        ),
-        "induction": (looks["induction"], table["induction"]),
-        "S-inhibition": (
-            looks["end_to_s2"] & (table["inhibition"] >= LEAST_EFFECT),
-            table["inhibition"],
-        ),
-        "name mover": (looks["end_to_io"] & (table["direct"] >= LEAST_EFFECT), table["direct"]),
-        "negative mover": (
-            looks["end_to_io"] & (table["direct"] <= -LEAST_EFFECT),
-            -table["direct"],
-        ),
-    }
-    return {role: _ranked(has, strength) for role, (has, strength) in ranked.items()}
-
-
-def _ranked(has: torch.Tensor, strength: torch.Tensor) -> list[str]:
-    found = [(layer, head) for layer, head in has.nonzero().tolist()]
-    found.sort(key=lambda at: -strength[at].item())
-    return [f"a{layer}.h{head}" for layer, head in found]
 
 
 # What the answer hangs on

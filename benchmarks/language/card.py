@@ -17,6 +17,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformer_lens.model_bridge.sources.native import NativeModel
 
+from acdc.measure.roles import roles_of
 from acdc.models import load_model
 from acdc.tasks import TASKS, Task, load_task
 from benchmarks.language import source
@@ -24,7 +25,6 @@ from benchmarks.language.behaviour import (
     duplicate_margins,
     head_margins,
     measure_heads,
-    roles_of,
     without_head_to_head,
 )
 from benchmarks.language.data import ANSWER_WEIGHT, OTHER_SHARE, TEXT_WEIGHT
