@@ -14,6 +14,9 @@ __all__ = ["DEFAULT", "at_threshold", "n_searches"]
 _TAUS = tuple(scale / 10**power for power in range(2, 7) for scale in (3.0, 1.0))
 """Thresholds that are tried by default, as fractions of the metric's gap: 3 %, 1 %, 0.3 % ..."""
 
+_FIRST = _TAUS.index(0.003)
+"""Which is tried first: what most circuits need is not far from it."""
+
 _BISECTIONS, _REFINEMENTS = 12, 3
 
 DEFAULT = (
@@ -64,7 +67,7 @@ def _gap(experiment: Experiment) -> float:
 
 
 def _of_faithfulness(experiment: Experiment, run: Callable[[float], Found]) -> Found:
-    """Lower tau until the circuit is faithful, then halve the last step a few times.
+    """Raise tau while the circuit is faithful, or lower it until it is; then halve the last step.
 
     Where none is: the one that comes nearest.
     """
@@ -79,14 +82,22 @@ def _of_faithfulness(experiment: Experiment, run: Callable[[float], Found]) -> F
         distances.append((0.0 if value is None else abs(value - 1), len(distances), found))
         return found, evaluator.is_surely_faithful(mask, DEFAULT_FAITHFULNESS)
 
-    high = 2 * _TAUS[0] * gap
-    for low in (fraction * gap for fraction in _TAUS):
-        best, faithful = attempt(low)
-        if faithful:
-            break
-        high = low
-    else:
-        return min(distances)[-1]
+    taus = [fraction * gap for fraction in _TAUS]
+    tried: dict[int, tuple[Found, bool]] = {}
+
+    def is_faithful(i: int) -> bool:
+        if i not in tried:
+            tried[i] = attempt(taus[i])
+        return tried[i][1]
+
+    i = _FIRST
+    while i > 0 and is_faithful(i) and is_faithful(i - 1):
+        i -= 1
+    while not is_faithful(i):
+        if i == len(taus) - 1:
+            return min(distances)[-1]
+        i += 1
+    best, low, high = tried[i][0], taus[i], taus[i - 1] if i else 2 * taus[0]
     for _ in range(_REFINEMENTS):
         middle = math.sqrt(high * low)
         found, faithful = attempt(middle)
