@@ -58,6 +58,8 @@ CORRUPTIONS = {
     "ioi": ("abc",),
     "pronoun": ("other_gender",),
     "docstring": ("random_def_doc", "random_def", "random_doc", "random_answer"),
+    "greater-than": ("year_01",),
+    "induction": ("random_first",),
 }
 """Of the pairs that are trained on: another corruption of a task changes no shipped dictionary."""
 
@@ -107,6 +109,10 @@ class Bundle:
 
 
 BUNDLES: dict[str, Bundle] = {
+    "language-small": Bundle(
+        Recipe(n_latents=512, k=16),
+        {"ioi": 2048, "pronoun": 512, "docstring": 512, "greater-than": 512, "induction": 512},
+    ),
     "ioi-small": Bundle(Recipe(n_latents=512, k=16), {"ioi": 4096, "pronoun": 1024}),
     "docstring-small": Bundle(Recipe(n_latents=512, k=16), {"docstring": 768}),
 }

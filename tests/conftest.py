@@ -9,6 +9,7 @@ if n_workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):  # pytest -n: cores
 from pathlib import Path
 
 import pytest
+import quick
 import shapes
 
 DATA = Path(__file__).parent / "data"
@@ -19,6 +20,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("markexpr") != "online":
         os.environ["HF_HUB_OFFLINE"] = "1"
     shapes.install()
+    quick.install()
 
 
 @pytest.fixture(scope="session")

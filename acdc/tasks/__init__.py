@@ -106,7 +106,7 @@ def load_task(
     Examples
     --------
     >>> from transformers import AutoTokenizer
-    >>> tokenizer = AutoTokenizer.from_pretrained("benchmarks/shortcuts/ioi-small")
+    >>> tokenizer = AutoTokenizer.from_pretrained("acdc/bundled/language-small")
     >>> task = load_task("ioi", tokenizer, n_prompts=4)
     >>> len(task), len(task.pairs[0].clean) == len(task.pairs[0].corrupt)
     (4, True)

@@ -165,7 +165,7 @@ TASKS.add(
     TaskSpec(
         "docstring",
         "the next argument in a Python docstring: ':param load: ... :param' -> ' size'",
-        "docstring-small",
+        "language-small",
         generate,
         CORRUPTIONS,
         spans=SPANS,

@@ -172,7 +172,7 @@ TASKS.add(
     TaskSpec(
         "greater-than",
         "a later year: 'The war lasted from the year 1732 to the year 17' -> '33' ... '99'",
-        "gpt2",
+        "language-small",
         generate,
         CORRUPTIONS,
         metric="prob_diff",

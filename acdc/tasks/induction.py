@@ -105,9 +105,8 @@ def _drawer(token_ids: Sequence[int], rng: Random, corruption: str) -> Draw:
 TASKS.add(
     TaskSpec(
         "induction",
-        "random tokens, repeated: 'A B C D ... A B C' -> 'D'; of token ids, for any model "
-        "(the bundled ones were not trained for it and barely do it)",
-        "ioi-small",
+        "random tokens, repeated: 'A B C D ... A B C' -> 'D'; of token ids, for any model",
+        "language-small",
         generate,
         CORRUPTIONS,
         of_ids=True,

@@ -157,7 +157,7 @@ TASKS.add(
     TaskSpec(
         "ioi",
         "indirect object identification: 'Mary and John ... John gave a ring to' -> ' Mary'",
-        "ioi-small",
+        "language-small",
         generate,
         CORRUPTIONS,
         spans=SPANS,

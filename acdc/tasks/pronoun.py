@@ -200,7 +200,7 @@ TASKS.add(
     TaskSpec(
         "pronoun",
         "she or he: 'there was a little girl named Lily.' -> ' She'",
-        "ioi-small",
+        "language-small",
         generate,
         CORRUPTIONS,
         spans=SPANS,
