@@ -18,6 +18,7 @@ from acdc.models import BUNDLED, load_model
 from acdc.tasks import TASKS, Task, load_task
 from benchmarks.language import behaviour
 from benchmarks.language.card import IOI_FORMS, NEEDED_ROLES, SEED
+from benchmarks.language.card_page import card_page
 from benchmarks.language.documents import DOCUMENTS
 from benchmarks.language.model import read_folder
 from benchmarks.language.probes import Probe, probes_of, score
@@ -83,6 +84,7 @@ def test_tasks_of_the_package(name: str) -> None:
 
 
 def test_what_it_does_not_do_is_said() -> None:
+    assert (FOLDER / "README.md").read_text() == card_page(card())
     below = [
         f"{task}/{form}: "
         for task, form in FORMS

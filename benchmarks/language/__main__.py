@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.language.card import facts_of, history_of, make_card
+from benchmarks.language.card_page import card_page
 from benchmarks.language.model import config_of, write_folder
 from benchmarks.language.probes import score_all
 from benchmarks.language.train import Schedule, Trainer, prepare, train
@@ -22,8 +23,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.language", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     training = commands.add_parser("train", help="train, or go on where it was stopped")
-    training.add_argument("--steps", type=int, default=8000, help="when it ends")
-    training.add_argument("--decay", type=int, default=1600, help="steps of falling rate")
+    training.add_argument("--steps", type=int, default=4000, help="when it ends")
+    training.add_argument("--decay", type=int, default=1000, help="steps of falling rate")
     looking = commands.add_parser("look", help="accuracy by task and form, as far as it is")
     carding = commands.add_parser("card", help="write the model's folder with its card")
     carding.add_argument("--name", default="language-small", help="of the model")
@@ -67,6 +68,7 @@ def _card(chosen: argparse.Namespace) -> None:
     card = make_card(chosen.to, facts, windows, chosen.prompts)
     card["checkpoints"] = history_of(chosen.out, tokenizer, chosen.prompts // 4)
     (chosen.to / "card.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    (chosen.to / "README.md").write_text(card_page(card), encoding="utf-8")
     print(f"{chosen.to}: {len(card['not_there'])} shortfalls", *card["not_there"], sep="\n")
 
 
