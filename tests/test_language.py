@@ -182,11 +182,42 @@ def test_answers_and_nothing_else_count_as_answers(tokenizer):
 
 
 def test_only_the_second_round_of_random_tokens_can_be_known():
-    row = repeated_row(Random(0), 100)
-    half = len(row.tokens) // 2
-    assert row.tokens[:half] == row.tokens[half:]
-    assert not any(row.weights[: half + 1])
-    assert all(row.weights[half + 1 :])
+    rng, rounds = Random(0), set()
+    for _ in range(20):
+        row = repeated_row(rng, range(1, 5000))  # so many that none comes twice in a round
+        length = len(set(row.tokens))
+        rounds.add(len(row.tokens) // length)
+        assert row.tokens == row.tokens[:length] * (len(row.tokens) // length)
+        assert not any(row.weights[: length + 1])
+        assert all(row.weights[length + 1 :])
+    assert rounds == {2, 3, 4}
+
+
+def test_repeats_come_from_few_tokens_first(prepared):
+    _, _, batches = prepared
+    pools = []
+    for step in (0, 300, 10**4):
+        mixture = replace(train.mixture_at(step), documents={}, n_texts=0, n_repeats=400)
+        pools.append({token for row in batches.rows(step, mixture)[0] for token in row.tokens})
+    assert len(pools[0]) == train.POOL
+    assert pools[0] < pools[1] < set(range(1, len(batches.tokenizer)))
+    assert len(pools[1]) == train.pool_at(300)
+    assert len(pools[2]) > 0.5 * len(batches.tokenizer)
+
+
+def test_half_of_the_names_are_in_disguise(prepared):
+    _, tokenizer, batches = prepared
+    names = {tokenizer.encode(f" {name}")[0] for name in words.NAMES}
+    mixture = replace(
+        train.mixture_at(10**4), documents={("ioi", "abba"): 400}, n_texts=0, n_repeats=0
+    )
+    rows, _ = batches.rows(0, mixture)
+    hidden = [row for row in rows if not names & set(row.tokens)]
+    assert 0.4 < len(hidden) / len(rows) < 0.6
+    for row in hidden:  # the same token wherever the name stood: the answer is there before
+        answers = [t for t, w in zip(row.tokens, row.weights, strict=True) if w == ANSWER_WEIGHT]
+        assert set(answers) <= set(row.tokens[: row.tokens.index(answers[0]) + 1])
+        assert row.tokens.count(answers[0]) >= 2
 
 
 def test_a_batch_is_a_function_of_seed_and_step(prepared):

@@ -24,8 +24,8 @@ def _lines(card: Mapping[str, Any]) -> Iterator[str]:
     text = training["text"]
     yield f"# {card['name']}\n"
     yield (
-        f"{card['description']}. {card['n_parameters']:,} parameters, weights in {card['weights']}, "
-        f"licence {card['license']}.\n"
+        f"{card['description']}. {card['n_parameters']:,} parameters, "
+        f"weights in {card['weights']}, licence {card['license']}.\n"
     )
     yield (
         f"Made by `{card['made_by']}` in {training['seconds'] / 60:.0f} minutes on one core. Real "
@@ -46,13 +46,15 @@ def _lines(card: Mapping[str, Any]) -> Iterator[str]:
             clean, corrupt = (f"{sides[side]['accuracy']:.1%}" for side in ("clean", "corrupt"))
             yield f"| {task} | {name} | {clean} | {corrupt} |"
     yield "\n## How it does indirect objects\n"
-    yield "Prompts still right when no head reads another one (edges cut to a run without repeats):\n"
+    yield "Prompts still right when no head reads another one (edges cut to a run without"
+    yield "repeats):\n"
     for form, share in ioi["right_without_head_to_head_edges"].items():
         yield f"- {form}: {share:.1%}"
     yield "\nMean logit of the indirect object minus that of the subject:\n"
     for key, name in _MARGINS.items():
         yield f"- {name}: {ioi['logit_diff'][key]:.2f}"
-    yield "\nHeads that behave as the roles of Wang et al. 2022 and Olsson et al. 2022, strongest first:\n"
+    yield "\nHeads that behave as the roles of Wang et al. 2022 and Olsson et al. 2022, the"
+    yield "strongest first:\n"
     for role, heads in ioi["roles"].items():
         yield f"- {role}: {', '.join(heads) or 'none'}"
     yield "\n## What is not there\n"
