@@ -131,13 +131,12 @@ def test_half_precision_is_exact_enough() -> None:
     torch.testing.assert_close(logits, native()(ids), rtol=1e-4, atol=1e-4)
 
 
-def test_a_task_runs_on_it_unless_another_is_named(tmp_path: Path) -> None:
-    saved = {name: TASKS[name] for name in quick.MODELS}
-    try:
-        quick.restore()
-        asked = "discover docstring --method eap --edges 60 --n-prompts 8 --n-test 16"
-        answer: Result = CliRunner().invoke(app, [*asked.split(), "--out", str(tmp_path / "run")])
-    finally:
-        TASKS._things.update(saved)
+def test_a_task_runs_on_it_unless_another_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TASKS, "_things", dict(TASKS._things))
+    quick.restore()
+    asked = "discover docstring --method eap --edges 60 --n-prompts 8 --n-test 16"
+    answer: Result = CliRunner().invoke(app, [*asked.split(), "--out", str(tmp_path / "run")])
     assert answer.exit_code == 0, answer.output
     assert json.loads((tmp_path / "run" / "run.json").read_text())["model"] == NAME

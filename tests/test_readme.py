@@ -7,8 +7,10 @@ import re
 from pathlib import Path
 
 import pytest
+import quick
 
 from acdc.cli import main
+from acdc.tasks import TASKS
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 COMMANDS = set(re.findall(r"`acdc ([a-z-]+)", README))
@@ -21,8 +23,17 @@ def test_the_python_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert (tmp_path / "runs" / "my-ioi" / "run.json").exists()
 
 
-def test_the_first_command_prints_the_table_shown(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.fixture
+def shipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tasks run on the model that they run on for a user."""
+    monkeypatch.setattr(TASKS, "_things", dict(TASKS._things))
+    quick.restore()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("shipped")
+def test_the_first_command_prints_what_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
@@ -31,6 +42,15 @@ def test_the_first_command_prints_the_table_shown(
     run = json.loads((tmp_path / "out" / "run.json").read_text())
     assert f"{run['n_edges_kept']} of {run['n_edges_total']:,}" in README
     assert f"│ {run['faithfulness']:.4g}" in README
+
+
+def test_its_table_has_the_rows_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(["discover", "ioi", "--threshold", "0.1", "--n-prompts", "16", "--out", "out"])
+    assert stop.value.code == 0
     printed = capsys.readouterr().out
     for name in ("model", "task", "method", "metric", "edges kept", "faithfulness", "threshold"):
         assert f"│ {name} " in printed
@@ -47,6 +67,7 @@ def test_commands_named_in_the_readme_have_help(capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shipped")
 def test_the_tests_of_the_default_circuit_are_those_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
