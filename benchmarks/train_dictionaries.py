@@ -89,6 +89,8 @@ class Recipe:
         Steps without activity after which a latent counts as dead in the auxiliary loss.
     seed
         Of initial weights and order.
+    stored_as
+        Type that weights are written in: float32 or float16.
     """
 
     n_latents: int
@@ -98,6 +100,12 @@ class Recipe:
     learning_rate: float = 2e-3
     dead_after: int = 50
     seed: int = 0
+    stored_as: str = "float32"
+
+    @property
+    def stored(self) -> torch.dtype:
+        """The type that weights are written in."""
+        return {"float32": torch.float32, "float16": torch.float16}[self.stored_as]
 
 
 @dataclass(frozen=True)
@@ -110,7 +118,7 @@ class Bundle:
 
 BUNDLES: dict[str, Bundle] = {
     "language-small": Bundle(
-        Recipe(n_latents=512, k=16),
+        Recipe(n_latents=512, k=16, stored_as="float16"),
         {"ioi": 2048, "pronoun": 512, "docstring": 512, "greater-than": 512, "induction": 512},
     ),
     "ioi-small": Bundle(Recipe(n_latents=512, k=16), {"ioi": 4096, "pronoun": 1024}),
@@ -345,8 +353,9 @@ def train_all(
         trainer = Trainer(x, y, reads != writes, recipe)
         losses = trainer.run()
         folder = out / reads.name
-        write_dictionary(trainer.dictionary(reads, writes, metadata), folder)
-        found = measure(read_dictionary(folder))
+        trained = trainer.dictionary(reads, writes, metadata)
+        write_dictionary(trained.to("cpu", recipe.stored), folder)
+        found = measure(read_dictionary(folder).to("cpu", model.dtype))
         seconds = time.perf_counter() - started
         console.print(quality_table(list(found.values())), highlight=False)
         console.print(f"{reads.name}: last loss {losses[-1]:.4f}, {seconds:.0f} s")
