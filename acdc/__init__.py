@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from acdc.evidence.self_repair import self_repair
     from acdc.evidence.sharing import shared
     from acdc.evidence.stability import stability
+    from acdc.evidence.what_if import what_if
     from acdc.models import load_model
     from acdc.pages.report import report
     from acdc.runs.circuits import load_circuit
@@ -63,6 +64,7 @@ _HOMES = {
     "shared": "acdc.evidence.sharing",
     "stability": "acdc.evidence.stability",
     "sweep": "acdc.evidence.frontier",
+    "what_if": "acdc.evidence.what_if",
 }
 
 __all__ = [
@@ -90,6 +92,7 @@ __all__ = [
     "shared",
     "stability",
     "sweep",
+    "what_if",
 ]
 
 

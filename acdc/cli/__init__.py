@@ -29,6 +29,7 @@ from acdc.cli.heads import heads
 from acdc.cli.interactions import interactions
 from acdc.cli.listing import list_
 from acdc.cli.sharing import shared
+from acdc.cli.what_if import what_if
 
 __all__ = ["app", "main"]
 
@@ -56,6 +57,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {  # in the order of acdc --help
     "interactions": interactions,
     "heads": heads,
     "dose": dose,
+    "what-if": what_if,
     "export": export,
     "latents": latents,
     "report": report,

@@ -34,7 +34,15 @@ from graphs import Graph
 from graphs.errors import GraphError
 from graphs.kernels import reach_backward
 
-__all__ = ["PatchedModel", "PlainRuns", "alive_before_logits", "metric_of_circuit"]
+__all__ = [
+    "EdgeWeights",
+    "Edges",
+    "PatchedModel",
+    "PatchedRun",
+    "PlainRuns",
+    "alive_before_logits",
+    "metric_of_circuit",
+]
 
 _ROWS_BYTES = 128 << 20
 """Inputs of the latents of a transcoder are read in parts of this size."""
@@ -88,9 +96,9 @@ class PatchedModel:
         ndarray
             ``[prompt]``, see :meth:`Experiment.per_prompt`; its mean is :meth:`metric`.
         """
-        weights = _Mask(self._edges, mask)
+        weights = _Mask(self.edges, mask)
         batches = range(len(self.experiment.batches))
-        rows = [_PatchedRun(self.plain(i), weights).rows()[0] for i in batches]
+        rows = [PatchedRun(self.plain(i), weights).rows()[0] for i in batches]
         return self.experiment.per_prompt(rows)
 
     @torch.no_grad()
@@ -112,9 +120,9 @@ class PatchedModel:
         ndarray
             ``[cut, prompt]``, otherwise as :meth:`values`.
         """
-        weights = _Mask(self._edges, mask)
+        weights = _Mask(self.edges, mask)
         batches = range(len(self.experiment.batches))
-        rows = [_PatchedRun(self.plain(i), weights).rows(cuts) for i in batches]
+        rows = [PatchedRun(self.plain(i), weights).rows(cuts) for i in batches]
         return np.stack(
             [self.experiment.per_prompt([of[cut] for of in rows]) for cut in range(len(cuts))]
         )
@@ -150,8 +158,8 @@ class PatchedModel:
         with torch.no_grad():
             plain = self.plain(i)
         weights = weights.expand(plain.batch.n_prompts, -1)
-        kind = _SenderWeights if of_senders else _Weights
-        return _PatchedRun(plain, kind(self._edges, weights)).rows()[0]
+        kind = _SenderWeights if of_senders else EdgeWeights
+        return PatchedRun(plain, kind(self.edges, weights)).rows()[0]
 
     def states(self, i: int) -> Iterator[tuple[Stage, Inputs, dict[int, Tensor], Values]]:
         """Run a batch with every edge of the graph intact, stage by stage.
@@ -168,11 +176,12 @@ class PatchedModel:
             passes the layer's post-norm; and the parts of the blocks that it writes.
         """
         every = np.ones(self.experiment.graph.n_edges, dtype=bool)
-        return _PatchedRun(self.plain(i), _Mask(self._edges, every)).states()
+        return PatchedRun(self.plain(i), _Mask(self.edges, every)).states()
 
     @cached_property
-    def _edges(self) -> _Edges:
-        return _Edges(self.experiment)
+    def edges(self) -> Edges:
+        """Where its edges stand."""
+        return Edges(self.experiment)
 
     def plain(self, i: int) -> PlainRuns:
         """Plain runs of ``experiment.batches[i]``."""
@@ -194,7 +203,7 @@ class PatchedModel:
         for stage in program.stages:
             seen = [program.blocks[b] for b in stage.seen]
             vectors = sum(len(block) for block in seen if not block.narrow)
-            latents = sum(len(self._edges.senders(stage, b)) for b in seen if b.narrow)
+            latents = sum(len(self.edges.senders(stage, b)) for b in seen if b.narrow)
             n_numbers += (2 * vectors + 3 * stage.n_receivers) * model.d_model
             n_numbers += stage.n_receivers * latents
         return n_numbers * n_pos * model.W_U.element_size()
@@ -218,7 +227,7 @@ def alive_before_logits(graph: Graph, mask: Mask) -> Mask:
 # -- which edges are in -------------------------------------------------------------------------
 
 
-class _Edges:
+class Edges:
     """Where the edges of an experiment's graph stand in the matrices of its stages."""
 
     def __init__(self, experiment: Experiment) -> None:
@@ -253,7 +262,7 @@ class _Edges:
 class _Mask:
     """Edges that are in, ``[edge]``."""
 
-    def __init__(self, edges: _Edges, mask: Mask) -> None:
+    def __init__(self, edges: Edges, mask: Mask) -> None:
         self.edges, self._mask = edges, mask
         alive = alive_before_logits(edges.graph, mask)
         # (sender of the components)
@@ -276,10 +285,10 @@ class _Mask:
         return torch.from_numpy(np.ascontiguousarray(few))[None], index
 
 
-class _Weights:
+class EdgeWeights:
     """Weights of edges, ``[prompt, edge]``, with gradients."""
 
-    def __init__(self, edges: _Edges, weights: Tensor) -> None:
+    def __init__(self, edges: Edges, weights: Tensor) -> None:
         self.edges, self._weights = edges, weights
 
     def matters(self, senders: slice) -> bool:
@@ -296,7 +305,7 @@ class _Weights:
         return full, np.arange(stage.n_receivers)
 
 
-class _SenderWeights(_Weights):
+class _SenderWeights(EdgeWeights):
     """Weights of senders, ``[prompt, sender]``, with gradients."""
 
     def rows(self, stage: Stage, cuts: Mask | None = None) -> tuple[Tensor, NDArray[np.int64]]:
@@ -418,14 +427,14 @@ class PlainRuns:
         return self._totals[stage.ports.start]
 
 
-class _PatchedRun:
+class PatchedRun:
     """One pass over one batch.
 
     Without gradients, changes are written into one buffer; with them, what was read stays as it
     was, and blocks that are read later are put beside it.
     """
 
-    def __init__(self, plain: PlainRuns, weights: _Mask | _Weights) -> None:
+    def __init__(self, plain: PlainRuns, weights: _Mask | EdgeWeights) -> None:
         self.plain, self.weights, self.program = plain, weights, plain.program
         shape, gradients = plain.embeds.shape[1:], torch.is_grad_enabled()
         self.vectors = {
@@ -434,20 +443,20 @@ class _PatchedRun:
         }
         self.latents: dict[int, Tensor] = {}
         self._reconstructed = Reconstructed()
-        self._write(0, plain.embeds)
+        self.write(0, plain.embeds)
 
     def rows(self, cuts: Mask | None = None) -> Tensor:
         """Metric of every scored row of the batch, ``[1 or cut, row]``."""
         *stages, logits = self.program.stages
         for stage in stages:
             if any(map(self.weights.matters, self.program.senders_computed(stage))):
-                self._run(stage, *self.weights.rows(stage))
+                self.run(stage, *self.weights.rows(stage))
         batch, experiment = self.plain.batch, self.plain.experiment
         weights, index = self.weights.rows(logits, cuts)
         each = batch.n_rows * self.plain.embeds.shape[-1] * self.plain.embeds.element_size()
         parts = [
             experiment.measure_rows(
-                self._read(logits, some, batch.scored).flatten(1, 3), batch, self.program.model
+                self.read(logits, some, batch.scored).flatten(1, 3), batch, self.program.model
             )
             for some in weights.split(max(1, _CUTS_BYTES // each), dim=2)
         ]
@@ -457,29 +466,29 @@ class _PatchedRun:
         """Run stage by stage, see :meth:`PatchedModel.states`."""
         for stage in self.program.stages:
             weights, index = self.weights.rows(stage)
-            sums = self._sums(stage, weights)
+            sums = self.sums(stage, weights)
             raw = {layer: x for layer, x in sums.items() if layer is not None}
             inputs = Inputs(self._through_posts(sums), index)
-            yield stage, inputs, raw, self._compute(stage, inputs)
+            yield stage, inputs, raw, self.compute(stage, inputs)
 
-    def _run(self, stage: Stage, weights: Tensor, index: NDArray[np.int64]) -> None:
+    def run(self, stage: Stage, weights: Tensor, index: NDArray[np.int64]) -> None:
         """Read rows, compute what a stage writes, and record it."""
         n_numbers = self.plain.embeds[0].nelement()
         most = max(1, _ROWS_BYTES // (n_numbers * self.plain.embeds.element_size()))
         n_rows = weights.shape[2]
         if n_rows <= most or torch.is_grad_enabled() or not isinstance(stage, Transcoder):
-            self._compute(stage, Inputs(self._read(stage, weights), index))
+            self.compute(stage, Inputs(self.read(stage, weights), index))
             return
         found: Values | None = None
         for start in range(0, n_rows, most):
             part = slice(start, start + most)
             inside = np.flatnonzero((start <= index) & (index < start + most))
-            x = self._read(stage, weights[:, :, part])
+            x = self.read(stage, weights[:, :, part])
             found = stage.compute_some(x, index[inside] - start, inside, found)
         assert found is not None
         self._record(stage, found)
 
-    def _compute(self, stage: Stage, inputs: Inputs) -> Values:
+    def compute(self, stage: Stage, inputs: Inputs) -> Values:
         """Compute the parts of the blocks that a stage writes, and record them."""
         return self._record(stage, stage.compute(inputs))
 
@@ -489,10 +498,10 @@ class _PatchedRun:
         pairs = zip(stage.blocks, values, strict=True)
         parts = {b: self.program.blocks[b].parts(value) for b, value in pairs}
         for b, part in parts.items():
-            self._write(b, part - self.plain.ablated[b])
+            self.write(b, part - self.plain.ablated[b])
         return list(parts.values())
 
-    def _write(self, b: int, change: Tensor) -> None:
+    def write(self, b: int, change: Tensor) -> None:
         """Record by how much the senders of a block differ from what ablated edges carry."""
         block, places = self.program.blocks[b], self.plain.layout.place.get(b)
         if places is None:
@@ -502,21 +511,47 @@ class _PatchedRun:
         else:
             self.vectors[block.post][places] = change
 
-    def _read(self, stage: Stage, weights: Tensor, positions: Tensor | None = None) -> Tensor:
+    def read(self, stage: Stage, weights: Tensor, positions: Tensor | None = None) -> Tensor:
         """``[row, 1, batch, pos, d_model]`` of ``weights [prompt, span, row, sender seen]``."""
-        return self._through_posts(self._sums(stage, weights, positions), positions)
+        return self._through_posts(self.sums(stage, weights, positions), positions)
 
-    def _sums(
+    def sums(
         self, stage: Stage, weights: Tensor, positions: Tensor | None = None
     ) -> dict[int | None, Tensor]:
-        """As :meth:`_read`, by post-norm and in front of it."""
+        """As :meth:`read`, by post-norm and in front of it."""
+        return self.mixed(stage, weights, positions, self.plain.totals(stage))
+
+    def mixed(
+        self,
+        stage: Stage,
+        weights: Tensor,
+        positions: Tensor | None = None,
+        totals: dict[int | None, Tensor] | None = None,
+    ) -> dict[int | None, Tensor]:
+        """Weighted sums of the changes that were written, by post-norm and in front of it.
+
+        Parameters
+        ----------
+        stage, weights
+            What reads, and ``[prompt, span, row, sender seen]``.
+        positions
+            Some of them; None: all.
+        totals
+            What is added, see :meth:`PlainRuns.totals`; None: nothing.
+
+        Returns
+        -------
+        dict
+            ``[row, 1, batch, pos, d_model]`` each.
+        """
         low, _ = self.program.senders_seen(stage)
         weights = weights.to(self.plain.embeds)
         sums: dict[int | None, Tensor] = {}
         for group in self.plain.layout.groups[stage.ports.start]:
             change = self.vectors[group.post][group.vectors]
             x = self._mix(_at(change, positions), weights[..., group.columns], positions)
-            x += _at(self.plain.totals(stage)[group.post], positions)
+            if totals is not None:
+                x += _at(totals[group.post], positions)
             for b in group.narrow:
                 if b in self.latents:
                     block = self.program.blocks[b].read_after(stage.n_mlps)
@@ -565,7 +600,7 @@ class _PatchedRun:
         if len(read) < len(block):
             block, parts, weights = block.some(read), parts[read], weights[..., read]
         spans = self._spans(positions)
-        if isinstance(self.weights, _Weights):
+        if isinstance(self.weights, EdgeWeights):
             each = weights[:, spans] if weights.shape[1] > 1 else weights
             rows = each.movedim(2, 0) * coefficients(parts)  # (row, batch, pos, latent)
             return x + (rows @ block.directions)[:, None]
