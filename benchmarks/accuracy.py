@@ -78,7 +78,7 @@ Mask = NDArray[np.bool_]
 Scores = NDArray[np.float64]
 
 _SHORTCUT_TASKS = {"ioi-small": "ioi", "docstring-small": "docstring"}
-_METRICS = {"compiled": "mse", "planted": "logit_diff"}
+_METRICS = {"compiled": "mse", "planted": "logit_diff", "trained": "logit_diff"}
 """By where a model was made: benchmarks/<where>/models/<name>."""
 
 

@@ -37,7 +37,7 @@ Cell = dict[str, Any]
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 _STYLES = ("-", "--", ":")
 _MOST_NAMES = 12
-_FAMILIES = {"tracr": "compiled", "planted": "planted"}
+_FAMILIES = {"tracr": "compiled", "planted": "planted", "trained": "trained"}
 """What the README calls models, by how their names begin."""
 
 

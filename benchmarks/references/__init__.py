@@ -7,7 +7,7 @@ from pathlib import Path
 __all__ = ["REFERENCES", "reference_files"]
 
 _HERE = Path(__file__).parent
-_MADE_HERE = ("compiled", "planted")
+_MADE_HERE = ("compiled", "planted", "trained")
 
 
 def reference_files(folder: Path) -> dict[str, Path]:
