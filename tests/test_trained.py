@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from acdc.engine.experiment import Experiment
 from acdc.engine.metrics import get_metric
+from acdc.evidence.heads import explain_heads
 from acdc.measure.evaluation import Evaluator
 from acdc.methods.sweep import sweep
 from acdc.models import load_model
@@ -77,7 +78,9 @@ def test_the_engine_runs_the_same_model(name: str) -> None:
     plain = shipped(name).logits(tokens)
     by_node = shipped(name).run(tokens).logits
     torch.testing.assert_close(by_node, plain, atol=1e-4, rtol=1e-4)
-    found = lowered.unembed(lowered.forward(tokens).final)
+    final = lowered.forward(tokens).final
+    assert final is not None
+    found = lowered.unembed(final)
     torch.testing.assert_close(found, plain, atol=1e-4, rtol=1e-4)
 
 
@@ -179,6 +182,17 @@ def test_acdc_finds_the_composition(name: str, read: str) -> None:
     assert inputs == {read}
 
 
+@pytest.mark.parametrize(("name", "read"), [*zip(TWINS, "KV", strict=True)])
+def test_heads_names_the_composition(name: str, read: str) -> None:
+    experiment, known = Experiment(*engine(name), get_metric("logit_diff")), reference(name)
+    (before,), readers = known.roles["previous token"], list(known.roles.values())[1]
+    explained = {one.head: one for one in explain_heads(known.circuit, experiment)}
+    for head in readers:
+        strongest = explained[head].composition[0]
+        assert (strongest.kind, strongest.sender) == (read, before)
+        assert strongest.share > 0.6
+
+
 @pytest.mark.parametrize("name", TWINS)
 def test_another_mechanism_is_refused(name: str) -> None:
     """What a twin does is not what the other one's description says."""
@@ -227,7 +241,7 @@ def test_sizes_go_through_a_configuration(sizes: Sizes) -> None:
     for pattern in trace.patterns.values():
         torch.testing.assert_close(pattern.sum(-1), torch.ones(4, 7))
         assert bool((pattern.triu(1) > 0).any()) != sizes.causal
-    again = model.run(tokens, dict.fromkeys(()), {"a0.h0": trace.patterns["a0.h0"]})
+    again = model.run(tokens, None, {"a0.h0": trace.patterns["a0.h0"]})
     torch.testing.assert_close(again.logits, trace.logits)
 
 

@@ -1,6 +1,6 @@
 """A small transformer in plain torch, whose every edge and every attention pattern can be set.
 
-It is what is trained, and what interventions by hand are made on; nothing of the engine is used on the way.
+It is what is trained, and what interventions by hand are made on; nothing of the engine runs in it.
 Weights are in HookedTransformer layout, so that they are stored as they are and
 :func:`acdc.models.load_model` reads them.  Axes: ``batch pos d_model``, and ``head`` first where
 heads are together.
