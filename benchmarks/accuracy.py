@@ -38,10 +38,11 @@ from acdc.measure.evaluation import Evaluator
 from acdc.methods import METHODS
 from acdc.methods.acdc import TWO_SIDED
 from acdc.methods.sweep import sweep
-from acdc.models import MODELS, load_model, resolve_device
+from acdc.models import load_model, resolve_device
 from acdc.runs.folder import versions
 from acdc.tasks import DEFAULT_METRIC, load_task
 from benchmarks.measure import conditions, timed
+from benchmarks.shortcuts import MODELS as SHORTCUTS
 from graphs import Reference, prune, read_reference
 from graphs.files.whole import MIB, json_text, read_json, write_whole
 from graphs.known.chance import chance_of_ranking
@@ -128,7 +129,7 @@ def subjects(references: Mapping[str, Path] = REFERENCES) -> dict[str, Subject]:
         if (path.parent / "config.json").is_file():
             found[name] = _known_subject(name, path)
     for model, task in _SHORTCUT_TASKS.items():
-        found[model] = Subject(model, MODELS[model], task, "logit_diff")
+        found[model] = Subject(model, SHORTCUTS[model], task, "logit_diff")
     return found
 
 

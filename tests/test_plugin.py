@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -45,72 +47,100 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return site
 
 
-def run(site: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+SEVERAL = """
+import contextlib, io, json, sys
+from acdc.cli import main
+for arguments in json.loads(sys.stdin.read()):
+    out, err, status = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main(arguments)
+        except SystemExit as stop:
+            status = stop.code or 0
+    print(json.dumps([status, out.getvalue(), err.getvalue()]))
+"""
+"""Commands one after the other in one process: what takes longest is to import torch."""
+
+
+@dataclass(frozen=True)
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run(site: Path, *commands: Sequence[object]) -> list[Done]:
+    """Run commands in a process in which the packages of a site are installed."""
     environment = os.environ | {"PYTHONPATH": f"{site}{os.pathsep}{ROOT}", "COLUMNS": "200"}
-    command = [sys.executable, "-m", "acdc", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment)
-
-
-@pytest.mark.parametrize(
-    ("kind", "name"),
-    [
-        ("methods", "gradient-size"),
-        ("metrics", "answer_logit"),
-        ("tasks", "echo"),
-        ("ablations", "half"),
-        ("references", "echo-heads"),
-    ],
-)
-def test_it_is_listed(site: Path, kind: str, name: str) -> None:
-    done = run(site, "list", kind)
+    asked = json.dumps([[str(argument) for argument in command] for command in commands])
+    done = subprocess.run(
+        [sys.executable, "-c", SEVERAL], input=asked, capture_output=True, text=True,
+        env=environment,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert name in done.stdout
+    return [Done(*json.loads(line)) for line in done.stdout.splitlines()]
+
+
+def test_it_is_listed(site: Path) -> None:
+    kinds = {
+        "methods": "gradient-size", "metrics": "answer_logit", "tasks": "echo",
+        "ablations": "half", "references": "echo-heads",
+    }  # fmt: skip
+    for name, done in zip(kinds.values(), run(site, *(["list", k] for k in kinds)), strict=True):
+        assert done.returncode == 0, done.stderr
+        assert name in done.stdout
 
 
 def test_it_is_on_the_command_line(site: Path, tmp_path: Path) -> None:
     asked = ["discover", "echo", "--method", "gradient-size", "--metric", "answer_logit"]
     asked += ["--n-test", 4, "--model", LN2, "--power", 0.5, "--edges", 20, "--n-prompts", 4]
-    done = run(site, *asked, "--out", tmp_path / "run")
-    assert done.returncode == 0, done.stderr
+    found, compared, helped, refused = run(
+        site,
+        [*asked, "--out", tmp_path / "run"],
+        ["compare", tmp_path / "run", "--reference", "echo-heads"],
+        ["discover", "--help"],
+        [*asked[:-6], "--power", -1, "--out", tmp_path / "no"],
+    )
+    assert found.returncode == 0, found.stderr
     summary = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (summary["method"], summary["options"]) == ("gradient-size", {"power": 0.5})
     assert summary["metric"] == "answer_logit"
-    done = run(site, "compare", tmp_path / "run", "--reference", "echo-heads")
-    assert done.returncode == 0, done.stderr
-    assert "--power" in run(site, "discover", "--help").stdout
-    refused = run(site, *asked[:-6], "--power", -1, "--out", tmp_path / "no")
+    assert compared.returncode == 0, compared.stderr
+    assert "--power" in helped.stdout
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert "power -1.0: expected a number above 0, as 0.5" in refused.stderr
 
 
 def test_its_ablation_is_one_of_ours(site: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
+    out, both, seen = tmp_path / "run", tmp_path / "both", tmp_path / "seen.json"
     asked = ["discover", "echo", "--method", "eap", "--model", LN2, "--edges", 20]
     asked += ["--n-prompts", 4, "--n-test", 4, "--batch-size", 2]
-    done = run(site, *asked, "--intervention", "half", "--out", out)
-    assert done.returncode == 0, done.stderr
+    *found, refused = run(
+        site,
+        [*asked, "--intervention", "half", "--out", out],
+        [*asked, "--intervention", "mean", "--direction", "both", "--out", both],
+        ["evaluate", out, "--seen", "--out", seen, "--no-tests"],
+        [*asked, "--intervention", "third", "--out", tmp_path / "no"],
+    )
+    for done in found:
+        assert done.returncode == 0, done.stderr
     summary = json.loads((out / "run.json").read_text())
     assert summary["intervention"] == "half"
     assert summary["constants"] == {"n_prompts": 8}
     with safe_open(out / "constants.safetensors", "pt") as file:
         carried, about = file.get_tensor("all.0"), file.metadata()
     assert about["intervention"] == "half"
-    both, means = tmp_path / "both", {}
-    done = run(site, *asked, "--intervention", "mean", "--direction", "both", "--out", both)
-    assert done.returncode == 0, done.stderr
+    means = {}
     for direction in ("noising", "denoising"):
         with safe_open(both / direction / "constants.safetensors", "pt") as file:
             means[direction] = file.get_tensor("all.0")
     torch.testing.assert_close(carried, (means["noising"] + means["denoising"]) / 2)
     assert not torch.allclose(carried, means["noising"], atol=1e-3)
 
-    done = run(site, "evaluate", out, "--seen", "--out", tmp_path / "seen.json", "--no-tests")
-    assert done.returncode == 0, done.stderr
-    rows = json.loads((tmp_path / "seen.json").read_text())["ablations"]
-    found = {(row["intervention"], row["direction"]): row["metric_circuit"] for row in rows}
-    assert found["half", "noising"] == pytest.approx(summary["metric_seen"]["circuit"])
-    assert {"half", "zero", "mean"} <= {intervention for intervention, _ in found}
-    refused = run(site, *asked, "--intervention", "third", "--out", tmp_path / "no")
+    rows = json.loads(seen.read_text())["ablations"]
+    circuits = {(row["intervention"], row["direction"]): row["metric_circuit"] for row in rows}
+    assert circuits["half", "noising"] == pytest.approx(summary["metric_seen"]["circuit"])
+    assert {"half", "zero", "mean"} <= {intervention for intervention, _ in circuits}
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
     assert "intervention 'third': expected one of resample, zero, mean, " in refused.stderr
     assert "half" in refused.stderr
@@ -118,7 +148,7 @@ def test_its_ablation_is_one_of_ours(site: Path, tmp_path: Path) -> None:
 
 def test_it_is_in_the_benchmark(site: Path, tmp_path: Path) -> None:
     asked = ["bench", "accuracy", "--models", "echo-heads", "--methods", "gradient-size,eap"]
-    done = run(site, *asked, "--out", tmp_path / "accuracy")
+    (done,) = run(site, [*asked, "--out", tmp_path / "accuracy"])
     assert done.returncode == 0, done.stderr
     cells = json.loads((tmp_path / "accuracy" / "results.json").read_text())["cells"]
     found = {cell["method"]: cell["edges"]["auroc"] for cell in cells}
@@ -138,7 +168,7 @@ def test_a_broken_one_is_named(site: Path, tmp_path: Path, point: str, words: st
     shutil.copytree(site, broken)
     points = broken / "acdc_plugin_example-0.0.1.dist-info" / "entry_points.txt"
     points.write_text(f"[acdc.methods]\n{point}\n")
-    done = run(broken, "list", "methods")
+    (done,) = run(broken, ["list", "methods"])
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert words in done.stderr
     assert "acdc-plugin-example" in done.stderr
