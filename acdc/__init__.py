@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from acdc.evidence.groups import groups
     from acdc.evidence.heads import heads
     from acdc.evidence.interactions import interactions
+    from acdc.evidence.matching import match
     from acdc.evidence.references import load_reference
     from acdc.evidence.self_repair import self_repair
     from acdc.evidence.sharing import shared
@@ -59,6 +60,7 @@ _HOMES = {
     "load_reference": "acdc.evidence.references",
     "load_run": "acdc.runs.folder",
     "load_task": "acdc.tasks",
+    "match": "acdc.evidence.matching",
     "report": "acdc.pages.report",
     "self_repair": "acdc.evidence.self_repair",
     "shared": "acdc.evidence.sharing",
@@ -87,6 +89,7 @@ __all__ = [
     "load_reference",
     "load_run",
     "load_task",
+    "match",
     "report",
     "self_repair",
     "shared",

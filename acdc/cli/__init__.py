@@ -28,6 +28,7 @@ from acdc.cli.groups import groups
 from acdc.cli.heads import heads
 from acdc.cli.interactions import interactions
 from acdc.cli.listing import list_
+from acdc.cli.matching import match
 from acdc.cli.sharing import shared
 from acdc.cli.what_if import what_if
 
@@ -63,6 +64,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {  # in the order of acdc --help
     "report": report,
     "compare": compare,
     "shared": shared,
+    "match": match,
     "list": list_,
 }
 _WITH_METHODS = ("discover", "stability", "conditions", "groups", "develop")

@@ -12,6 +12,8 @@ from acdc.models.steps import split_step
 __all__ = ["draw"]
 
 _BLUE, _VERMILION, _GREEN, _GREY = "#0072b2", "#d55e00", "#009e73", "0.5"
+_LEAST_RATIO = 1.18
+"""Of two steps that are labelled on a logarithmic axis."""
 _ROLES = {"previous": ("previous token", _BLUE), "duplicate": ("duplicate token", _GREEN),
           "induction": ("induction", _VERMILION)}  # fmt: skip
 
@@ -66,8 +68,17 @@ def _scale(panel: Any, x: list[float], name: str) -> None:
         return
     positive = [at for at in x if at > 0]
     panel.set_xscale("symlog" if min(x) <= 0 else "log", **_linear(positive) if min(x) <= 0 else {})
-    panel.set_xticks(x, [f"{at:,.0f}" for at in x], rotation=60, ha="right")
+    panel.set_xticks(x, _labels(x), rotation=60, ha="right")
     panel.minorticks_off()
+
+
+def _labels(x: list[float]) -> list[str]:
+    """Steps in words, where there is room for them; the last one always."""
+    shown: list[float] = []
+    for at in reversed(x):
+        if not shown or at <= 0 or shown[-1] / at >= _LEAST_RATIO:
+            shown.append(at)
+    return [f"{at:,.0f}" if at in shown else "" for at in x]
 
 
 def _linear(positive: list[float]) -> dict[str, float]:

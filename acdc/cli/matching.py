@@ -1,0 +1,63 @@
+"""``acdc match``: circuits of one task in two models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from acdc.cli import options as opt
+from acdc.cli.inputs import check_file
+
+__all__ = ["match"]
+
+
+def match(
+    one: Annotated[Path, typer.Argument(help="Folder of a run.")],
+    other: Annotated[Path, typer.Argument(help="Folder of a run of the task in another model.")],
+    limit: Annotated[
+        float,
+        typer.Option("--limit", help="Distance from which on nodes are not matched (0 to 1)."),
+    ] = 0.25,
+    n_random: Annotated[
+        int, typer.Option("--n-random", help="Random matchings that common edges stand beside.")
+    ] = 1000,
+    list_edges: Annotated[
+        bool, typer.Option("--list/--no-list", help="List the edges that both have.")
+    ] = True,
+    as_json: Annotated[
+        bool, typer.Option("--json/--no-json", help="Print JSON instead of tables.")
+    ] = False,
+    trust_remote_code: opt.Trust = False,
+    out: opt.JsonFile = None,
+    overwrite: opt.Replace = False,
+) -> None:
+    """Match the circuits of a task in two models: heads by what they do, not by their numbers.
+
+    The models may differ in shape, or be two seeds of one.  Nodes are matched by role, attention on
+    the task and on repeated tokens, direct effect and relative depth; then edges between them.
+
+    Example: acdc match runs/seed0 runs/seed1 --out match.json
+    """
+    import json
+
+    from acdc.evidence.matching import match as match_runs
+    from acdc.terminal.matching import matching_tables
+    from acdc.terminal.tables import TerminalReporter, say, show
+    from graphs.files.whole import write_json
+
+    if out is not None:
+        check_file(out, overwrite)
+    found = match_runs(
+        one, other, limit=limit, n_random=n_random, trust_remote_code=trust_remote_code,
+        reporter=TerminalReporter(),
+    )  # fmt: skip
+    if out is not None:
+        write_json(out, found.summary())
+    if as_json:
+        typer.echo(json.dumps(found.summary(), indent=1))
+    else:
+        show(*matching_tables(found, list_edges=list_edges))
+    if out is not None:
+        say(f"written to {out}", stderr=as_json)
