@@ -324,6 +324,22 @@ def test_command(twin: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     )
 
 
+def test_one_prompt(twin: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """The mean over prompts is that of the prompts one by one; places can be asked for."""
+    at, names = ("END", "FIRST"), ["a1.h1"]
+    whole = acdc.heads(twin("keys"), names, at=at)
+    each = [acdc.heads(twin("keys"), names, at=at, prompt=i) for i in range(whole.n_prompts)]
+    for field in ("contrast", "score", "logits"):
+        mean = np.mean([getattr(one["a1.h1"], field) for one in each])
+        assert getattr(whole["a1.h1"], field) == pytest.approx(mean, abs=1e-4)
+    assert (whole["a1.h1"].at.query, whole["a1.h1"].at.key) == at
+    arguments = ("--prompt", "1", "--by", "token", "--query", "p6", "--key", "p0")
+    assert call("heads", str(twin("keys")), "--head", "a1.h1", *arguments) == 0
+    shown = capsys.readouterr().out
+    assert f"p6:{each[1].tokens[6].strip()}" in shown
+    assert "from p6" in shown
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -331,6 +347,10 @@ def test_command(twin: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         (["--head", "m0"], "unknown head 'm0'"),
         (["--by", "word"], "expected token or span"),
         (["--max-heads", "0"], "max_heads"),
+        (["--query", "END"], "--query and --key go together"),
+        (["--query", "END", "--key", "IO"], "unknown place 'IO'"),
+        (["--query", "FIRST", "--key", "END"], "no query at FIRST sees a key at END"),
+        (["--prompt", "99"], "prompt 99: there are"),
     ],
 )
 def test_bad_input_is_one_line(

@@ -26,6 +26,17 @@ def heads(
         str | None,
         typer.Option("--by", help="Name positions by token or span (default: labels if any)."),
     ] = None,
+    query: Annotated[
+        str | None,
+        typer.Option("--query", help="Explain the attention from this place (with --key)."),
+    ] = None,
+    key: Annotated[
+        str | None,
+        typer.Option("--key", help="Explain the attention to this place (with --query)."),
+    ] = None,
+    prompt: Annotated[
+        int | None, typer.Option("--prompt", help="Explain one prompt, from 0 (default: the mean).")
+    ] = None,
     max_heads: Annotated[
         int, typer.Option("--max-heads", help="Explain at most so many, of the largest scores.")
     ] = 20,
@@ -47,19 +58,23 @@ def heads(
 
     Example: acdc heads runs/ioi
 
-    Example: acdc heads runs/ioi --head a1.h4 --json
+    Example: acdc heads runs/ioi --head a1.h4 --query END --key S1 --prompt 0
     """
     import json
 
+    from acdc.errors import OptionError
     from acdc.evidence.heads import heads as explain
     from acdc.terminal.heads import heads_tables
     from acdc.terminal.tables import TerminalReporter, say, show, warn
     from graphs.files.whole import write_json
 
+    if (query is None) != (key is None):
+        raise OptionError("--query and --key go together: give both, or neither")
+    at = None if query is None or key is None else (query, key)
     if out is not None:
         check_file(out, overwrite)
     found = explain(
-        run, head or (), task=task, by=by, seen=seen, max_heads=max_heads,
+        run, head or (), task=task, by=by, at=at, prompt=prompt, seen=seen, max_heads=max_heads,
         reporter=TerminalReporter(), **asked,
     )  # fmt: skip
     if out is not None:

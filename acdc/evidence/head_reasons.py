@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 from acdc.engine.experiment import Experiment
 from acdc.engine.head_parts import BIAS, OUTPUT_BIASES
+from acdc.errors import OptionError, UnknownNameError
 from acdc.measure.heads import Sums, Survey, Wanted, explain, survey, towards
 from acdc.measure.places import Places, find_places
+from acdc.tasks.split import select_pairs
 from graphs import Circuit
 from graphs.coarse import coarsen
 from graphs.graph import parse_node
@@ -248,20 +250,28 @@ def explain_heads(
     *,
     by: str | None = None,
     max_heads: int = 20,
+    at: tuple[str, str] | None = None,
+    prompt: int | None = None,
 ) -> tuple[HeadReasons, ...]:
     """Explain heads of a circuit, without their roles; parameters as of :func:`acdc.heads`."""
     experiment = replace(full_precision(experiment), positions=None, metric=towards(experiment))
     strengths = circuit_heads(circuit)
     chosen = list(dict.fromkeys([*names, *list(strengths)[:max_heads]]))
-    places = find_places(experiment.task, by)
+    looked_at = experiment if prompt is None else _alone(experiment, prompt)
+    places = find_places(looked_at.task, by)
+    fixed = None if at is None else _fixed(places, at)
     if not chosen:
         return ()
-    looked = survey(experiment, places)
-    cells = [_cells(looked, places, *parse_node(name)[1:]) for name in chosen]
-    at = [(places.names.index(own[0].query), places.names.index(own[0].key)) for own in cells]
-    wanted = [Wanted(*parse_node(name)[1:], *cell) for name, cell in zip(chosen, at, strict=True)]
-    sums = explain(experiment, places, wanted)
-    helps = -experiment.metric.sign / experiment.n_rows
+    looked = survey(looked_at, places)
+    cells = [_cells(looked, places, name, fixed) for name in chosen]
+    wanted = [
+        Wanted(
+            *parse_node(name)[1:], places.names.index(own[0].query), places.names.index(own[0].key)
+        )
+        for name, own in zip(chosen, cells, strict=True)
+    ]
+    sums = explain(looked_at, places, wanted, usual=experiment)
+    helps = -looked_at.metric.sign / looked_at.n_rows
     found = []
     for i, (name, own) in enumerate(zip(chosen, cells, strict=True)):
         onward = _onward(sums, chosen, i)
@@ -269,16 +279,41 @@ def explain_heads(
     return tuple(found)
 
 
-def _cells(looked: Survey, places: Places, layer: int, head: int) -> tuple[Cell, ...]:
-    """Where a head attends: more than evenly, and where it matters."""
+def _alone(experiment: Experiment, prompt: int) -> Experiment:
+    """The experiment on one of its prompts."""
+    pairs = experiment.task.pairs
+    if not 0 <= prompt < len(pairs):
+        raise OptionError(f"prompt {prompt}: there are {len(pairs)}, from 0 to {len(pairs) - 1}")
+    return experiment.on(select_pairs(experiment.task, (pairs[prompt],)))
+
+
+def _fixed(places: Places, at: tuple[str, str]) -> tuple[int, int]:
+    """Query and key place, by number."""
+    for name in at:
+        if name not in places.names:
+            raise UnknownNameError("place", name, places.names)
+    return places.names.index(at[0]), places.names.index(at[1])
+
+
+def _cells(
+    looked: Survey, places: Places, name: str, fixed: tuple[int, int] | None
+) -> tuple[Cell, ...]:
+    """Where a head attends: more than evenly, and where it matters; what is asked for first."""
+    _, layer, head = parse_node(name)
     effect = looked.effect[layer, head]
     whole = float(effect.sum())
     importance = effect / whole if whole > 0 else np.ones_like(effect)
     attention, uniform = looked.attention[layer, head], looked.uniform[layer]
     telling = np.nan_to_num(importance[:, None] * (attention - uniform), nan=-np.inf)
-    ranked = np.argsort(-telling, axis=None, kind="stable")[:_N_CELLS]
+    best = np.argsort(-telling, axis=None, kind="stable")[:_N_CELLS]
+    ranked = list(zip(*(x.tolist() for x in np.unravel_index(best, telling.shape)), strict=True))
+    if fixed is not None:
+        if not uniform[fixed] > 0:
+            query, key = (places.names[i] for i in fixed)
+            raise OptionError(f"no query at {query} sees a key at {key}: name other places")
+        ranked = [fixed, *(cell for cell in ranked if cell != fixed)]
     found: list[Cell] = []
-    for query, key in zip(*np.unravel_index(ranked, telling.shape), strict=True):
+    for query, key in ranked:
         excess = attention[query, key] - uniform[query, key]
         if found and not (excess >= _LEAST_EXCESS and telling[query, key] > 0):
             continue

@@ -18,11 +18,15 @@ from acdc.errors import OptionError, UnknownNameError
 from acdc.evidence.head_reasons import HeadReasons, circuit_heads, explain_heads, full_precision
 from acdc.measure.heads import towards
 from acdc.measure.roles import HeadNumbers, measure_roles, roles_of
+from acdc.models.lowering.model import LoweredModel
 from acdc.runs.discover import Reporter, Silent, fit
 from acdc.runs.folder import Timer, save_summary, versions
 from acdc.runs.opened import RunLike, open_run
 from acdc.runs.unseen import PromptChoice
 from acdc.settings import MOST_REPEATS, Settings, check_count
+from acdc.tasks import Pair, Task, Tokenizer
+from acdc.tasks.split import select_pairs
+from acdc.tasks.texts import Texts, visible
 from graphs import Circuit
 from graphs.text import short
 
@@ -57,6 +61,8 @@ class Heads:
         Whether the model caps scores: what is explained is the score before that.
     warnings
         What one should know before believing it.
+    prompt, tokens
+        The one that was explained, and the texts of its tokens; None, and none, if all were.
     """
 
     settings: Settings
@@ -71,6 +77,8 @@ class Heads:
     timings: dict[str, float]
     soft_cap: bool = False
     warnings: tuple[str, ...] = ()
+    prompt: int | None = None
+    tokens: tuple[str, ...] = ()
 
     def __getitem__(self, head: str) -> HeadReasons:
         for one in self.heads:
@@ -86,6 +94,8 @@ class Heads:
             "metric": self.metric,
             "metric_value": self.metric_value,
             "n_prompts": self.n_prompts,
+            "prompt": self.prompt,
+            "tokens": list(self.tokens),
             "task_info": self.task_info,
             "before_soft_cap": self.soft_cap,
             "roles": {role: list(names) for role, names in self.roles.items()},
@@ -118,6 +128,8 @@ def heads(
     *,
     task: Any = None,
     by: str | None = None,
+    at: tuple[str, str] | None = None,
+    prompt: int | None = None,
     seen: bool = False,
     max_heads: int = 20,
     reporter: Reporter | None = None,
@@ -135,6 +147,11 @@ def heads(
         As of :func:`acdc.discover`; None: the run's.  A circuit that comes alone needs one.
     by
         How places are called, see :func:`acdc.measure.places.find_places`.
+    at
+        Query and key place to explain; None: for each head the most telling ones.
+    prompt
+        Which prompt to explain, counted from 0; None: the mean over all.  What is usual at a
+        position, and the roles, are of all prompts.
     seen
         Whether to measure on the prompts that discovery saw.
     max_heads
@@ -148,9 +165,9 @@ def heads(
     Raises
     ------
     UnknownNameError
-        If the model has no head of a name.
+        If the model has no head, or the prompts no place, of a name.
     OptionError
-        If the circuit has no head, or a value makes no sense.
+        If the circuit has no head, no query sees a key of the places, or a value makes no sense.
 
     Examples
     --------
@@ -162,7 +179,7 @@ def heads(
     opened = open_run(run)
     circuit, settings = opened.circuit, opened.settings(task=task, **asked)
     _check_names(names, circuit)
-    prompts = PromptChoice(opened.discovery_with(settings), seen)
+    prompts = _Remembered(PromptChoice(opened.discovery_with(settings), seen))
     with timer.phase("load"), reporter.phase("load model and task", None):
         circuit, experiment = fit(circuit, settings, prompts)
     strengths = circuit_heads(circuit)
@@ -170,10 +187,16 @@ def heads(
         raise OptionError(f"{opened.name}: no head is in the circuit; name some with --head")
     with timer.phase("explain"), reporter.phase("heads", None):
         metric = towards(experiment)
-        found = explain_heads(circuit, experiment, names, by=by, max_heads=max_heads)
+        found = explain_heads(
+            circuit, experiment, names, by=by, max_heads=max_heads, at=at, prompt=prompt
+        )
         numbers = measure_roles(full_precision(experiment))
         roles = roles_of(numbers)
-        value = replace(experiment, metric=metric).plain("clean")
+        values = replace(experiment, metric=metric, positions=None)
+        pairs = experiment.task.pairs
+        if prompt is not None:
+            values = values.on(select_pairs(experiment.task, (pairs[prompt],)))
+        value = values.plain("clean")
     kept = [one for one in found if not names or one.head in names]
     return Heads(
         settings,
@@ -183,7 +206,28 @@ def heads(
         timer.seconds,
         any(layer.attention.soft_cap is not None for layer in experiment.model.layers),
         tuple(_doubts(experiment)),
+        prompt,
+        () if prompt is None else prompts.texts(pairs[prompt]),
     )  # fmt: skip
+
+
+class _Remembered:
+    """A choice of prompts that remembers what their tokens are called."""
+
+    def __init__(self, choice: PromptChoice) -> None:
+        self._choice = choice
+        self._tokenizer: Tokenizer | None = None
+
+    def __call__(
+        self, settings: Settings, model: LoweredModel, tokenizer: Tokenizer | None
+    ) -> Task:
+        self._tokenizer = tokenizer
+        return self._choice(settings, model, tokenizer)
+
+    def texts(self, pair: Pair) -> tuple[str, ...]:
+        """Texts of a clean prompt's tokens."""
+        texts = Texts(self._tokenizer, pair.clean[-1])
+        return tuple(visible(texts(token)) for token in pair.clean)
 
 
 def _own(roles: Mapping[str, Sequence[str]], head: str) -> tuple[str, ...]:

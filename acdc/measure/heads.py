@@ -260,6 +260,7 @@ def explain(
     places: Places,
     wanted: Sequence[Wanted],
     *,
+    usual: Experiment | None = None,
     seed: int = 0,
 ) -> list[Sums]:
     """Take the attention of heads apart on the clean prompts.
@@ -272,22 +273,24 @@ def explain(
         Of the prompts.
     wanted
         Heads, each once.
+    usual
+        With the prompts that are shuffled, at least as long; None: those that are explained.
     seed
         Of the shuffled prompts.
     """
     written = Written(experiment)
-    typical = _typical(experiment, written, seed)
+    typical = _typical(usual or experiment, written, seed)
     found = [Sums(written.names_seen(one.layer)) for one in wanted]
     order = sorted(range(len(wanted)), key=lambda i: -wanted[i].layer)
     for chunk in _chunks(experiment, places, _prompts_at_once(experiment, written)):
         run = written.run(chunk.batch.clean)
         length, n_prompts = run.trace.attention_in[0].shape[1], chunk.batch.n_prompts
-        usual = [x[:, None, None, :length].expand(-1, 1, n_prompts, -1, -1) for x in typical]
+        means = [x[:, None, None, :length].expand(-1, 1, n_prompts, -1, -1) for x in typical]
         metric = _metric_direction(experiment, chunk.batch, run)
         seen: list[_Direction] = []
         for i in order:
             one = _Look(wanted[i], head_parts(run, wanted[i].layer, wanted[i].head), chunk.at)
-            one.add_scores(found[i], usual)
+            one.add_scores(found[i], means)
             one.add_values(found[i], metric, seen)
             seen += one.directions(i)
     return found

@@ -17,10 +17,13 @@ __all__ = ["heads_tables"]
 
 def heads_tables(found: Heads, title: str) -> Iterator[Any]:
     """Yield what was measured on, roles in the whole model, and a table per head."""
+    of_one = "" if found.prompt is None else f"prompt {found.prompt} of "
     yield (
-        f"{title}: {found.n_prompts} prompts ({found.task_info['prompts']}), direct effects on "
-        f"{found.metric} ({found.metric_value:.3g} on the clean prompts)"
+        f"{title}: {of_one}{found.n_prompts} prompts ({found.task_info['prompts']}), direct effects "
+        f"on {found.metric} ({found.metric_value:.3g} on the clean run)"
     )
+    if found.prompt is not None:
+        yield " ".join(f"p{i}:{token.strip()}" for i, token in enumerate(found.tokens))
     if found.soft_cap:
         yield "the model caps its scores; what is explained is the score before the cap"
     known = [f"{role}: {', '.join(heads)}" for role, heads in found.roles.items() if heads]
