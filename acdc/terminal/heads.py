@@ -17,9 +17,9 @@ __all__ = ["heads_tables"]
 
 def heads_tables(found: Heads, title: str) -> Iterator[Any]:
     """Yield what was measured on, roles in the whole model, and a table per head."""
-    of_one = "" if found.prompt is None else f"prompt {found.prompt} of "
+    which = "" if found.prompt is None else f"prompt {found.prompt} of "
     yield (
-        f"{title}: {of_one}{found.n_prompts} prompts ({found.task_info['prompts']}), direct effects "
+        f"{title}: {which}{found.n_prompts} prompts ({found.task_info['prompts']}), direct effects "
         f"on {found.metric} ({found.metric_value:.3g} on the clean run)"
     )
     if found.prompt is not None:
