@@ -117,6 +117,22 @@ def test_induction_names_nodes_alone_and_says_why() -> None:
     assert reference.graph.n_edges == 305 - 48  # ACDC's count has one self edge per q, k, v
 
 
+def test_described_circuits_are_data_with_their_doubts() -> None:
+    """Circuits that their authors describe in words, for models that are not here."""
+    found = {r.name: r for r in build()}
+    head = found["copy-suppression"]
+    assert (head.nodes, head.optional_nodes, head.edges) == (("a10.h7",), ("a11.h10",), ())
+    assert set(head.roles["copy suppression"]) < set(found["ioi"].roles["negative name mover"])
+    assert dict(head.configuration) == dict(found["ioi"].configuration)
+    brackets, addition = found["balanced-brackets"], found["modular-addition"]
+    assert brackets.nodes == ("a0.h0", "m0", "m1", "a2.h0", "a2.h1")
+    assert addition.nodes == ("a0.h0", "a0.h1", "a0.h2", "a0.h3", "m0")
+    for reference in (brackets, addition):
+        assert reference.granularity == "node pairs"
+        assert reference.open.startswith("Coarse")
+        assert str(reference.ablation) == ""  # true of the description, not of an ablation
+
+
 def test_every_reference_says_where_it_is_from() -> None:
     for name, path in REFERENCES.items():
         reference = read_reference(path)

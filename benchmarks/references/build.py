@@ -20,6 +20,8 @@ __all__ = ["build", "write"]
 GPT2 = GraphShape(n_layers=12, n_heads=12)
 ATTN_ONLY_4L = GraphShape(n_layers=4, n_heads=8, has_mlp=False)
 ATTN_ONLY_2L = GraphShape(n_layers=2, n_heads=8, has_mlp=False)
+BRACKETS = GraphShape(n_layers=3, n_heads=2)
+ONE_LAYER = GraphShape(n_layers=1, n_heads=4)
 CORRUPTED = Ablation("resample", "noising")
 ACDC = "edges as in Conmy et al. 2023, Towards Automated Circuit Discovery, arXiv:2304.14997"
 
@@ -29,6 +31,8 @@ SIZES: dict[str, dict[str, int]] = {
         "d_model": 512, "d_head": 64, "d_mlp": 0, "d_vocab": 48262,
     },
     "ArthurConmy/redwood_attn_2l": {"d_model": 256, "d_head": 32, "d_mlp": 0, "d_vocab": 50259},
+    "arena-balanced-brackets": {"d_model": 56, "d_head": 28, "d_mlp": 56, "d_vocab": 5},
+    "grokking-modular-addition": {"d_model": 128, "d_head": 32, "d_mlp": 512, "d_vocab": 114},
 }  # fmt: skip
 """By model, as their configurations say; digests of their weights are not known here."""
 
@@ -277,9 +281,101 @@ def induction() -> Reference:
     )
 
 
+def copy_suppression() -> Reference:
+    """McDougall et al. 2023: one head of GPT-2 small, whatever the text."""
+    return Reference(
+        name="copy-suppression",
+        description="head 10.7 of GPT-2 small writes against tokens of the context once predicted",
+        model="gpt2",
+        task="ordinary text",
+        citation=(
+            "McDougall, Conmy, Rushing, McGrath, Nanda 2023, Copy Suppression: Comprehensively "
+            "Understanding an Attention Head, arXiv:2310.04625"
+        ),
+        open=(
+            "Edges: the query reads what any earlier component predicts, keys and values the token "
+            "itself, and which components those are depends on the text; so only the head is "
+            "compared. The authors explain 76.9 % of its impact; head 11.10 does the same to a "
+            "lesser extent and counts neither as missed nor as wrong. On IOI both are the negative "
+            "name movers. acdc.measure.suppression measures the behaviour on any weights."
+        ),
+        graph=component_graph(GPT2),
+        edges=(),
+        roles={"copy suppression": ("a10.h7",), "copy suppression, lesser": ("a11.h10",)},
+        granularity="nodes",
+        optional_nodes=("a11.h10",),
+    )
+
+
+def balanced_brackets() -> Reference:
+    """The bracket classifier of ARENA's exercises: the circuit of the total elevation."""
+    return Reference(
+        name="balanced-brackets",
+        description="whether brackets balance, in a bidirectional model of 3 layers: elevation",
+        model="arena-balanced-brackets",
+        task="balanced-brackets",
+        citation=(
+            "ARENA 3.0, chapter 1, Balanced Bracket Classifier, "
+            "https://learn.arena.education/chapter1_transformer_interp/31_brackets/"
+        ),
+        open=(
+            "Coarse: said in words for sequences that begin with an open bracket, never tested as "
+            "a set of edges. Head 0.0 sums over brackets at position 1, the MLPs (1 more than 0) "
+            "say there whether the sum is zero, head 2.0 brings that to position 0. Of head 2.1, "
+            "which sees a negative elevation, no inputs are described; head 1.1 has some part that "
+            "is not described either. Answers are read at position 0, of 2 classes. The authors "
+            "mask padding by hooks that no configuration says: give sequences of one length."
+        ),
+        graph=component_graph(BRACKETS),
+        edges=(
+            "input->a0.h0", "a0.h0->m0", "a0.h0->m1", "m0->m1", "m0->a2.h0", "m1->a2.h0",
+            "a2.h0->logits", "a2.h1->logits",
+        ),
+        roles={
+            "sums brackets": ("a0.h0",),
+            "whether the sum is zero": ("m0", "m1"),
+            "total elevation": ("a2.h0",),
+            "negative elevation": ("a2.h1",),
+        },
+        granularity="node pairs",
+    )  # fmt: skip
+
+
+def modular_addition() -> Reference:
+    """Nanda et al. 2023: addition modulo 113 by rotations."""
+    heads = tuple(f"a0.h{h}" for h in range(4))
+    return Reference(
+        name="modular-addition",
+        description="addition modulo 113 by rotations, in one layer of 4 heads and an MLP",
+        model="grokking-modular-addition",
+        task="modular-addition",
+        citation=(
+            "Nanda, Chan, Lieberum, Smith, Steinhardt 2023, Progress measures for grokking via "
+            "mechanistic interpretability, arXiv:2301.05217, https://neelnanda.io/grokking-paper"
+        ),
+        open=(
+            "Coarse: the algorithm is one of directions, not of edges. The embedding turns both "
+            "numbers into rotations of a few frequencies, attention and MLP compose them to that "
+            "of their sum, the unembedding reads it off: so all heads and the MLP are in, and what "
+            "passes by the MLP is left out, which was not checked here. Which frequencies a model "
+            "uses, and how its heads share them, depends on its seed."
+        ),
+        graph=component_graph(ONE_LAYER),
+        edges=(
+            *(f"input->{head}" for head in heads),
+            *(f"{head}->m0" for head in heads),
+            "m0->logits",
+        ),
+        roles={"brings both numbers together": heads, "rotation by the sum": ("m0",)},
+        granularity="node pairs",
+    )
+
+
 def build() -> Iterator[Reference]:
     """Yield the published references."""
-    for make in (ioi, greater_than, docstring, induction):
+    published = (ioi, greater_than, docstring, induction)
+    described = (copy_suppression, balanced_brackets, modular_addition)
+    for make in (*published, *described):
         reference = make()
         yield replace(reference, configuration=SIZES[reference.model])
 
