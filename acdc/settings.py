@@ -41,6 +41,7 @@ __all__ = [
 
 Direction = Literal["noising", "denoising"]
 Norms = Literal["live", "frozen"]
+Router = Literal["frozen", "free"]
 POSITIONS = ("token", "span")
 """By what nodes and edges can be split."""
 RANKINGS = ("absolute", "signed")
@@ -240,6 +241,9 @@ class Settings(Checked):
         come from.
     optimal_steps
         Training steps of constants that are trained.
+    router
+        Whether the weights of experts in patched runs are those of the run that ablation starts
+        from, or what the router says of what it reads.
     norms
         Whether norms of patched runs are computed from what they read, or have the scales of the
         run that ablation starts from.
@@ -254,6 +258,8 @@ class Settings(Checked):
         Dictionaries whose latents are nodes (separated by commas, see
         :func:`acdc.dictionaries.sources.load_dictionaries`), or whether the neurons of MLPs are
         (and each a receiver of its own), and how many latents or neurons at most.
+    experts
+        Whether the experts of mixtures are nodes.
     options
         Those of the method, by name; what is not there is as the method has it.
     given
@@ -344,6 +350,10 @@ class Settings(Checked):
         at_most=10**7,
         only="training",
     )
+    router: str = option(
+        "frozen", "Of mixtures of experts: frozen (each expert has the weight of the run ablation "
+        "starts from) or free.", group="ablation", choices=get_args(Router),
+    )  # fmt: skip
     norms: str = option(
         "live", "live, or frozen: every norm has the scale of the run ablation starts from.",
         group="ablation", choices=get_args(Norms),
@@ -365,6 +375,10 @@ class Settings(Checked):
     neuron_inputs: bool = option(
         False, "Each neuron reads for itself: edges into it can be pruned alone.", group="nodes",
         only="neurons",
+    )  # fmt: skip
+    experts: bool = option(
+        False, "The experts of every mixture are nodes (m3.e5), and free routers (m3.router).",
+        group="nodes",
     )  # fmt: skip
     max_latents: int | None = option(
         None, "Nodes for at most so many latents (default: active) or neurons (1000).",

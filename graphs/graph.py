@@ -610,6 +610,8 @@ def _read_mlp(builder: _Builder, shape: GraphShape, layer: int, base: int) -> No
     if site is not None and site.kind in ALONE:
         for i, name in enumerate(site.nodes):
             builder.read(name, [i], base)
+        if site.kind == "routed":
+            builder.read(f"m{layer}.router", range(len(site.nodes)), base)
     else:
         builder.read(f"m{layer}", range(len(site.nodes)) if site else [0], base)
 
@@ -715,7 +717,8 @@ class _Builder:
 def parse_node(name: str) -> tuple[str, int, int]:
     """Return ``(kind, layer, number)`` of a node name, whatever its span.
 
-    Kind is head, mlp, input or logits; with dictionaries also latent, error or cut.  ``layer``
+    Kind is head, mlp, input or logits; with dictionaries also latent, error or cut, with mixtures
+    expert or router.  ``layer``
     and ``number`` (of the head or latent) are -1 where they have no meaning.
     """
     component, _ = split_span(name)
@@ -731,7 +734,7 @@ def parse_node(name: str) -> tuple[str, int, int]:
         return latent[0], latent[2], latent[3]
     raise GraphError(
         f"{name!r} is no node name: expected a3.h7, m3, input, tok, pos, logits, or with "
-        "dictionaries m3.f12, m3.err, r3, with neurons m3.n12"
+        "dictionaries m3.f12, m3.err, r3, with neurons m3.n12, with experts m3.e2, m3.router"
     )
 
 

@@ -13,6 +13,9 @@ attn_out      a3.f12   the layer's heads are no senders any more; their q, k and
 attn_z                 feed every latent of the layer and its error node
 neuron_inputs m3.n12   as transcoder, for the neurons of the MLP itself
 transcoder    m3.f12   ``m3`` is split, and every latent (and ``m3.err``) is a receiver of its own
+experts       m3.e2    the experts of a mixture are the senders in the place of ``m3``, each with a
+                       receiver of its own; there is no error node
+routed        m3.e2    the same; a further receiver, ``m3.router``, feeds all of them
 cross_layer   m3.f12   as transcoder, for all layers at once: a latent writes to the MLP outputs of
                        its layer and of all later ones, and an edge from it carries what it has
                        written before the reader; ``m3.err`` feeds the later error nodes, too
@@ -36,6 +39,7 @@ from graphs.spans import split_span
 
 __all__ = [
     "ALONE",
+    "EXPERTS",
     "NEURONS",
     "SITE_KINDS",
     "Site",
@@ -48,16 +52,18 @@ __all__ = [
 
 NEURONS = ("neurons", "neuron_inputs")
 """Kinds whose nodes are neurons."""
-ALONE = ("transcoder", "cross_layer", "neuron_inputs")
+EXPERTS = ("experts", "routed")
+"""Kinds whose nodes are experts."""
+ALONE = ("transcoder", "cross_layer", "neuron_inputs", *EXPERTS)
 """Kinds of which every node is a receiver of its own."""
 SITE_KINDS = (
-    *("mlp_out", "neurons", "neuron_inputs", "transcoder", "cross_layer"),
+    *("mlp_out", "neurons", "neuron_inputs", "transcoder", "cross_layer", *EXPERTS),
     *("attn_out", "attn_z", "resid_pre", "resid_mid"),
 )
-_LETTER = dict.fromkeys(("mlp_out", *NEURONS, "transcoder", "cross_layer"), "m")
+_LETTER = dict.fromkeys(("mlp_out", *NEURONS, *EXPERTS, "transcoder", "cross_layer"), "m")
 _LETTER |= {"attn_out": "a", "attn_z": "a"}
 _SITE = re.compile(r"(\w+):([0-9]{1,9}):([0-9,]*)")
-_LATENT = re.compile(r"([amr])([0-9]{1,9})(mid)?(?:\.(?:([fn])([0-9]{1,9})|(err)))?")
+_LATENT = re.compile(r"([amr])([0-9]{1,9})(mid)?(?:\.(?:([fne])([0-9]{1,9})|(err|router)))?")
 _MOST_LATENTS = 10**9
 
 
@@ -103,8 +109,10 @@ class Site:
 
     @property
     def nodes(self) -> tuple[str, ...]:
-        """Names of its latents and of its error node, which comes last."""
+        """Names of its latents and of its error node, which comes last; experts have none."""
         name = self.name
+        if self.kind in EXPERTS:
+            return tuple(f"{name}.e{i}" for i in self.latents)
         letter = "n" if self.kind in NEURONS else "f"
         return (*(f"{name}.{letter}{i}" for i in self.latents), f"{name}.err")
 
@@ -216,9 +224,9 @@ def _site_from_config(entry: Any) -> Site:
 
 
 def parse_latent(name: str) -> tuple[str, str, int, int] | None:
-    """Return ``(kind, place, layer, latent)`` of a latent or neuron, error node or cut, else None.
+    """Return ``(kind, place, layer, latent)`` of a latent, neuron or expert, else None.
 
-    Whatever its span.
+    Also of an error node, a cut or a router; whatever its span.
 
     Examples
     --------
@@ -226,11 +234,13 @@ def parse_latent(name: str) -> tuple[str, str, int, int] | None:
     (('latent', 'm', 3, 12), ('error', 'rmid', 4, -1), ('cut', 'r', 4, -1))
     """
     match = _LATENT.fullmatch(split_span(name)[0])
-    if match is None or (match[3] and match[1] != "r") or (match[4] == "n" and match[1] != "m"):
+    if match is None or (match[3] and match[1] != "r"):
+        return None
+    if (match[4] in ("n", "e") or match[6] == "router") and match[1] != "m":
         return None
     place, layer = match[1] + (match[3] or ""), int(match[2])
     if match[4] is not None:
-        return "latent", place, layer, int(match[5])
+        return "expert" if match[4] == "e" else "latent", place, layer, int(match[5])
     if match[6]:
-        return "error", place, layer, -1
+        return "error" if match[6] == "err" else "router", place, layer, -1
     return ("cut", place, layer, -1) if match[1] == "r" else None

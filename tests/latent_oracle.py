@@ -241,7 +241,9 @@ class LatentPass:
             v = f"{name}.{letter}{g}" + (f"<{kind}>" if shape.split_qkv else "")
             return projected(attention, kind, g, inputs[v])
 
-        z = [pattern(attention, at("q", h), at("k", h)) @ at("v", h) for h in range(shape.n_heads)]
+        z = [
+            pattern(attention, at("q", h), at("k", h), h) @ at("v", h) for h in range(shape.n_heads)
+        ]
         written = {f"{name}.h{h}": z[h] @ attention.W_O[h] for h in range(shape.n_heads)}
         if name not in self.dictionaries:
             return written

@@ -136,14 +136,19 @@ class Pass:
         for i, layer in enumerate(model.layers):
             heads = self._heads(i, layer)
             if layer.mlp is not None and model.shape.parallel:
-                mlp = layer.mlp(self.read(f"m{i}"))
+                mlp = self.mlp(i, layer)
                 self._write_heads(heads)
-                self.out[f"m{i}"] = mlp
+                self.out.update(mlp)
                 continue
             self._write_heads(heads)
             if layer.mlp is not None:
-                self.out[f"m{i}"] = layer.mlp(self.read(f"m{i}"))
+                self.out.update(self.mlp(i, layer))
         self.final = self.read("logits")
+
+    def mlp(self, i: int, layer: LoweredLayer) -> dict[str, Tensor]:
+        """What the MLP's senders write."""
+        assert layer.mlp is not None
+        return {f"m{i}": layer.mlp(self.read(f"m{i}"))}
 
     def _write_heads(self, heads: dict[str, Tensor]) -> None:
         self.out.update(heads)
@@ -203,7 +208,7 @@ class Pass:
             values[g] = projected(attention, "v", g, input_of(node, "v"))
         for h in range(shape.n_heads):
             q = projected(attention, "q", h, input_of(f"a{i}.h{h}", "q"))
-            z = pattern(attention, q, keys[h // group]) @ values[h // group]
+            z = pattern(attention, q, keys[h // group], h) @ values[h // group]
             out[f"a{i}.h{h}"] = z @ attention.W_O[h]
         return out
 
@@ -245,12 +250,16 @@ def rotated(rotary: Any, x: Tensor) -> Tensor:
     return out
 
 
-def pattern(attention: Any, q: Tensor, k: Tensor) -> Tensor:
+def pattern(attention: Any, q: Tensor, k: Tensor, head: int) -> Tensor:
     scores = attention.scale * q @ k.mT
     if attention.soft_cap is not None:
         scores = attention.soft_cap * torch.tanh(scores / attention.soft_cap)
     seen = visible(scores.shape[-1], attention.causal, attention.window)
-    return scores.masked_fill(~seen, -float("inf")).softmax(-1)
+    weights = scores.masked_fill(~seen, -float("inf")).exp()
+    total = weights.sum(-1, keepdim=True)
+    if getattr(attention, "sinks", None) is not None:
+        total = total + attention.sinks[head].exp()
+    return weights / total
 
 
 @functools.cache
@@ -301,19 +310,24 @@ LOWER_IS_BETTER = {"kl": True, "mse": True, "logit_diff": False, "prob_diff": Fa
 # --- experiments --------------------------------------------------------------------------
 
 
-def plain_outputs(model: LoweredModel, prompt: tuple[int, ...]) -> dict[str, Tensor]:
+def plain_outputs(
+    model: LoweredModel, prompt: tuple[int, ...], passes: type[Pass] = Pass
+) -> dict[str, Tensor]:
     """By sender, ``[pos, d_model]`` of one prompt alone."""
-    return {u: x[0] for u, x in Pass(model, torch.tensor([prompt])).out.items()}
+    return {u: x[0] for u, x in passes(model, torch.tensor([prompt])).out.items()}
 
 
 def mean_outputs(
-    model: LoweredModel, prompts: list[tuple[int, ...]], n_pos: int | None = None
+    model: LoweredModel,
+    prompts: list[tuple[int, ...]],
+    n_pos: int | None = None,
+    passes: type[Pass] = Pass,
 ) -> dict[str, Tensor]:
     """By sender, the mean over every token of every prompt, ``[1, d_model]``.
 
     With ``n_pos`` by position, over the prompts of that length, ``[n_pos, d_model]``.
     """
-    runs = [plain_outputs(model, p) for p in prompts if n_pos is None or len(p) == n_pos]
+    runs = [plain_outputs(model, p, passes) for p in prompts if n_pos is None or len(p) == n_pos]
     if n_pos is None:
         return {u: torch.cat([run[u] for run in runs]).mean(0, keepdim=True) for u in runs[0]}
     return {u: torch.stack([run[u] for run in runs]).mean(0) for u in runs[0]}
@@ -323,6 +337,7 @@ class Oracle:
     """A model on a task, with what ablated edges carry; plain runs are done once.
 
     With ``positions`` (``token`` or ``span``) edges are split, see :func:`spans_of`.
+    ``edges`` are all there are, in the order of a search, where the shape does not say it.
     ``mean_over`` are prompts that means are over; ``constants`` by sender, ``[d_model]``, are what
     edges carry under optimal ablation.
     """
@@ -337,9 +352,12 @@ class Oracle:
         positions: str | None = None,
         mean_over: list[tuple[int, ...]] | None = None,
         constants: Mapping[str, Tensor] = {},
+        passes: type[Pass] = Pass,
+        edges: list[str] | None = None,
     ) -> None:
+        self.passes = passes
         self.model, self.metric_name, self.positions = model, metric, positions
-        self.edges = (
+        self.edges = edges or (
             split_edges_in_acdc_order(model.shape, task, positions)
             if positions
             else edges_in_acdc_order(model.shape)
@@ -361,14 +379,14 @@ class Oracle:
                 clean = torch.tensor([pair.clean for pair in pairs])
                 corrupt = torch.tensor([pair.corrupt for pair in pairs])
                 base, other = (clean, corrupt) if direction == "noising" else (corrupt, clean)
-                ablated = dict(Pass(model, other).out)
+                ablated = dict(passes(model, other).out)
                 if intervention == "zero":
                     ablated = {u: torch.zeros_like(x) for u, x in ablated.items()}
                 elif intervention != "resample":
                     n_pos = other.shape[1] if intervention == "mean-positional" else None
-                    carried = constants or mean_outputs(model, prompts, n_pos)
+                    carried = constants or mean_outputs(model, prompts, n_pos, passes)
                     ablated = {u: carried[u].expand_as(x) for u, x in ablated.items()}
-                self.groups.append((pairs, base, ablated, self._logits(Pass(model, clean))))
+                self.groups.append((pairs, base, ablated, self._logits(passes(model, clean))))
 
     def _logits(self, run: Pass) -> np.ndarray:
         """Logits at every position, ``[batch, pos, vocab]``."""
@@ -380,7 +398,7 @@ class Oracle:
         total = 0.0
         for spans, (pairs, base, ablated, clean) in zip(self.spans, self.groups, strict=True):
             here = self._by_position(share, spans) if self.positions else share
-            logits = self._logits(Pass(self.model, base, here, ablated))
+            logits = self._logits(self.passes(self.model, base, here, ablated))
             for row, pair in enumerate(pairs):
                 for at in pair.scored:
                     total += METRICS[self.metric_name](logits[row, at], clean[row, at], pair)

@@ -65,6 +65,17 @@ _LLAMA3 = {
     "high_freq_factor": 4.0, "original_max_position_embeddings": 32,
 }  # fmt: skip
 _PARTIAL = {"rope_theta": 100.0, "partial_rotary_factor": 0.5}
+_QWEN3_MOE = _SMALL | {
+    "head_dim": 12, "num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 20,
+}  # fmt: skip
+_GPT_OSS = {
+    "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": WINDOW,
+    "layer_types": [_SLIDING, _FULL],
+    "rope_parameters": {
+        "rope_type": "yarn", "factor": 4.0, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False,
+        "original_max_position_embeddings": 16, "rope_theta": 100.0,
+    },
+}  # fmt: skip
 _SCALED = {"rope_type": "linear", "rope_theta": 100.0, "factor": 4.0}
 
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -91,6 +102,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "phi3-partial": ("Phi3", _SMALL | {"pad_token_id": 0, "rope_parameters": _PARTIAL}),
     "olmo2": ("Olmo2", _SMALL),
     "gemma3": ("Gemma3", _GEMMA3),
+    "mixtral": ("Mixtral", _SMALL | {"num_local_experts": 4, "sliding_window": WINDOW}),
+    "qwen3-moe": ("Qwen3Moe", _QWEN3_MOE),
+    "qwen3-moe-some-dense": ("Qwen3Moe", _QWEN3_MOE | {"mlp_only_layers": [0]}),
+    "gpt-oss": ("GptOss", _SMALL | _GPT_OSS),
 }
 
 

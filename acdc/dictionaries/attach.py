@@ -18,6 +18,7 @@ from acdc.dictionaries.attachment import (
     NeuronAttachment,
     check_dictionaries,
 )
+from acdc.dictionaries.experts import ExpertAttachment, experts_of
 from acdc.dictionaries.neurons import Neurons, neurons_of
 from acdc.engine.attribution import node_scores, strongest
 from acdc.engine.experiment import Experiment
@@ -32,6 +33,7 @@ __all__ = [
     "SiteReport",
     "active_latents",
     "attach",
+    "attach_experts",
     "attach_neurons",
     "write_out",
 ]
@@ -193,6 +195,39 @@ def attach_neurons(
                 f"{n.n_latents} in {experiment.model.name!r}: name the model it was found in"
             )
     return _attach(experiment, found, None, [neurons[n.layer] for n in found], memory)
+
+
+def attach_experts(experiment: Experiment, memory: int = 1 << 30) -> Attached:
+    """Make the experts of every mixture nodes of an experiment's graph.
+
+    Whether their router has a receiver is what the experiment says of it.
+
+    Parameters
+    ----------
+    experiment
+        Model, prompts and metric.
+    memory
+        Bytes that the activations of one pass may take.
+
+    Raises
+    ------
+    OptionError
+        If the model has no mixtures of experts.
+    """
+    routed = experiment.router == "free"
+    found = experts_of(experiment.model, routed=routed)
+    exactly = experiment.in_float32
+    if exactly is not None:
+        own = tuple(experts_of(exactly.model, routed=routed))
+        exactly = replace(exactly, attachments=own)
+    chosen = replace(experiment, attachments=tuple(found), in_float32=exactly)
+    return Attached(write_out(chosen, memory), tuple(map(_report_experts, found)), 0.0)
+
+
+def _report_experts(found: ExpertAttachment) -> SiteReport:
+    n = len(found.latents)
+    hook, digest = found.reads.name, found.fingerprint
+    return SiteReport(found.site.name, found.source, hook, found.architecture, digest, n, n, n, 0.0)
 
 
 def _attach(

@@ -131,6 +131,10 @@ def neurons_of(model: LoweredModel, *, alone: bool = False) -> list[Neurons]:
         raise OptionError(
             f"neurons: {model.name!r} has attention only, no MLPs; leave --neurons out"
         )
+    if model.has_experts:
+        raise UnsupportedModelError(
+            f"neurons: those of the experts of {model.name!r} are not supported; ask for --experts"
+        )
     found = [Neurons(model, layer, alone) for layer in range(model.shape.n_layers)]
     for neurons in found:
         neurons.check()

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from acdc.dictionaries.activations import activation, check_fits, replacement
 from acdc.dictionaries.attachment import NeuronAttachment
+from acdc.dictionaries.experts import ExpertAttachment
 from acdc.dictionaries.sae import Dictionary
 from acdc.engine.experiment import Experiment
 from acdc.engine.metrics import METRICS, at_least_float32
@@ -238,7 +239,8 @@ def quality_on_task(
 
 def qualities_on_task(experiment: Experiment) -> list[Quality]:
     """Measure every dictionary of an experiment, as :func:`quality_on_task`; neurons have none."""
-    trained = [a for a in experiment.attachments if not isinstance(a, NeuronAttachment)]
+    without = NeuronAttachment | ExpertAttachment
+    trained = [a for a in experiment.attachments if not isinstance(a, without)]
     crossing = [a.dictionary for a in trained if a.site.kind == "cross_layer"]
     return [quality_on_task(a.dictionary, experiment, crossing) for a in trained]
 

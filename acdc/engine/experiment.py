@@ -20,13 +20,14 @@ from torch import Tensor
 
 from acdc.ablations.base import ABLATIONS, OTHER_RUN, Ablation
 from acdc.dictionaries.attachment import Attachment
+from acdc.dictionaries.experts import ExpertAttachment
 from acdc.engine.constants import Constants
 from acdc.engine.metrics import Metric, Targets, at_least_float32
 from acdc.engine.program import Program
 from acdc.engine.values import Values
 from acdc.errors import TaskError
 from acdc.models.lowering.model import LoweredModel, Trace
-from acdc.settings import Direction, Norms, Settings
+from acdc.settings import Direction, Norms, Router, Settings
 from acdc.tasks.base import Pair, Task
 from acdc.tasks.positions import Positions
 from graphs import Graph, component_graph
@@ -121,6 +122,10 @@ class Experiment:
         ``live``: every norm is computed from what it reads.  ``frozen``: in patched runs, and
         where gradients are taken, its scale is that of the run that ablation starts from; plain
         runs, and so what ablated edges carry, are as they are.
+    router
+        Of mixtures of experts.  ``frozen``: in patched runs, and where gradients are taken, the
+        weights of the experts are those of the run that ablation starts from.  ``free``: they are
+        computed from what the router reads.
     candidates
         ``[edge]``: the only edges of the whole graph that can be in a circuit; the others are
         always ablated.  None: all can.
@@ -144,8 +149,9 @@ class Experiment:
     mean_over: Sequence[tuple[int, ...]] | None = None
     constants: Constants | None = None
     positions: Positions | None = None
-    attachments: tuple[Attachment, ...] = ()
+    attachments: tuple[Attachment | ExpertAttachment, ...] = ()
     norms: Norms = "live"
+    router: Router = "frozen"
     candidates: NDArray[np.bool_] | None = None
     places: NDArray[np.int64] | None = None
     training_steps: int = Settings.optimal_steps
@@ -172,7 +178,12 @@ class Experiment:
 
     def program_on(self, batch: Batch, base: Trace) -> Program:
         """Return the program of patched runs of some prompts, given their base run."""
-        return self.program if self.norms == "live" else self.program.hold(base, batch.scored)
+        program = self.program
+        if self.norms == "frozen":
+            program = program.hold(base, batch.scored)
+        if self.router == "frozen" and self.model.has_experts:
+            program = program.hold_routers(base)
+        return program
 
     @cached_property
     def outline(self) -> Outline:

@@ -318,7 +318,7 @@ def head_parts(run: PromptsRun, layer: int, head: int) -> HeadParts:
     q, k, v = (_parts(held, kind, head, sources) for kind in KINDS)
     attention = held.attention
     mask = attention.mask(q.shape[-2], q.device)
-    pattern = attention.pattern(q.sum(0), k.sum(0), mask)
+    pattern = attention.pattern(q.sum(0), k.sum(0), mask, head)
     return HeadParts(run, layer, head, run.written.names_seen(layer), q, k, v, pattern)
 
 

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from acdc.dictionaries.attachment import Attachment, CrossLayerAttachment, NeuronAttachment
+from acdc.dictionaries.experts import ExpertAttachment
+from acdc.engine.mixtures import Experts
 from acdc.engine.stages import (
     CrossLayer,
     Cut,
@@ -44,7 +46,7 @@ class Program:
     model
         Lowered model.
     attachments
-        Dictionaries, no two at one place; none for heads and MLPs alone.
+        Dictionaries or experts, no two at one place; none for heads and MLPs alone.
 
     Attributes
     ----------
@@ -54,7 +56,9 @@ class Program:
         The last is ``logits``.
     """
 
-    def __init__(self, model: LoweredModel, attachments: Sequence[Attachment] = ()) -> None:
+    def __init__(
+        self, model: LoweredModel, attachments: Sequence[Attachment | ExpertAttachment] = ()
+    ) -> None:
         self.model, self.shape = model, model.shape
         self._at = {a.site.name: a for a in attachments}
         self.n_sources = 2 if self.shape.split_embed else 1
@@ -66,7 +70,13 @@ class Program:
 
     def hold(self, trace: Trace, scored: Tensor) -> Program:
         """Return the program of :meth:`LoweredModel.hold`; parameters as there."""
-        model = self.model.hold(trace, scored)
+        return self._on(self.model.hold(trace, scored))
+
+    def hold_routers(self, trace: Trace) -> Program:
+        """Return the program of :meth:`LoweredModel.hold_routers`; parameters as there."""
+        return self._on(self.model.hold_routers(trace))
+
+    def _on(self, model: LoweredModel) -> Program:
         return Program(model, [attached.on(model) for attached in self._at.values()])
 
     @property
@@ -87,9 +97,9 @@ class Program:
             self._cut(f"r{layer}", layer)
             attached = self._at.get(f"a{layer}")
             heads = (
-                Heads(self.model, layer, n_qkv)
-                if attached is None
-                else LatentHeads(self.model, layer, n_qkv, attachment=attached)
+                LatentHeads(self.model, layer, n_qkv, attachment=attached)
+                if isinstance(attached, Attachment)
+                else Heads(self.model, layer, n_qkv)
             )
             mlp = self._mlp(layer) if block.mlp is not None else None
             self._read(heads)
@@ -112,6 +122,9 @@ class Program:
         attached = self._at.get(f"m{layer}")
         if attached is None:
             return Mlp(self.model, layer, 1)
+        if isinstance(attached, ExpertAttachment):
+            n_receivers = len(attached.latents) + attached.routed
+            return Experts(self.model, layer, n_receivers, experts=attached)
         if isinstance(attached, CrossLayerAttachment):
             return CrossLayer(self.model, layer, len(attached.latents) + 1, attachment=attached)
         if attached.site.kind in ALONE:
@@ -122,7 +135,7 @@ class Program:
 
     def _cut(self, name: str, layer: int) -> None:
         attached = self._at.get(name)
-        if attached is None:
+        if not isinstance(attached, Attachment):
             return
         cut = Cut(self.model, layer, 1, attachment=attached)
         self._read(cut)

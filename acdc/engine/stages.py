@@ -10,6 +10,8 @@ stage                receivers                    writes
 :class:`NeuronMlp`   the MLP                      its neurons, and their error node
 :class:`Transcoder`  every latent (or neuron) and latents (neurons), and their error node
                      the error node for itself
+:class:`.Experts`    every expert for itself      the experts of a mixture
+                     (and a free router)
 :class:`CrossLayer`  likewise                     latents that write at later MLPs, too, and their
                                                   error node
 :class:`Cut`         the stream                   latents of the whole stream, and their error node
@@ -413,7 +415,7 @@ class Heads(Stage):
         attention, (q, k, v) = self.model.layers[self.layer].attention, placed.values()
         if attention.group > 1:
             k, v = (x.repeat_interleave(attention.group, dim=0) for x in (k, v))
-        return attention.attend(q, k, v, attention.mask(q.shape[-2], q.device))
+        return attention.attend(q, k, v, attention.mask(q.shape[-2], q.device), "first")
 
     def of_trace(self, trace: Trace) -> Values:
         """Values of the blocks in an ordinary forward pass."""

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from acdc.dictionaries.neurons import EVERYWHERE
 from acdc.engine.experiment import Experiment
+from acdc.engine.mixtures import EXPERT, ROUTER, Experts, Projection
 from acdc.engine.patched import PatchedModel
 from acdc.engine.program import Program
 from acdc.engine.stages import Heads, LatentHeads, Stage
@@ -44,7 +46,8 @@ class Start:
         By receiver and layer, likewise: what the receiver reads through the layer's post-norm,
         in front of it.
     placed
-        By receiver and kind, ``[batch, pos, d_head]``: placed projections.
+        By receiver and kind, ``[batch, pos, d_head]``: placed projections; and what experts and
+        free routers make, see :class:`acdc.engine.units.Projections`.
     z
         By layer with a dictionary, ``[batch, pos, n_heads * d_head]``.
     """
@@ -56,7 +59,7 @@ class Start:
     ablated: Values = field(default_factory=list, init=False)
     inputs: dict[int, Tensor] = field(default_factory=dict, init=False)
     raw: dict[tuple[int, int], Tensor] = field(default_factory=dict, init=False)
-    placed: dict[tuple[int, Kind], Tensor] = field(default_factory=dict, init=False)
+    placed: dict[tuple[int, Projection], Tensor] = field(default_factory=dict, init=False)
     z: dict[int, Tensor] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -107,6 +110,8 @@ class Start:
                 self.raw |= {(v, i): base.attention_out[i] for i in self._posts(stage)}
             if isinstance(stage, Heads):
                 self._place(stage, stage.placed_in(base), base.z[stage.layer].transpose(0, 1))
+            if isinstance(stage, Experts):
+                self._place_experts(stage)
 
     def _run_patched(self) -> None:
         patched = PatchedModel(self.experiment)
@@ -122,6 +127,16 @@ class Start:
                 placed = stage.place(inputs)
                 z = stage.attend(placed)[:, 0]
                 self._place(stage, {kind: x[:, 0] for kind, x in placed.items()}, z)
+            if isinstance(stage, Experts):
+                self._place_experts(stage)
+
+    def _place_experts(self, stage: Experts) -> None:
+        """What experts, and the router, make of what they read, where the router is free."""
+        if stage.router is None:
+            return
+        for e, receiver in enumerate(range(stage.ports.start, stage.router)):
+            self.placed[receiver, EXPERT] = stage.alone(e, self.inputs[receiver], EVERYWHERE)
+        self.placed[stage.router, ROUTER] = stage.route(self.inputs[stage.router], EVERYWHERE)
 
     def _place(self, stage: Heads, placed: dict[Kind, Tensor], z: Tensor) -> None:
         for kind, x in placed.items():

@@ -3,6 +3,7 @@
 ====================  ===========================  ==========================================
 unit                  inputs                       senders
 ====================  ===========================  ==========================================
+:class:`Expert`       its own, the router's        itself
 :class:`Head`         its own q, k and v           itself
 :class:`Layer`        q, k and v of every head     latents of the layer, and their error node
 :class:`Point`        one, position by position    an MLP; latents or neurons of an MLP, or of
@@ -25,13 +26,17 @@ from torch import Tensor
 
 from acdc.dictionaries.attachment import Attachment
 from acdc.engine.inputs import Input, index_of, insert
+from acdc.engine.mixtures import EXPERT, ROUTER, Experts, Projection
 from acdc.engine.moved import Moved
 from acdc.engine.program import Program
 from acdc.engine.stages import Cut, Few, Heads, LatentHeads, Mlp, Stage, Wanted
 from acdc.models.lowering.attention import KINDS, Kind
 from graphs.plan import Numbers, Step
 
-__all__ = ["Head", "Layer", "News", "Point", "Projections", "Unit", "new_z", "units_of"]
+__all__ = ["Expert", "Head", "Layer", "News", "Point", "Projections", "Unit", "new_z", "units_of"]
+
+
+_KINDS: tuple[Projection, ...] = (*KINDS, EXPERT, ROUTER)
 
 
 @dataclass(eq=False)
@@ -41,7 +46,8 @@ class Projections:
     Parameters
     ----------
     placed
-        By receiver and kind, ``[batch, pos, d_head]``.
+        By receiver and kind, ``[batch, pos, d_head]``; of experts whose router is free ``[batch,
+        pos, d_model]``, and of the router ``[batch, pos, expert]``.
     z
         By layer with a dictionary, ``[batch, pos, n_heads * d_head]``.
     masks
@@ -50,14 +56,16 @@ class Projections:
         Positions.
     """
 
-    placed: dict[tuple[int, Kind], Tensor]
+    placed: dict[tuple[int, Projection], Tensor]
     z: dict[int, Tensor]
     masks: list[Tensor | None]
     n_pos: int
 
     def __post_init__(self) -> None:
         n_receivers = 1 + max((v for v, _ in self.placed), default=-1)
-        n_rows = dict.fromkeys(KINDS, n_receivers) | {"z": 1 + max(self.z, default=-1)}
+        kinds = {*KINDS, *(kind for _, kind in self.placed)}
+        n_rows: dict[str, int] = dict.fromkeys(filter(kinds.__contains__, _KINDS), n_receivers)
+        n_rows["z"] = 1 + max(self.z, default=-1)
         self.moved = Moved(n_rows, self.n_pos)
 
     def commit(self, news: News, scenario: int) -> None:
@@ -72,7 +80,7 @@ class Projections:
         """Return current values that may be written to, ``[batch, pos, width]``."""
         if name == "z":
             return self.z[row]
-        return next(self.placed[row, kind] for kind in KINDS if kind == name)
+        return next(self.placed[row, kind] for kind in _KINDS if kind == name)
 
     def _write(self, name: str, row: int, positions: Numbers, value: Tensor) -> None:
         self.moved.note(name, row, positions)
@@ -95,7 +103,7 @@ class News:
     """
 
     inputs: dict[int, Input] = field(default_factory=dict)
-    placed: dict[tuple[int, Kind], Tensor] = field(default_factory=dict)
+    placed: dict[tuple[int, Projection], Tensor] = field(default_factory=dict)
     z: dict[int, tuple[Numbers, Tensor]] = field(default_factory=dict)
 
 
@@ -184,6 +192,46 @@ class Head(Unit):
         return 4 * self.model.d_model**2 // self.model.shape.n_heads
 
 
+class Expert(Unit):
+    """An expert of a mixture that is a sender."""
+
+    stage: Experts
+
+    def run(self, step: Step, news: News, now: Projections) -> Few:
+        """What the expert writes, see :meth:`Unit.run`."""
+        e, router = step.senders[0] - self.first, self.stage.router
+        if router is None:
+            (receiver,) = step.receivers
+            return None, self._made(e, receiver, news)
+        own = self._current(e, self.stage.ports.start + e, EXPERT, step, news, now)
+        weights = self._current(e, router, ROUTER, step, news, now)[..., e, None]
+        return None, (own * weights).to(own.dtype)
+
+    def _current(
+        self, e: int, receiver: int, kind: Projection, step: Step, news: News, now: Projections
+    ) -> Tensor:
+        """Current values of a receiver at the step's positions, and new ones where it has some."""
+        values = now.placed[receiver, kind][:, index_of(step.positions)]
+        if receiver not in step.receivers:
+            return values[None]
+        if (receiver, kind) not in news.placed:
+            news.placed[receiver, kind] = self._made(e, receiver, news)
+        at = news.inputs[receiver].flow.positions
+        return insert(values, news.placed[receiver, kind], at, step.positions)
+
+    def _made(self, e: int, receiver: int, news: News) -> Tensor:
+        """What an expert, or the router, makes of its new input."""
+        new = news.inputs[receiver]
+        at = index_of(new.flow.positions)
+        if receiver == self.stage.router:
+            return self.stage.route(new.read, at)
+        return self.stage.alone(e, new.read, at)
+
+    def n_weights(self, step: Step) -> int:
+        """Matrices of an expert."""
+        return 3 * self.model.d_model * self.stage.mixture.width
+
+
 class Layer(_WithLatents):
     """The heads of a layer whose latents are senders."""
 
@@ -225,7 +273,7 @@ def new_z(stage: Heads, head: int, step: Step, news: News, now: Projections) -> 
             values[kind] = insert(values[kind], new, at, wanted)
     mask = now.masks[stage.layer]
     mask = None if mask is None else mask[index_of(step.positions), :n_keys]
-    return attention.attend(values["q"], values["k"], values["v"], mask)
+    return attention.attend(values["q"], values["k"], values["v"], mask, head)
 
 
 def _projected(
@@ -247,8 +295,12 @@ def units_of(program: Program, unit: NDArray[np.int64]) -> dict[int, Unit]:
     found: dict[int, Unit] = {}
     for stage in program.stages[:-1]:
         senders = program.senders_written(stage)
-        kind = (
-            Layer if isinstance(stage, LatentHeads) else Head if isinstance(stage, Heads) else Point
-        )
-        found |= dict.fromkeys(unit[senders].tolist(), kind(stage, senders.start))
+        made = _kind_of(stage)(stage, senders.start)
+        found |= dict.fromkeys(unit[senders].tolist(), made)
     return found
+
+
+def _kind_of(stage: Stage) -> type[Unit]:
+    if isinstance(stage, Heads):
+        return Layer if isinstance(stage, LatentHeads) else Head
+    return Expert if isinstance(stage, Experts) else Point

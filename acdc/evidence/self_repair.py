@@ -426,12 +426,12 @@ def _is_head(name: str) -> bool:
 
 
 def _has_role(name: str) -> bool:
-    return parse_node(name)[0] in ("head", "latent")
+    return parse_node(name)[0] in ("head", "latent", "expert")
 
 
 def _what(graph: Graph) -> str:
     """What messages call the nodes that have roles."""
-    return "head, latent or neuron" if graph.shape.sites else "head"
+    return "head, latent, neuron or expert" if graph.shape.sites else "head"
 
 
 def _nodes(graph: Graph) -> tuple[str, ...]:

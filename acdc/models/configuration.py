@@ -23,7 +23,8 @@ _HEADS = ("num_attention_heads", "n_head", "num_heads")
 _WIDTHS = ("vocab_size", "hidden_size", "n_embd", *_HEADS)
 _OPTIONAL_WIDTHS = (
     "num_key_value_heads", "head_dim", "intermediate_size", "n_inner", "ffn_dim",
-    "word_embed_proj_dim", "rotary_dim",
+    "word_embed_proj_dim", "rotary_dim", "num_local_experts", "num_experts",
+    "num_experts_per_tok", "moe_intermediate_size",
 )  # fmt: skip
 
 
@@ -91,6 +92,14 @@ _FIELDS: dict[str, Field] = {
                      "_remove_final_layer_norm"), flag()),
     **dict.fromkeys(("sliding_window", "window_size"), whole(1).or_none()),
     "max_window_layers": whole(0),
+    "norm_topk_prob": flag(),
+    "decoder_sparse_step": whole(1, _MAX_LAYERS),
+    "mlp_only_layers": Field(
+        "a list of whole numbers, or null",
+        lambda value: value is None
+        or (isinstance(value, list) and all(whole(0).holds(one) for one in value)),
+    ),
+    **dict.fromkeys(("swiglu_alpha", "swiglu_limit"), number(above=0)),
     "sliding_window_pattern": whole(1, _MAX_LAYERS),
     "rope_local_base_freq": number(above=0),
     "attention_types": Field(
@@ -112,6 +121,7 @@ _NO_EFFECT = frozenset((
 """Fields that say nothing about logits; so do all whose names speak of dropout and summaries."""
 
 _UNNAMED = {
+    "head_dim": "num_key_value_heads",
     "sliding_window_pattern": "_sliding_window_pattern",  # Gemma-3 before layer_types
     "rope_local_base_freq": "default_theta",  # Gemma-3 before rope_parameters by kind of layer
     "_remove_final_layer_norm": "_remove_final_layer_norm",
@@ -234,6 +244,10 @@ def check_relations(config: Any, where: str) -> None:
     d_head = getattr(config, "head_dim", None)
     if d_head is None and width % heads:
         raise ModelError(f"{where}: {heads} heads cannot share a width of {width} evenly")
+    n_experts = getattr(config, "num_local_experts", None)
+    chosen = getattr(config, "num_experts_per_tok", None)
+    if n_experts is not None and chosen is not None and chosen > n_experts:
+        raise ModelError(f"{where}: a token cannot go to {chosen} of {n_experts} experts")
     kinds = getattr(config, "layer_types", None)
     window = getattr(config, "sliding_window", None)
     if kinds is not None and window is None and "sliding_attention" in kinds:

@@ -89,7 +89,7 @@ def sizes_of(model: LoweredModel) -> dict[str, int]:
     return {
         "d_model": model.d_model,
         "d_head": int(W_O.shape[1]),
-        "d_mlp": 0 if mlp is None else int(mlp.W_out.shape[0]),
+        "d_mlp": 0 if mlp is None else mlp.d_mlp,
         "d_vocab": model.d_vocab,
     }
 

@@ -268,6 +268,8 @@ def _about(name: str) -> str:
             if ".n" in name
             else f"latent {number} of the dictionary at {site}"
         ),
+        "expert": f"expert {number} of {site}, as much as the router gives it",
+        "router": f"the router of layer {layer}: which experts, and how much of each",
         "error": f"what the nodes at {site} leave out",
         "cut": f"the stream at layer {layer}, as its dictionary writes it",
         "shared": "keys and values that several heads share",

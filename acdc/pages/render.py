@@ -385,6 +385,8 @@ def _numbers(s: dict[str, Any]) -> str:
     where = "on unseen prompts: " if share is not None else ""
     text = f"{where}{s['metric']}: {', '.join(values)}; faithfulness {_number(share)}"
     text += f" ({_number(s['faithfulness_seen'])} on those seen)"
+    if mixtures := s.get("mixtures"):
+        text += f"; the router of its experts is {mixtures['router']}"
     errors = (s.get("latents") or {}).get("error_nodes")
     if errors:
         text += f", with all error nodes in {_number(errors['with_errors'])}"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from acdc.ablations import ABLATIONS
-from acdc.dictionaries.attach import Attached, attach, attach_neurons
+from acdc.dictionaries.attach import Attached, attach, attach_experts, attach_neurons
 from acdc.dictionaries.attachment import site_kind
 from acdc.dictionaries.quality import Quality, qualities_on_task
 from acdc.dictionaries.sources import load_dictionaries, names_cross_layer
@@ -50,7 +50,7 @@ from acdc.tasks.dataset import load_dataset
 from acdc.tasks.files import check_task_file
 from acdc.tasks.positions import Positions, find_positions
 from graphs import Circuit, Graph
-from graphs.sites import ALONE, NEURONS, Site
+from graphs.sites import ALONE, EXPERTS, NEURONS, Site
 
 __all__ = [
     "Passes",
@@ -68,6 +68,7 @@ __all__ = [
     "latent_details",
     "load_experiment",
     "measure",
+    "mixture_details",
     "model_info",
     "norms_details",
     "prepare",
@@ -199,6 +200,7 @@ def discover(
             "forwards": passes.n,
             **found.details,
             **latent_details(attached, evaluator, found.circuit, qualities),
+            **mixture_details(experiment, attached),
             **norms_details(experiment, found.circuit, evaluation),
             **({} if experiment.carried is None else {"constants": experiment.carried.report}),
         }
@@ -343,7 +345,7 @@ def attached_nodes(
             experiment, max_neurons=settings.max_latents, neurons=chosen,
             alone=settings.neuron_inputs, memory=memory,
         )  # fmt: skip
-    return None
+    return attach_experts(experiment, memory) if settings.experts else None
 
 
 def attach_dictionaries(
@@ -409,6 +411,9 @@ def reattach(experiment: Experiment, settings: Settings, graph: Graph) -> Experi
         chosen = {site.layer: site.latents for site in sites.values()}
         alone = bool(kinds & set(ALONE))
         found = attach_neurons(experiment, neurons=chosen, alone=alone).experiment
+    elif kinds & set(EXPERTS):
+        free = replace(experiment, router="free" if "routed" in kinds else "frozen")
+        found = attach_experts(free).experiment
     elif settings.saes is None:
         raise OptionError("the circuit has latents: say with --saes which dictionaries they are of")
     else:
@@ -428,6 +433,8 @@ def latent_details(
     if attached is None:
         return {}
     experiment = attached.experiment
+    if any(site.kind in EXPERTS for site in experiment.graph.shape.sites):
+        return {}  # nothing is folded and there are no error nodes
     scores = node_scores(experiment, between_inputs(experiment, _STEPS), _STEPS)
     return {
         "latents": {
@@ -439,6 +446,19 @@ def latent_details(
             ],
         }
     }
+
+
+def mixture_details(experiment: Experiment, attached: Attached | None) -> dict[str, Any]:
+    """Return what run.json says of mixtures of experts: their router, and experts that are nodes.
+
+    None in a model without.
+    """
+    if not experiment.model.has_experts:
+        return {}
+    base = "clean" if experiment.direction == "noising" else "corrupt"
+    how = f"frozen at the {base} run" if experiment.router == "frozen" else "free"
+    nodes = attached.summary() if attached is not None and experiment.graph.shape.sites else {}
+    return {"mixtures": {"router": how, **nodes}}
 
 
 def norms_details(
@@ -546,6 +566,8 @@ def check_settings(settings: Settings) -> Settings:
     metric_of(settings)  # that there is one
     if settings.saes is not None and settings.neurons:
         raise OptionError(f"saes {settings.saes!r} and neurons: give one of them")
+    if settings.experts and (settings.saes is not None or settings.neurons):
+        raise OptionError("experts beside latents or neurons: give one of them")
     spec = spec_of(settings)
     if spec is None and "task" not in settings.given:
         if not is_task_file(settings.task):
@@ -605,6 +627,7 @@ def load_experiment(
         settings.intervention,
         settings.direction,  # type: ignore[arg-type]  # checked by Settings
         norms=settings.norms,  # type: ignore[arg-type]  # likewise
+        router=settings.router,  # type: ignore[arg-type]  # likewise
         positions=positions,
         mean_over=_mean_over(settings, model, tokenizer),
         training_steps=settings.optimal_steps,
@@ -615,6 +638,10 @@ def load_experiment(
     ):
         exact, _ = model_of(settings, "float32")
         experiment = replace(experiment, in_float32=replace(experiment, model=exact))
+    if settings.router != Settings.router and not model.has_experts:
+        raise OptionError(
+            f"router {settings.router!r}: {model.name!r} has no mixtures of experts; leave it out"
+        )
     _ = experiment.batches  # a pair that cannot be used is found before the search starts
     return experiment, tokenizer
 

@@ -114,10 +114,10 @@ def _with_dictionaries(
     summary: dict[str, Any],
 ) -> Experiment:
     """Attach the run's dictionaries and check that each is the one that it used."""
-    if settings.saes is None and not settings.neurons:
+    if settings.saes is None and not settings.neurons and not settings.experts:
         raise CircuitFileError(f"{folder}: the circuit has latents, run.json names no dictionaries")
     experiment = reattach(plain, settings, circuit.graph)
-    latents = summary.get("latents")
+    latents = summary.get("mixtures" if settings.experts else "latents")
     rows = latents.get("sites") if isinstance(latents, dict) else None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise CircuitFileError(f"{folder}: run.json says nothing of its dictionaries")

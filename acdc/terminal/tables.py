@@ -161,6 +161,9 @@ def run_table(summary: dict[str, Any], title: str) -> Table:
         ),
         "faithfulness": _faithfulness(summary),
     }
+    mixtures = summary.get("mixtures")
+    if isinstance(mixtures, dict):
+        rows["router of experts"] = mixtures["router"]
     norms = summary.get("faithfulness_by_norms")
     if norms is not None:
         rows["faithfulness: norms frozen, live"] = ", ".join(

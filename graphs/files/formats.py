@@ -466,8 +466,8 @@ def _node_attributes(name: str) -> dict[str, Any]:
     if match := _KV.fullmatch(name):
         return {"kind": "kv", "layer": int(match[1]), "head": int(match[2])}
     kind, layer, number = parse_node(name)
-    if kind == "latent":
-        return {"kind": kind, "layer": layer, "head": -1, "latent": number}
+    if kind in ("latent", "expert"):
+        return {"kind": kind, "layer": layer, "head": -1, kind: number}
     return {"kind": kind, "layer": layer, "head": number}
 
 

@@ -225,7 +225,7 @@ def _place(name: str) -> tuple[int, int, int]:
     if latent := parse_latent(name):
         kind, where, layer, number = latent
         row = _CUT_ROW[where] if kind == "cut" else _LATENT_ROW[where]
-        return layer, row, number if kind == "latent" else 10**9
+        return layer, row, number if number >= 0 else 10**9
     kind, layer, head = parse_node(name)
     return {
         "input": (-1, 0, 0 if name != "pos" else 1),

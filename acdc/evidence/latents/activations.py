@@ -19,6 +19,7 @@ from scipy import sparse
 
 from acdc.dictionaries.activations import activation
 from acdc.dictionaries.attachment import Attachment
+from acdc.dictionaries.experts import ExpertAttachment
 from acdc.engine.experiment import Experiment
 from graphs.spans import split_span
 
@@ -124,6 +125,8 @@ def latent_sites(
     """
     wanted, found = {split_span(node)[0] for node in nodes}, []
     for attachment in experiment.attachments:
+        if isinstance(attachment, ExpertAttachment):  # which write vectors, and have no activation
+            continue
         names = zip(attachment.latents, attachment.site.nodes, strict=False)  # the error node last
         some = {i: name for i, name in names if name in wanted}
         if some:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acdc.dictionaries import Dictionary
+from acdc.dictionaries.attachment import Attachment
 from acdc.dictionaries.quality import Quality, qualities_on_task
 from acdc.engine.attribution import node_scores
 from acdc.engine.experiment import Experiment
@@ -331,7 +332,9 @@ def _views(
     separate = experiment.model.d_vocab_out != experiment.model.d_vocab
     outputs = Texts(None) if separate else texts
     ends = _Ends(circuit)
-    dictionaries = {a.site.name: a.dictionary for a in experiment.attachments}
+    dictionaries = {
+        a.site.name: a.dictionary for a in experiment.attachments if isinstance(a, Attachment)
+    }
     clean = np.array([prompt.run == "clean" for prompt in found.prompts])
     presence = _presence(found)
     for i, name in enumerate(shown):

@@ -120,6 +120,9 @@ class Attention:
         counted); whether later positions are masked.
     shared
         Norms on the queries or keys of all heads together; projections are behind them.
+    sinks
+        ``[head]``: a further score of each head's softmax, at which nothing is read (gpt-oss); or
+        None.
     """
 
     W: dict[str, Tensor]
@@ -133,6 +136,7 @@ class Attention:
     window: int | None
     causal: bool
     shared: Mapping[Kind, SharedNorm] = field(default_factory=dict)
+    sinks: Tensor | None = None
 
     @property
     def n_heads(self) -> int:
@@ -243,6 +247,7 @@ class Attention:
         k: Float[Tensor, "*#place pos d_head"],
         v: Float[Tensor, "*#place pos d_head"],
         mask: Float[Tensor, "q_pos pos"] | None,
+        heads: int | Literal["first"] | None = None,
     ) -> Float[Tensor, "*_ q_pos d_head"]:
         """Attention of placed queries, keys and values.
 
@@ -254,19 +259,22 @@ class Attention:
             ``[..., pos, d_head]``.
         mask
             ``[q_pos, pos]`` additive (0 or -inf), or None.
+        heads
+            As of :meth:`place`.
 
         Returns
         -------
         Tensor
             ``[..., q_pos, d_head]``: z, before W_O.
         """
-        return self.pattern(q, k, mask).to(v.dtype) @ v
+        return self.pattern(q, k, mask, heads).to(v.dtype) @ v
 
     def pattern(
         self,
         q: Float[Tensor, "*#place q_pos d_head"],
         k: Float[Tensor, "*#place pos d_head"],
         mask: Float[Tensor, "q_pos pos"] | None,
+        heads: int | Literal["first"] | None = None,
     ) -> Float[Tensor, "*_ q_pos pos"]:
         """Attention ``[..., q_pos, pos]``, at least in float32; arguments as :meth:`attend`."""
         scores = (q @ k.transpose(-1, -2)) * self.scale
@@ -274,7 +282,19 @@ class Attention:
             scores = self.soft_cap * torch.tanh(scores / self.soft_cap)
         if mask is not None:
             scores = scores + mask
-        return self.softmax(scores)
+        if self.sinks is None:
+            return self.softmax(scores)
+        sink = self._sink(scores, heads).expand(*scores.shape[:-1], 1)
+        return self.softmax(torch.cat((scores, sink), dim=-1))[..., :-1]
+
+    def _sink(self, scores: Tensor, heads: int | Literal["first"] | None) -> Tensor:
+        """The further score of each head beside ``scores``; ``heads`` as of :meth:`place`."""
+        assert self.sinks is not None
+        if isinstance(heads, int):
+            return self.sinks[heads]
+        if heads is None:
+            return self.sinks[:, None, None]
+        return self.sinks.view(-1, *[1] * (scores.ndim - 1))
 
     def softmax(
         self, scores: Float[Tensor, "*place q_pos pos"]

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from acdc.errors import UnsupportedModelError
 from acdc.models.lowering.attention import KINDS, Attention, Kind, Rotary, SharedNorm
+from acdc.models.lowering.mixture import Mixture
 from acdc.models.lowering.mlps import PlainMlp, SplitMlp
 from acdc.models.lowering.model import FeedForward, LoweredLayer, LoweredModel
 from acdc.models.lowering.norm import Norm
@@ -44,6 +45,11 @@ class Family:
         Whether layers of each kind (``layer_types``) have rotary tables of their own.
     mlp
         ``block`` of the bridge -> its MLP, written out where the model has no module for it.
+    router
+        What the router of a mixture of experts is called in its module.
+    sinks
+        Whether softmaxes of attention have a further score, a number of the head, that nothing is
+        read at.
     shared_norm
         Whether QK-norms are on all heads together.
     refused
@@ -55,6 +61,8 @@ class Family:
     rotary: Callable[[Any, int], Rotary | None] | None = None
     rotary_by_kind: bool = False
     mlp: Callable[[Any], PlainMlp | SplitMlp] | None = None
+    router: str | None = None
+    sinks: bool = False
     shared_norm: bool = False
     refused: Callable[[Any], str | None] | None = None
 
@@ -188,7 +196,11 @@ def _read_layer(
     # GPT-J: attention and MLP read through one norm
     ln2 = ln1 if bridge.cfg.parallel_attn_mlp and not _has(block, "ln2") else _norm_of(block, "ln2")
     ln2_post = _norm(block.ln2_post) if hasattr(block, "ln2_post") else None
-    mlp = _read_mlp(block, bool(bridge.cfg.gated_mlp), family, ln2, ln2_post)
+    mlp = (
+        _read_mlp(block, bool(bridge.cfg.gated_mlp), family, ln2, ln2_post)
+        if not hasattr(_module(block.mlp), "experts")
+        else _read_mixture(_module(block.mlp), family, ln2)
+    )
     return LoweredLayer(ln1, attention, post, ln2, mlp)
 
 
@@ -207,6 +219,40 @@ def _read_mlp(
         writer=block.mlp.out if own is None else own.writer,
         W_out=block.mlp.W_out,
         readers=tuple(zip(readers, matrices, strict=True)),
+    )
+
+
+def _read_mixture(module: Any, family: Family, norm: Norm) -> Mixture:
+    """Return a mixture of experts; its router gives logits, weights and which they are of."""
+    assert family.router is not None
+    router, experts = _bare(getattr(module, family.router)), _bare(module.experts)
+
+    experts.config._experts_implementation = (
+        "eager"  # the others need sizes of 16 bytes, no float64
+    )
+
+    def route(y: Tensor) -> tuple[Tensor, Tensor]:
+        _, weights, which = router(y)
+        return weights, which
+
+    def whole(y: Tensor) -> Tensor:
+        weights, which = route(y.reshape(-1, y.shape[-1]))
+        out: Tensor = experts(y.reshape(-1, y.shape[-1]), which, weights)
+        return out.reshape(y.shape)
+
+    n_experts, *sizes = experts.down_proj.shape
+    (width,) = {*sizes} - {router.weight.shape[1]} or {router.weight.shape[1]}
+    return Mixture(
+        norm=norm,
+        module=whole,
+        post=None,
+        gated=True,
+        writer=nn.Identity(),
+        W_out=experts.down_proj,
+        router=route,
+        experts=experts,
+        n_experts=n_experts,
+        width=width,
     )
 
 
@@ -249,6 +295,7 @@ def _read_attention(
         window=(family.window or _hf_window)(getattr(bridge.original_model, "config", None), index),
         causal=cfg.attention_dir == "causal",
         shared=shared,
+        sinks=module.sinks if family.sinks else None,
     )
 
 
@@ -347,6 +394,8 @@ def _hf_rotary(bridge: Any, n_ctx: int, *kind: str) -> Rotary | None:
     positions = torch.arange(n_ctx, device=weight.device)[None]
     x = torch.zeros(1, 1, 1, device=weight.device, dtype=weight.dtype)
     cos, sin = (table[0].to(weight.dtype) for table in module(x, positions, *kind))
+    if cos.shape[-1] == len(next(module.buffers())):  # gpt-oss: one of each pair, not both
+        cos, sin = (torch.cat((table, table), dim=-1) for table in (cos, sin))
     return Rotary(cos, sin, adjacent=False)
 
 
@@ -405,6 +454,9 @@ FAMILIES: dict[str, Family] = {
     "Olmo2ForCausalLM": Family(shared_norm=True),
     "Gemma2ForCausalLM": Family(),
     "Gemma3ForCausalLM": Family(rotary_by_kind=True),
+    "MixtralForCausalLM": Family(router="gate"),
+    "Qwen3MoeForCausalLM": Family(router="gate"),
+    "GptOssForCausalLM": Family(router="router", sinks=True),
 }
 """What the lowering knows, by the name of the model's class."""
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from acdc.errors import UnsupportedModelError
 from acdc.models.lowering.attention import Attention
 from acdc.models.lowering.model import FeedForward, LoweredLayer, LoweredModel
 from acdc.models.lowering.norm import Norm
@@ -27,7 +28,17 @@ def with_parts(
     """Return a model with every norm, attention and MLP exchanged; it is not changed itself.
 
     Norms inside attention (on queries and keys) and inside MLPs are exchanged first.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If an MLP is a mixture of experts, for which such rules are not defined.
     """
+    if model.has_experts:
+        raise UnsupportedModelError(
+            f"gim and relp: {model.name!r} has mixtures of experts, for which their rules are not "
+            "defined; choose eap-ig"
+        )
 
     def exchanged(one: Norm | None) -> Norm | None:
         return None if one is None else norm(one)

@@ -6,6 +6,7 @@ Axes: ``batch`` prompts, ``pos`` token positions, ``d_model`` residual stream, `
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -17,7 +18,7 @@ from acdc.models.lowering.attention import Attention
 from acdc.models.lowering.norm import Norm
 from graphs import GraphShape
 
-__all__ = ["FeedForward", "Key", "LoweredLayer", "LoweredModel", "Trace"]
+__all__ = ["FeedForward", "Key", "LoweredLayer", "LoweredModel", "RoutedMlp", "Trace"]
 
 Key = tuple[str, int]
 """Attribute of a trace and layer (embeddings: which one; ``final``: any)."""
@@ -51,6 +52,11 @@ class FeedForward:
     writer: nn.Module
     W_out: Tensor
     readers: tuple[tuple[nn.Module, Tensor], ...] = ()
+
+    @property
+    def d_mlp(self) -> int:
+        """Neurons."""
+        return self.W_out.shape[0]
 
     def __call__(self, x: Tensor) -> Tensor:
         """``[..., pos, d_model]`` (raw stream) -> output."""
@@ -164,6 +170,14 @@ class FeedForward:
             As the last two of :meth:`computed`.
         """
         return self.computed(self.norm(x))[1:]
+
+
+class RoutedMlp(FeedForward, ABC):
+    """An MLP whose router chooses which parts of it a token goes to."""
+
+    @abstractmethod
+    def hold_router(self, x: Tensor) -> FeedForward:
+        """Return the MLP with the weights that its router gives at ``x [batch, pos, d_model]``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -343,6 +357,21 @@ class LoweredModel:
         layers = tuple(layer.hold(trace, i) for i, layer in enumerate(self.layers))
         rows = trace.at(("final", 0))[:, scored].flatten(0, 1)
         return replace(self, layers=layers, ln_final=self.ln_final.hold(rows))
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether an MLP is a mixture of experts."""
+        return any(isinstance(layer.mlp, RoutedMlp) for layer in self.layers)
+
+    def hold_routers(self, trace: Trace) -> LoweredModel:
+        """Return the model with the weights that its routers give in a run, as :meth:`hold`."""
+        layers = tuple(
+            replace(layer, mlp=layer.mlp.hold_router(trace.mlp_in[i]))
+            if isinstance(layer.mlp, RoutedMlp)
+            else layer
+            for i, layer in enumerate(self.layers)
+        )
+        return replace(self, layers=layers)
 
     def embed(self, tokens: Int[Tensor, "batch pos"]) -> list[Float[Tensor, "batch pos d_model"]]:
         """Return the embedding senders' outputs, one or (``split_embed``) two."""
