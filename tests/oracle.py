@@ -250,16 +250,18 @@ def rotated(rotary: Any, x: Tensor) -> Tensor:
     return out
 
 
-def pattern(attention: Any, q: Tensor, k: Tensor, head: int) -> Tensor:
+def pattern(attention: Any, q: Tensor, k: Tensor, head: int | None = None) -> Tensor:
+    """Softmax of what is seen; with sinks it has to be said whose head's."""
     scores = attention.scale * q @ k.mT
     if attention.soft_cap is not None:
         scores = attention.soft_cap * torch.tanh(scores / attention.soft_cap)
     seen = visible(scores.shape[-1], attention.causal, attention.window)
-    weights = scores.masked_fill(~seen, -float("inf")).exp()
-    total = weights.sum(-1, keepdim=True)
-    if getattr(attention, "sinks", None) is not None:
-        total = total + attention.sinks[head].exp()
-    return weights / total
+    scores = scores.masked_fill(~seen, -float("inf"))
+    if attention.sinks is None:
+        return scores.softmax(-1)
+    assert head is not None
+    sink = attention.sinks[head].expand(*scores.shape[:-1], 1)
+    return torch.cat((scores, sink), -1).softmax(-1)[..., :-1]
 
 
 @functools.cache

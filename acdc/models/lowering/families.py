@@ -207,18 +207,19 @@ def _read_layer(
 def _read_mlp(
     block: Any, gated: bool, family: Family, norm: Norm, post: Norm | None
 ) -> FeedForward:
+    if family.mlp is not None:
+        own = family.mlp(block)
+        readers = tuple((part, part.weight.T) for part in own.readers)
+        return FeedForward(norm, own, post, gated, own.writer, own.writer.weight.T, readers)
     names = ("in", "gate") if gated else ("in",)
-    own = None if family.mlp is None else family.mlp(block)
-    readers = tuple(getattr(block.mlp, x) for x in names) if own is None else own.readers
-    matrices = (getattr(block.mlp, f"W_{x}") for x in names)
     return FeedForward(
         norm=norm,
-        module=_module(block.mlp) if own is None else own,
+        module=_module(block.mlp),
         post=post,
         gated=gated,
-        writer=block.mlp.out if own is None else own.writer,
+        writer=block.mlp.out,
         W_out=block.mlp.W_out,
-        readers=tuple(zip(readers, matrices, strict=True)),
+        readers=tuple((getattr(block.mlp, x), getattr(block.mlp, f"W_{x}")) for x in names),
     )
 
 
@@ -414,6 +415,13 @@ def _phi3_mlp(block: Any) -> SplitMlp:
     return SplitMlp(reader, gate, _module(mlp).activation_fn, _bare(mlp.out))
 
 
+def _qwen3_moe_mlp(block: Any) -> SplitMlp:
+    """A layer without experts, which the bridge has no parts of."""
+    mlp = _module(block.mlp)
+    reader, gate, writer = (_bare(part) for part in (mlp.up_proj, mlp.gate_proj, mlp.down_proj))
+    return SplitMlp(reader, gate, mlp.act_fn, writer)
+
+
 def _bare(part: Any) -> Any:
     """Return the model's own module, in a bridge's component or not."""
     return getattr(part, "original_component", part)
@@ -455,7 +463,7 @@ FAMILIES: dict[str, Family] = {
     "Gemma2ForCausalLM": Family(),
     "Gemma3ForCausalLM": Family(rotary_by_kind=True),
     "MixtralForCausalLM": Family(router="gate"),
-    "Qwen3MoeForCausalLM": Family(router="gate"),
+    "Qwen3MoeForCausalLM": Family(router="gate", mlp=_qwen3_moe_mlp),
     "GptOssForCausalLM": Family(router="router", sinks=True),
 }
 """What the lowering knows, by the name of the model's class."""

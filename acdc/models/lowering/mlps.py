@@ -19,13 +19,13 @@ class PlainMlp(nn.Module):
     """
 
     def __init__(
-        self, reader: nn.Module, activation: Callable[[Tensor], Tensor], writer: nn.Module
+        self, reader: nn.Linear, activation: Callable[[Tensor], Tensor], writer: nn.Linear
     ) -> None:
         super().__init__()
         self.reader, self.activation, self.writer = reader, activation, writer
 
     @property
-    def readers(self) -> tuple[nn.Module, ...]:
+    def readers(self) -> tuple[nn.Linear, ...]:
         """What maps the input to what neurons are computed from."""
         return (self.reader,)
 
@@ -36,29 +36,29 @@ class PlainMlp(nn.Module):
 
 
 class SplitMlp(nn.Module):
-    """A gated MLP whose two projections the model computes by one matrix (Phi-3).
+    """A gated MLP whose projections are no parts of the bridge (Phi-3: they are one matrix).
 
     Parameters
     ----------
     reader, gate
-        Linear maps whose weights are halves of that matrix.
+        Linear maps; of Phi-3 their weights are halves of that matrix.
     activation, writer
         The model's own.
     """
 
     def __init__(
         self,
-        reader: nn.Module,
-        gate: nn.Module,
+        reader: nn.Linear,
+        gate: nn.Linear,
         activation: Callable[[Tensor], Tensor],
-        writer: nn.Module,
+        writer: nn.Linear,
     ) -> None:
         super().__init__()
         self.reader, self.gate, self.writer = reader, gate, writer
         self.activation = activation
 
     @property
-    def readers(self) -> tuple[nn.Module, ...]:
+    def readers(self) -> tuple[nn.Linear, ...]:
         """What maps the input to what neurons are computed from."""
         return self.reader, self.gate
 
