@@ -159,6 +159,18 @@ def test_what_is_too_far_apart_has_no_partner() -> None:
     assert match_nodes(ours, theirs, limit=0.01) == []
 
 
+# --- by their numbers ----------------------------------------------------------------------
+
+
+def test_a_comparison_by_number_says_that_the_models_differ(trained: list[Run]) -> None:
+    found = acdc.compare(*trained, n_random=0)
+    assert found.warning is not None
+    assert "and their weights differ: heads are compared by their numbers (acdc match" in (
+        found.warning
+    )
+    assert acdc.compare(trained[0], trained[0], n_random=0).warning is None
+
+
 # --- what cannot be matched ---------------------------------------------------------------
 
 

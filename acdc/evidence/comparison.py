@@ -18,7 +18,7 @@ from acdc.evidence.references import (
 )
 from acdc.runs.discover import Reporter, Silent
 from acdc.runs.folder import Run, save_summary
-from acdc.runs.opened import Opened, RunLike, open_run
+from acdc.runs.opened import Opened, RunLike, open_run, other_weights
 from acdc.settings import MOST_RESAMPLES, check_count
 from graphs import (
     Ablation,
@@ -38,6 +38,9 @@ from graphs.known.compare import common_form
 from graphs.text import short
 
 __all__ = ["Compared", "Cost", "check_drawable", "check_reference", "compare"]
+
+
+_BY_NUMBER = "heads are compared by their numbers (acdc match compares them by what they do)"
 
 
 def check_drawable(circuits: Sequence[Circuit]) -> None:
@@ -94,7 +97,8 @@ class Compared:
         How large each has to be for equal faithfulness; None unless all are runs that are
         compared by components.
     reference, warning
-        What one is compared with, and that it was found under another ablation.
+        What one is compared with, and that it was found under another ablation; of a pair, that
+        they are of different models.
     match
         Whether it is of the reference's model, as far as can be said.
     chance
@@ -232,7 +236,9 @@ def compare(
     if _pair(own):
         overlap = compare_pair(*own)
         chance = None if n_random == 0 else chance_of_pair(own[0], own[1], n=n_random)
-        return Compared(labels, opened, overlap, costs, chance=chance)
+        differ = other_weights(opened)
+        warning = None if differ is None else f"{differ}: {_BY_NUMBER}"
+        return Compared(labels, opened, overlap, costs, warning=warning, chance=chance)
     sizes = None
     found = compare_bases(*own)
     if all(one.discovery is not None for one in opened):

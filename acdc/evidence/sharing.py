@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from acdc.errors import OptionError
 from acdc.evidence.sharing_picture import draw
 from acdc.runs.folder import versions, write_folder
-from acdc.runs.opened import Opened, RunLike, open_run
+from acdc.runs.opened import Opened, RunLike, open_run, other_weights
 from acdc.settings import MOST_RESAMPLES, check_count
 from graphs.files.whole import write_json, write_whole
 from graphs.known.sharing import LEVEL, Membership, Sharing, share_several
@@ -212,22 +212,10 @@ def shared(*runs: RunLike, n_random: int = 200, seed: int = 0) -> SharedCircuits
         raise OptionError(f"{len(runs)} circuits: give two or more, of one model")
     check_count("n_random", n_random, at_most=MOST_RESAMPLES)
     opened = tuple(open_run(run) for run in runs)
-    _check_model(opened)
+    if (differ := other_weights(opened)) is not None:
+        raise OptionError(f"{differ}: give circuits of one model")
     found = share_several([one.circuit for one in opened], n=n_random, seed=seed)
     return SharedCircuits(_labels(opened), opened, found)
-
-
-def _check_model(opened: tuple[Opened, ...]) -> None:
-    """Refuse circuits that are known to be of different models."""
-    known = [(one.name, identity) for one in opened if (identity := one.identity) is not None]
-    weighed = [(name, identity) for name, identity in known if identity.weights]
-    for name, identity in weighed[1:]:
-        first, own = weighed[0]
-        if identity.weights != own.weights:
-            raise OptionError(
-                f"{first} is a circuit of {own.name}, {name} of {identity.name}, and their weights "
-                "differ: give circuits of one model"
-            )
 
 
 def _labels(opened: tuple[Opened, ...]) -> tuple[str, ...]:

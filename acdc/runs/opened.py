@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from acdc.tasks import is_task_file
 from graphs import Circuit
 from graphs.files.whole import json_text
 
-__all__ = ["Opened", "RunLike", "open_run"]
+__all__ = ["Opened", "RunLike", "open_run", "other_weights"]
 
 RunLike = str | Path | Run | Circuit
 """The folder of a run, a circuit file, or either of them loaded."""
@@ -129,3 +130,19 @@ def open_run(run: RunLike) -> Opened:
         return Opened(f"{path} is a circuit file", load_circuit(path), path=path)
     discovery, circuit, summary = read_run(path)
     return Opened(str(path), circuit, discovery, summary, path, path)
+
+
+def other_weights(runs: Sequence[Opened]) -> str | None:
+    """Say in half a sentence which of several circuits is known to be of another model.
+
+    None where none is: all weights that are known are the same.
+    """
+    known = [(run.name, found) for run in runs if (found := run.identity) and found.weights]
+    for name, identity in known[1:]:
+        first, own = known[0]
+        if identity.weights != own.weights:
+            return (
+                f"{first} is a circuit of {own.name}, {name} of {identity.name}, and their "
+                "weights differ"
+            )
+    return None
