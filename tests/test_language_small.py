@@ -14,6 +14,9 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from acdc.cli import app
+from acdc.engine.experiment import Experiment
+from acdc.engine.metrics import get_metric
+from acdc.measure.roles import measure_roles, roles_of
 from acdc.models import BUNDLED, load_model
 from acdc.tasks import TASKS, Task, load_task
 from benchmarks.language import behaviour
@@ -104,13 +107,15 @@ def test_the_repeat_decides() -> None:
 
 
 def test_heads_have_the_papers_roles() -> None:
-    roles = behaviour.roles_of(
-        behaviour.measure_heads(native(), ioi_prompts(tokenizer(), N, seed=7))
-    )
+    """By attention and path patching: on the native model, and as `acdc heads` does it."""
+    roles = roles_of(behaviour.measure_heads(native(), ioi_prompts(tokenizer(), N, seed=7)))
+    model, _ = load_model(NAME)
+    task = load_task("ioi", tokenizer(), n_prompts=N, seed=7)
+    as_heads = roles_of(measure_roles(Experiment(model, task, get_metric("logit_diff"))))
     for task, names in NEEDED_ROLES.items():
         assert sum(bool(roles[name]) for name in names) >= 2, task
     for role, heads in card()["ioi"]["roles"].items():
-        assert set(heads[:2]) <= set(roles[role]), role
+        assert set(heads[:2]) <= set(roles[role]) & set(as_heads[role]), role
 
 
 def test_the_answer_needs_heads_that_read_heads() -> None:
