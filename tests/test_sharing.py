@@ -82,6 +82,19 @@ def test_what_was_planted_in_all_is_shared_beyond_chance() -> None:
     assert found.n_union < found.union_low
 
 
+def test_nodes_that_all_share_are_told_from_those_that_one_has() -> None:
+    def circuit(*heads: str) -> Circuit:
+        edges = [e for head in heads for e in (f"input->{head}<v>", f"{head}->logits")]
+        return Circuit.from_edges(GRAPH, edges)
+
+    own = [("a0.h1", "a1.h1"), ("a0.h2", "a2.h1"), ("a1.h2", "a3.h1"), ("a2.h2", "a3.h2")]
+    found = share_several([circuit("a1.h5", "a2.h5", *heads) for heads in own], n=20)
+    assert found.nodes.beyond_chance == ("a1.h5", "a2.h5")
+    chance = (4 / 28) ** 4  # four circuits of 4 of 28 nodes
+    assert found.nodes.p[found.nodes.names.index("a1.h5")] == pytest.approx(chance)
+    assert found.nodes.only(2) == ("a1.h2", "a3.h1")
+
+
 def test_counts_are_those_of_the_sets() -> None:
     one, other = random_circuit(5), random_circuit(6)
     found = share_several([one, other], n=20)

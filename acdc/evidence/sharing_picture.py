@@ -41,7 +41,7 @@ def draw(summary: Mapping[str, Any], kind: str) -> bytes:
         _draw_pairs(right, summary)
         together = summary["together"]
         figure.suptitle(
-            f"{together['n_edges']:,} of {together['n_edges_total']:,} edges serve any task "
+            f"{together['n_edges']:,} of {together['n_edges_total']:,} edges serve a task "
             f"(random: {together['n_edges_expected']:,.0f})",
             fontsize=9,
         )
@@ -73,7 +73,8 @@ def _draw_nodes(panel: Any, nodes: list[dict[str, Any]], summary: Mapping[str, A
     panel.set_xticks(range(len(labels)), labels, rotation=45, ha="right")
     more = len(summary["nodes"]) - len(nodes)
     left_out = f", {more} more left out" if more else ""
-    panel.set_title(f"nodes ({_DOT.strip()} beyond chance{left_out})", fontsize=8)
+    says = f"nodes: the darker, the more of the circuit\n({_DOT.strip()} beyond chance{left_out})"
+    panel.set_title(says, fontsize=8)
     panel.tick_params(length=0)
 
 

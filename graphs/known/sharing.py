@@ -4,10 +4,12 @@ Random circuits are unions of paths (:class:`graphs.sample.PathSampler`), one of
 circuit, drawn together many times.  Beside their overlaps stand
 
 * of each *node or edge*: the chance that at least as many random circuits have it as circuits do.
-  Circuits being independent, the number is Poisson-binomial; the chance of one circuit is the share
-  of the drawn ones that have it (one more counted, so that it is never 0), and of an edge at least
-  its size over the edges of the graph, as if edges were drawn one by one.  ``q`` corrects for how
-  many were looked at (Benjamini & Hochberg 1995);
+  Circuits being independent, the number is Poisson-binomial.  The chance that one has an edge is
+  the share of the drawn ones that do (one more counted, so that it is never 0), and at least its
+  size over the edges of the graph, as if edges were drawn one by one.  Random circuits of so many
+  edges touch nearly every node of a small graph; a node's chance is therefore that of sets of as
+  many nodes as the circuit has.  ``q`` corrects for how many were looked at (Benjamini & Hochberg
+  1995);
 * of each *pair of circuits*: how many edges random ones share, the share of draws with at least as
   many, and the hypergeometric chance of that, which knows nothing of paths.
 """
@@ -164,13 +166,14 @@ def share_several(circuits: Sequence[Circuit], *, n: int = 200, seed: int = 0) -
     graph = circuits[0].graph
     drawn = _Drawn(graph, masks.sum(1).tolist(), n, seed)
     edge_chance = np.maximum(drawn.edge_chance, masks.sum(1)[:, None] / drawn.n_on_path)
-    touched = np.stack([drawn.nodes_of(mask) for mask in masks])
+    touched = _touched(graph, masks)
     outer = {*(graph.nodes[i] for i in np.flatnonzero(graph.source)), "logits"}
     inner = np.array([name not in outer for name in graph.nodes])
+    node_chance = np.broadcast_to(touched[:, inner].mean(1)[:, None], touched.shape)
     nodes, edges = np.flatnonzero(touched.any(0) & inner), np.flatnonzero(masks.any(0))
     return Sharing(
         _membership(
-            [graph.nodes[i] for i in nodes], touched[:, nodes], drawn.node_chance[:, nodes],
+            [graph.nodes[i] for i in nodes], touched[:, nodes], node_chance[:, nodes],
             int(inner.sum()),
         ),
         _membership(graph.edge_names(edges), masks[:, edges], edge_chance[:, edges], graph.n_edges),
@@ -256,9 +259,8 @@ class _Drawn:
 
     Attributes
     ----------
-    edge_chance, node_chance
-        ``[circuit, edge]`` and ``[circuit, node]``: share of the draws that have it, one more
-        counted.
+    edge_chance
+        ``[circuit, edge]``: share of the draws that have it, one more counted.
     common
         ``[draw, pair]``: edges in both.
     unions
@@ -272,25 +274,24 @@ class _Drawn:
     def __init__(self, graph: Graph, sizes: Sequence[int], n: int, seed: int) -> None:
         sampler, rng = PathSampler(graph), np.random.default_rng(seed)
         self.n_on_path = int(sampler.on_path.sum())
-        self._graph = graph
-        self._edge, self._node = fed_nodes(graph)
         edges = np.zeros((len(sizes), graph.n_edges))
-        nodes = np.zeros((len(sizes), graph.n_nodes))
         common, unions, alone = [], [], []
         for _ in range(n):
             masks = np.stack([sampler.circuit(min(k, self.n_on_path), rng) for k in sizes])
             edges += masks
-            nodes += np.stack([self.nodes_of(mask) for mask in masks])
             counts = masks.sum(0)
             common.append([int((a & b).sum()) for a, b in combinations(masks, 2)])
             unions.append(int((counts > 0).sum()))
             alone.append((masks & (counts == 1)).sum(1))
-        self.edge_chance, self.node_chance = (edges + 1) / (n + 1), (nodes + 1) / (n + 1)
+        self.edge_chance = (edges + 1) / (n + 1)
         self.common, self.unions, self.alone = map(np.array, (common, unions, alone))
 
-    def nodes_of(self, mask: Mask) -> Mask:
-        """``[node]``: nodes that edges in ``mask [edge]``, all on paths, leave or enter."""
-        found = np.zeros(self._graph.n_nodes, dtype=bool)
-        found[self._graph.edge_sender[mask]] = True
-        found[self._node[mask[self._edge]]] = True
-        return found
+
+def _touched(graph: Graph, masks: Mask) -> Mask:
+    """``[circuit, node]``: nodes that edges in ``masks [circuit, edge]`` leave or enter."""
+    edge, node = fed_nodes(graph)
+    found = np.zeros((len(masks), graph.n_nodes), dtype=bool)
+    for has, mask in zip(found, masks, strict=True):
+        has[graph.edge_sender[mask]] = True
+        has[node[mask[edge]]] = True
+    return found
