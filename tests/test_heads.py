@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import oracle
 import pytest
+import quick
 import torch
 from safetensors.torch import save_file
 
@@ -30,7 +31,7 @@ from acdc.evidence.head_reasons import Composition, HeadReasons, explain_heads
 from acdc.measure.heads import towards
 from acdc.measure.places import find_places
 from acdc.measure.roles import HeadNumbers, measure_roles, roles_of
-from acdc.models import load_model
+from acdc.models import BUNDLED, load_model
 from acdc.tasks import load_task
 from acdc.tasks.base import Pair, Task
 from graphs import Circuit, component_graph
@@ -283,6 +284,36 @@ def test_roles_of_planted_heads() -> None:
         assert roles[role] == nodes[role]
     layer, head = (int(part[1:]) for part in nodes["S-inhibition"][0].split("."))
     assert numbers.inhibition[layer][head] > 0.5
+
+
+def test_the_bundled_model_has_the_roles_of_its_card() -> None:
+    """On other prompts than the card's; and heads compose as Wang et al. describe it."""
+    name = quick.SHIPPED["ioi"]
+    model, tokenizer = load_model(name)
+    sizes = {"d_vocab": model.d_vocab, "n_ctx": model.n_ctx}
+    task = load_task("ioi", tokenizer, n_prompts=32, seed=7, **sizes)
+    experiment = Experiment(model, task, get_metric("logit_diff"))
+    roles = roles_of(measure_roles(experiment))
+    card = json.loads((BUNDLED[name] / "card.json").read_text())["ioi"]["roles"]
+    assert {role: bool(names) for role, names in roles.items()} == {
+        role: bool(names) for role, names in card.items()
+    }
+    for role, names in card.items():  # those at the threshold may be on either side of it
+        assert set(names[:2]) <= set(roles[role]), role
+    graph = component_graph(model.shape)
+    empty = Circuit(graph, np.zeros(graph.n_edges), np.zeros(graph.n_edges, dtype=bool), {})
+    named = [*roles["name mover"], *roles["induction"]]
+    found = {one.head: one for one in explain_heads(empty, experiment, named)}
+
+    def reads(head: str, kind: str) -> set[str]:
+        return {x.sender for x in found[head].composition if x.kind == kind}
+
+    mover = found[roles["name mover"][0]]
+    assert (mover.at.query, mover.at.key) == ("END", "IO")
+    assert mover.logits > 0
+    assert reads(mover.head, "Q") & set(roles["S-inhibition"])
+    earlier = {head: reads(head, "K") & set(roles["previous token"]) for head in roles["induction"]}
+    assert any(earlier.values())
 
 
 def test_roles_need_what_they_are_measured_on() -> None:

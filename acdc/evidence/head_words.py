@@ -14,7 +14,7 @@ _SPLIT = {
     "position": "positions alone",
     "query content": "the query's tokens",
     "key content": "the key's tokens",
-    "match": "both together",
+    "match": "tokens of both sides",
 }
 
 
