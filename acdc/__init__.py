@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from acdc.dictionaries.sources import load_dictionaries
     from acdc.engine.experiment import Experiment
     from acdc.evidence.assessment import evaluate
+    from acdc.evidence.circuit_model import export_model
     from acdc.evidence.comparison import compare
     from acdc.evidence.conditions import conditions
     from acdc.evidence.development import develop
@@ -51,6 +52,7 @@ _HOMES = {
     "discover_both": "acdc.evidence.directions",
     "dose": "acdc.evidence.doses",
     "evaluate": "acdc.evidence.assessment",
+    "export_model": "acdc.evidence.circuit_model",
     "groups": "acdc.evidence.groups",
     "heads": "acdc.evidence.heads",
     "interactions": "acdc.evidence.interactions",
@@ -80,6 +82,7 @@ __all__ = [
     "discover_both",
     "dose",
     "evaluate",
+    "export_model",
     "groups",
     "heads",
     "interactions",

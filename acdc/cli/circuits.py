@@ -22,11 +22,29 @@ def export(
         str | None,
         typer.Option(
             "--format",
-            help="svg, png, pdf, dot, json, graphml or pt (default: as --out ends, or svg).",
+            help="svg, png, pdf, dot, json, graphml or pt (default: as --out ends, or svg), or "
+            "model: a model folder with only the circuit's nodes left.",
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="File to write (default: beside the circuit).")
+        Path | None,
+        typer.Option("--out", help="File (model: folder) to write (default: beside the circuit)."),
+    ] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            "--text",
+            help="Ordinary text to measure the loss on (model; default: docstrings of Python's "
+            "standard library).",
+        ),
+    ] = None,
+    intervention: Annotated[
+        str | None,
+        typer.Option(
+            "--intervention",
+            help="What stands in the place of other nodes (model): mean, zero or optimal "
+            "(default: the run's; mean where that is resample).",
+        ),
     ] = None,
     max_edges: Annotated[
         int | None, typer.Option("--max-edges", help="Draw at most so many edges (default: 60).")
@@ -50,7 +68,11 @@ def export(
 ) -> None:
     """Write a circuit as a picture, as DOT, GraphML, or JSON and .pt in EAP-IG's and MIB's layout.
 
+    Or the model itself, its other heads and MLPs replaced by their means.
+
     Example: acdc export runs/ioi --format pdf --out ioi.pdf
+
+    Example: acdc export runs/ioi --format model --out ioi-circuit
     """
     from dataclasses import replace
 
@@ -61,10 +83,15 @@ def export(
     from graphs.pictures.draw import render
     from graphs.pictures.rendering import FORMATS
 
+    if format == "model":
+        _export_model(circuit, out, text, intervention, overwrite)
+        return
+    if text is not None or intervention is not None:
+        raise OptionError("--text and --intervention: they are for --format model")
     formats = (*FORMATS, "dot", "json", "graphml", "pt")
     format = format or (out.suffix[1:].lower() if out else "") or "svg"
     if format not in formats:
-        raise OptionError(f"format {format!r}: expected one of {', '.join(formats)}")
+        raise OptionError(f"format {format!r}: expected one of {', '.join(formats)}, model")
     if max_edges is not None:
         check_count("max-edges", max_edges)
     if negate and format not in ("json", "pt"):
@@ -101,6 +128,24 @@ def export(
     else:
         write_circuit_json(found, target)
     say(f"written to {target}")
+
+
+def _export_model(
+    run: Path, out: Path | None, text: Path | None, intervention: str | None, overwrite: bool
+) -> None:
+    """Write a model folder, and say what is left."""
+    from acdc.errors import OptionError
+    from acdc.evidence.circuit_model import export_model
+    from acdc.terminal.circuit_model import circuit_model_parts
+    from acdc.terminal.tables import TerminalReporter, show
+
+    if out is None:
+        raise OptionError("--format model: say with --out which folder to write")
+    asked: dict[str, Any] = {} if intervention is None else {"intervention": intervention}
+    found = export_model(
+        run, out, text=text, overwrite=overwrite, reporter=TerminalReporter(), **asked
+    )
+    show(*circuit_model_parts(found))
 
 
 def latents(

@@ -41,7 +41,7 @@ from acdc.tasks.files import encode
 from acdc.tasks.texts import Texts
 from graphs.text import short
 
-__all__ = ["Looked", "NextToken", "WhatIf", "what_if"]
+__all__ = ["Looked", "NextToken", "WhatIf", "ablating", "what_if"]
 
 _MOST_TOKENS = 10_000
 _MOST_TOP = 1000
@@ -219,7 +219,7 @@ def what_if(
     with timer.phase("load"), reporter.phase("load model and task", None):
         circuit, experiment = fit(opened.circuit, settings, choice, opened.constants(settings))
     acted = actions.on(circuit.graph, circuit.in_circuit)
-    experiment = _ablating(experiment, settings, asked, reporter)
+    experiment = ablating(experiment, settings, asked, reporter)
     own = [_Prompt.read(experiment, choice.tokenizer, *row) for row in _pairs(prompts, corrupt)]
     _check_use(experiment, acted, own, generate)
     world = _World(experiment, acted)
@@ -262,10 +262,21 @@ class _Choice:
         return self._choice(settings, model, tokenizer)
 
 
-def _ablating(
+def ablating(
     experiment: Experiment, settings: Settings, asked: Mapping[str, Any], reporter: Reporter
 ) -> Experiment:
-    """The experiment with the constants that ablation carries, found on clean prompts."""
+    """Return the experiment as one that acts on the prompts' own runs, its constants computed.
+
+    Parameters
+    ----------
+    experiment, settings
+        Of a run.
+    asked
+        What was asked to be other: under ``resample`` what is ablated carries means unless
+        ``intervention`` is among it.
+    reporter
+        Told of progress.
+    """
     intervention = settings.intervention
     if intervention == "resample" and "intervention" not in asked:
         intervention = "mean"

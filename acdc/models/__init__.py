@@ -31,7 +31,10 @@ __all__ = [
     "BUNDLED",
     "MODELS",
     "Loaded",
+    "folder_of",
+    "is_hugging_face",
     "load_model",
+    "quiet",
     "resolve_device",
     "resolve_dtype",
     "where_from",
@@ -109,7 +112,7 @@ def load_model(
     if place.type == "mps" and number is torch.float64:
         raise DeviceError("device 'mps' has no float64: choose float32 or another device")
     path = _find(name_or_path)
-    with _quiet(), torch.random.fork_rng(devices=[]):
+    with quiet(), torch.random.fork_rng(devices=[]):
         bridge, tokenizer = _load(path, name_or_path, place, number, trust_remote_code)
         name = name_or_path if path is None else _short_name(name_or_path, path)
         lowered = lower(bridge, split_qkv=split_qkv, split_embed=split_embed, name=name)
@@ -126,7 +129,7 @@ def _loaded(given: Any, *, split_qkv: bool, split_embed: bool) -> Loaded:
     if isinstance(model, TransformerBridge):
         name = str(model.cfg.model_name or "model")
         tokenizer = model.tokenizer if tokenizer is None else tokenizer
-        with _quiet(), torch.random.fork_rng(devices=[]):
+        with quiet(), torch.random.fork_rng(devices=[]):
             model = lower(model, split_qkv=split_qkv, split_embed=split_embed, name=name)
     if not isinstance(model, LoweredModel):
         raise ModelError(
@@ -148,7 +151,7 @@ def _load(
     if path is None and name.startswith(OWNERS):
         return load_legacy(name, device, dtype)
     folder = ModelFolder.on_hub(name) if path is None else ModelFolder(path)
-    if path is not None and not _is_hugging_face(folder):
+    if path is not None and not is_hugging_face(folder):
         return load_native(folder, device, dtype)
     return load_hugging_face(folder, device, dtype, trust_remote_code=trust_remote_code)
 
@@ -195,7 +198,7 @@ def where_from(name: str) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Hold back the progress bars and warnings of the libraries that load models."""
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging as hf_logging
@@ -219,7 +222,26 @@ def _quiet() -> Iterator[None]:
             hf_logging.enable_progress_bar()
 
 
-def _is_hugging_face(folder: ModelFolder) -> bool:
+def folder_of(name: str) -> ModelFolder:
+    """Return where :func:`load_model` finds the files of a name.
+
+    Raises
+    ------
+    ModelError
+        If they are in TransformerLens' old layout, which only its own loader knows.
+    """
+    from acdc.models.legacy import OWNERS
+
+    path = _find(name)
+    if path is None and name.startswith(OWNERS):
+        raise ModelError(
+            f"model {name!r} is in TransformerLens' old layout: it cannot be written anew"
+        )
+    return ModelFolder.on_hub(name) if path is None else ModelFolder(path)
+
+
+def is_hugging_face(folder: ModelFolder) -> bool:
+    """Whether a folder is in Hugging Face's layout, not in TransformerLens' own."""
     path = folder.path / "config.json"
     if not path.exists():
         raise ModelError(f"{folder.path} is no model folder: it has no {path.name}")

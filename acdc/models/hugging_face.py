@@ -25,7 +25,7 @@ from acdc.models.folder import ModelFolder, check_sizes, foreign_errors, read_ob
 from acdc.models.lowering.families import check_architecture
 from acdc.models.tokenizer import TextTokenizer, read_tokenizer
 
-__all__ = ["load_hugging_face"]
+__all__ = ["load_hugging_face", "read_module"]
 
 _PART = re.compile(r"\w[\w.-]*")
 # Attention masks and rotary frequencies that old checkpoints carry beside the weights.
@@ -63,7 +63,7 @@ def load_hugging_face(
     if trust_remote_code and values.get("auto_map"):
         module, architecture = _with_own_code(folder, dtype)
     else:
-        module, architecture = _plain(folder, values, dtype)
+        module, architecture = read_module(folder, values, dtype)
         trust_remote_code = False
     module = module.to(device)
     tokenizer = read_tokenizer(folder, module.config, trust_remote_code=trust_remote_code)
@@ -78,8 +78,16 @@ def load_hugging_face(
     return bridge, tokenizer
 
 
-def _plain(folder: ModelFolder, values: dict[str, Any], dtype: torch.dtype) -> tuple[Any, str]:
-    """Return the module of a model that transformers knows, and its architecture."""
+def read_module(folder: ModelFolder, values: dict[str, Any], dtype: torch.dtype) -> tuple[Any, str]:
+    """Return the module of a model that transformers knows, and its architecture.
+
+    Parameters
+    ----------
+    folder, dtype
+        As of :func:`load_hugging_face`.
+    values
+        Content of its ``config.json``.
+    """
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 

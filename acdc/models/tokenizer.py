@@ -19,7 +19,7 @@ from acdc.files.fields import Field, check_fields, flag, number, one_of, text, w
 from acdc.models.folder import ModelFolder, read_object
 from graphs.files.whole import MIB, read_bytes
 
-__all__ = ["TextTokenizer", "read_native_tokenizer", "read_tokenizer"]
+__all__ = ["FILES", "TextTokenizer", "read_native_tokenizer", "read_tokenizer"]
 
 _MAX_BYTES = 128 * MIB  # of one file; the largest in use have a third of it
 _JSON = "tokenizer.json"
@@ -27,6 +27,9 @@ _VOCABULARIES = ("tokenizer.model", "vocab.json", "merges.txt", "vocab.txt", "sp
 _SETTINGS, _SPECIAL, _ADDED = (
     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
 )  # fmt: skip
+FILES = (_JSON, _SETTINGS, _SPECIAL, _ADDED, *_VOCABULARIES)
+"""Of a tokenizer."""
+
 _ID = whole(0, (1 << 24) - 1)
 _MODELS = ("BPE", "WordPiece", "WordLevel", "Unigram")
 
