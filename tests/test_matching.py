@@ -190,6 +190,10 @@ def test_the_command(
     assert status.value.code == 0
     said = capsys.readouterr().out
     assert "edges between matched nodes: 4 in both" in said
+    for folder, run in zip(folders, by_hand, strict=True):  # too few prompts to be sure
+        assert run.claim.warnings
+        for warning in run.claim.warnings:
+            assert f"warning: {folder}: {warning}" in said.replace("\n", "")
     content = json.loads((tmp_path / "match.json").read_text())
     assert {(pair["one"], pair["other"]) for pair in content["pairs"]} == {
         ("a0.h0", "a0.h3"), ("a1.h1", "a1.h4")

@@ -44,7 +44,7 @@ def match(
 
     from acdc.evidence.matching import match as match_runs
     from acdc.terminal.matching import matching_tables
-    from acdc.terminal.tables import TerminalReporter, say, show
+    from acdc.terminal.tables import TerminalReporter, say, show, warn
     from graphs.files.whole import write_json
 
     if out is not None:
@@ -59,5 +59,6 @@ def match(
         typer.echo(json.dumps(found.summary(), indent=1))
     else:
         show(*matching_tables(found, list_edges=list_edges))
+        warn(found.warnings)
     if out is not None:
         say(f"written to {out}", stderr=as_json)

@@ -103,9 +103,19 @@ class Matched:
     expected: float | None
     p: float | None
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the runs say one should know before believing them."""
+        return tuple(
+            f"{label}: {warning}"
+            for label, one in zip(self.labels, self.circuits, strict=True)
+            for warning in one.summary.get("warnings") or ()
+        )
+
     def summary(self) -> dict[str, Any]:
         """Plain values."""
         return {
+            "warnings": list(self.warnings),
             "labels": list(self.labels),
             "models": [one.summary.get("model") for one in self.circuits],
             "task": self.circuits[0].summary.get("task"),
