@@ -9,6 +9,7 @@ import stat
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +135,32 @@ def test_score_sets_colour_and_width():
     assert widths == sorted(widths, reverse=True)
     assert "score &gt; 0" in to_dot(circuit)
     assert "score &lt; 0" in to_dot(circuit)
+
+
+def test_colour_means_helps_or_hurts_where_a_circuit_says_which_sign_helps():
+    circuit = Circuit.from_edges(
+        component_graph(GraphShape(1, 1)), ["input->m0", "m0->logits", "input->logits"]
+    )
+    for name, score in (("input->m0", 2.0), ("m0->logits", -0.5), ("input->logits", 1.0)):
+        circuit.scores[circuit.graph.edge_index(name)] = score
+
+    def drawn(helps: int | None) -> str:
+        return to_dot(replace(circuit, info={} if helps is None else {"helps": helps}))
+
+    def colour(dot: str, edge: str) -> str:
+        sender, receiver = edge.split("->")
+        (found,) = re.findall(rf'"{sender}"(?::\w)? -> "{receiver}"(?::\w)? .*?color="#(\w+)"', dot)
+        return "blue" if int(found[4:6], 16) > int(found[:2], 16) else "vermilion"
+
+    assert colour(drawn(1), "input->m0") == colour(drawn(-1), "m0->logits") == "blue"
+    assert colour(drawn(-1), "input->m0") == colour(drawn(1), "m0->logits") == "vermilion"
+    assert drawn(None).count("score &gt; 0") == 1
+    for helps in (1, -1):
+        assert "</B></FONT> helps" in drawn(helps)
+        assert "hurts" in drawn(helps)
+        assert "score &gt; 0" not in drawn(helps)
+    assert "has no sign" in drawn(0)
+    assert "hurts" not in drawn(0)
 
 
 def test_title_tells_model_task_and_edges():

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+import acdc
 from acdc.engine.constants import Constants
 from acdc.errors import CircuitFileError, InputError, OptionError, OutputError
 from acdc.measure.evaluation import Evaluation
@@ -292,3 +293,21 @@ def test_the_metric_is_the_task_s_unless_one_is_named(
     task: str, given: str | None, metric: str
 ) -> None:
     assert check_settings(Settings(task, metric=given)).metric == metric
+
+
+@pytest.mark.parametrize("direction", ["noising", "denoising"])
+@pytest.mark.parametrize(("metric", "method"), [
+    ("logit_diff", "acdc"), ("logit_diff", "exact"), ("kl", "exact"), ("logit_diff", "eap-ig"),
+])  # fmt: skip
+def test_a_circuit_says_which_sign_of_a_score_helps(
+    direction: str, metric: str, method: str
+) -> None:
+    """Without its best edge alone the metric is worse (denoising: with it, better)."""
+    run = acdc.discover(
+        "ioi", method=method, metric=metric, direction=direction, n_prompts=8, n_test=16,
+        **({"threshold": 0.2} if method == "acdc" else {"n_edges": 40}),
+    )  # fmt: skip
+    helps = run.circuit.info["helps"]
+    assert helps in (-1, 1)
+    best = int(np.abs(run.circuit.scores).argmax())
+    assert helps * run.circuit.scores[best] > 0

@@ -27,7 +27,7 @@ from acdc.errors import AbilityError, DictionaryError, OptionError, UnknownNameE
 from acdc.measure.ability import Ability, ability
 from acdc.measure.error_nodes import default_thresholds, errors_in_and_out, sweep_nodes
 from acdc.measure.evaluation import Evaluation, Evaluator
-from acdc.methods import Method
+from acdc.methods import Method, Score
 from acdc.methods.acdc import TWO_SIDED
 from acdc.methods.eap import between_inputs
 from acdc.models.identity import identity_of
@@ -480,12 +480,19 @@ def model_info(experiment: Experiment, settings: Settings) -> dict[str, Any]:
 def circuit_info(
     experiment: Experiment, settings: Settings, faithfulness: float | None
 ) -> dict[str, Any]:
-    """Return what a circuit file and its picture say of how the circuit was found."""
+    """Return what a circuit file and its picture say of how the circuit was found.
+
+    ``helps`` is the sign of the scores of edges that help: without them the metric gets worse (in
+    denoising: with them it gets better).  0 where scores have no sign.
+    """
+    score = method_of(settings).score
+    signs = {Score.COST: 1, Score.CHANGE: experiment.minimised_sign, Score.MAGNITUDE: 0}
     return {
         "task": experiment.task.name,
         "model": experiment.model.name,
         "method": settings.method,
-        "score": method_of(settings).score.value,
+        "score": score.value,
+        "helps": signs[score],
         "metric": settings.metric,
         "intervention": settings.intervention,
         "direction": settings.direction,

@@ -43,9 +43,11 @@ def to_dot(
 ) -> str:
     """Return the picture of a circuit as DOT text.
 
-    Layers run from bottom to top.  A line's colour is its score's sign and its width the
-    score's size; it ends in the q, k or v port of a head.  Above 220 lines the q, k and v
-    lines from one sender to one head are merged into one, whose port then reads ``qk``.
+    Layers run from bottom to top.  A line is blue where the edge helps and vermilion where it
+    hurts (``circuit.info["helps"]`` is the sign of a score that helps; without it the colour is
+    the score's sign), and its width is the score's size; it ends in the q, k or v port of a head.
+    Above 220 lines the q, k and v lines from one sender to one head are merged into one, whose
+    port then reads ``qk``.
 
     Parameters
     ----------
@@ -165,7 +167,7 @@ def styled_lines(circuit: Circuit, drawn: Mask) -> list[Line]:
                 port,
                 tuple(graph.receivers[graph.edge_receiver[e]] for e in group),
                 tuple(scores.tolist()),
-                color=GREY if uniform else _shade(strongest, size),
+                color=GREY if uniform else _shade(strongest * (_helps(circuit) or 1), size),
                 width=crowd * (0.5 + 3.2 * size),
             )
         )
@@ -176,6 +178,12 @@ def _uniform(circuit: Circuit, drawn: Mask) -> bool:
     """Whether the drawn scores say nothing: all the same."""
     scores = circuit.scores[drawn]
     return bool(len(scores) == 0 or (scores == scores[0]).all())
+
+
+def _helps(circuit: Circuit) -> int | None:
+    """Sign of the scores of edges that help; 0 where they have none, None where nobody said."""
+    says = circuit.info.get("helps")
+    return int(says) if says in (-1, 0, 1) else None
 
 
 def _shade(score: float, size: float) -> str:
@@ -210,9 +218,14 @@ def _legend(circuit: Circuit, drawn: Mask) -> tuple[str, ...]:
         return ()
     scores = circuit.scores[drawn]
     widest = f"width: |score|, at most {np.abs(scores).max():.3g}"
+    helps = _helps(circuit)
+    if helps == 0:
+        return (swatch(BLUE, "in the circuit (its score has no sign)"), widest)
+    above, below = ("score > 0", "score < 0") if helps is None else ("helps", "hurts")
+    signed = scores * (helps or 1)
     entries = []
-    if (scores > 0).any():
-        entries.append(swatch(BLUE, "score > 0"))
-    if (scores < 0).any():
-        entries.append(swatch(VERMILION, "score < 0"))
+    if (signed > 0).any():
+        entries.append(swatch(BLUE, above))
+    if (signed < 0).any():
+        entries.append(swatch(VERMILION, below))
     return (*entries, widest)
