@@ -13,7 +13,7 @@ from latent_oracle import random_dictionary
 from test_cross_layer import save, tensors_of
 
 from acdc.dictionaries import read_dictionaries
-from acdc.dictionaries.attach import attach, attach_neurons
+from acdc.dictionaries.attach import attach, attach_experts, attach_neurons
 from acdc.engine.experiment import Experiment
 from acdc.engine.head_parts import BIAS, OUTPUT_BIASES, HeadParts, Written, head_parts
 from acdc.engine.metrics import get_metric
@@ -163,3 +163,19 @@ def test_latents_are_senders_too(family: str, what: str, tmp_path: Path) -> None
     assert any(".f" in name or ".n" in name for name in names)
     whole = head_parts(Written(plain).run(TOKENS), last, 0)
     assert far(parts.scores, whole.scores) < TOLERANCE
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gpt-oss"])
+def test_experts_are_senders_too(family: str, tmp_path: Path) -> None:
+    """And a sink's score, at which nothing is read, is no part of any sum."""
+    test_lowering.build(family).save_pretrained(tmp_path)
+    model, _ = load_model(str(tmp_path))
+    experiment = attach_experts(experiment_of(model)).experiment
+    run = Written(experiment).run(TOKENS)
+    assert far(run.sources(1).sum(0), run.trace.attention_in[1]) < TOLERANCE
+    parts = head_parts(run, 1, 2)
+    assert [name for name in parts.names if name.startswith("m0.e")]
+    assert far(parts.scores, head_parts(Written(experiment_of(model)).run(TOKENS), 1, 2).scores) < (
+        TOLERANCE
+    )
+    assert (parts.pattern.sum(-1).max() < 1 - TOLERANCE) == (family == "gpt-oss")
