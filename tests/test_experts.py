@@ -30,6 +30,7 @@ from acdc.methods.gim import gim
 from acdc.models.lowering import LoweredModel, lower
 from acdc.runs.opened import open_run
 from acdc.runs.reopen import reopen
+from acdc.tasks.positions import find_positions
 
 FAMILIES = ("Mixtral", "Qwen3Moe", "GptOss")
 N_EXPERTS, WIDTH, HEADS = 3, 8, 2
@@ -438,3 +439,26 @@ def test_a_run_says_what_its_router_was(router: str, tmp_path: Path) -> None:
 def test_a_dense_model_has_no_experts(asked: dict[str, Any], words: str) -> None:
     with pytest.raises(OptionError, match=words):
         package.discover("ioi", method="eap", n_edges=5, n_prompts=4, **asked)
+
+
+@pytest.mark.parametrize("norms", ["live", "frozen"])
+@pytest.mark.parametrize("router", ["frozen", "free"])
+def test_experts_by_position(router: str, norms: str) -> None:
+    """What is recomputed alone is what whole passes give, token by token."""
+    model, _ = build("GptOss", 2)
+    task = small_task(2, 2, (4,))
+    split = find_positions(task, "token", causal=True)
+    plain = Experiment(
+        model, task, get_metric("logit_diff"), router=router, positions=split, norms=norms  # type: ignore[arg-type]
+    )  # fmt: skip
+    experiment = attach_experts(plain).experiment
+    circuit, _ = acdc(experiment, 0.05)
+    patched, kept = PatchedModel(experiment), circuit.in_circuit
+    assert 3 < circuit.n_edges < len(kept)
+    scores = exact(experiment)
+    whole = np.ones(len(kept), dtype=bool)
+    base = patched.metric(whole)
+    for edge in np.flatnonzero(np.abs(scores) > 0)[::9]:
+        whole[edge] = False
+        assert patched.metric(whole) - base == pytest.approx(scores[edge], abs=1e-4)
+        whole[edge] = True

@@ -68,6 +68,7 @@ from graphs.coarse import coarsen
 from graphs.errors import did_you_mean
 from graphs.graph import parse_node
 from graphs.known.reference import Reference
+from graphs.sites import EXPERTS
 from graphs.text import short
 
 __all__ = [
@@ -431,7 +432,9 @@ def _has_role(name: str) -> bool:
 
 def _what(graph: Graph) -> str:
     """What messages call the nodes that have roles."""
-    return "head, latent, neuron or expert" if graph.shape.sites else "head"
+    if any(site.kind in EXPERTS for site in graph.shape.sites):
+        return "head or expert"
+    return "head, latent or neuron" if graph.shape.sites else "head"
 
 
 def _nodes(graph: Graph) -> tuple[str, ...]:
