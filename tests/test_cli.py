@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -927,3 +928,19 @@ def test_sweep_refuses(thresholds: str, place: Path, call: Call) -> None:
     assert done.err.count("\n") == 1
     assert "threshold" in done.err
     assert not out.exists()
+
+
+def test_version(call: Call) -> None:
+    answer = call("--version")
+    assert (answer.status, answer.out) == (0, f"acdc {version('acdc-circuits')}\n")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion(shell: str) -> None:
+    asked = {"COMP_WORDS": "acdc what", "COMP_CWORD": "1", "_TYPER_COMPLETE_ARGS": "acdc what"}
+    environment = os.environ | asked | {"_ACDC_COMPLETE": f"complete_{shell}"}
+    done = subprocess.run(
+        [sys.executable, "-m", "acdc"], env=environment, capture_output=True, text=True
+    )
+    assert "what-if" in done.stdout
+    assert "discover" not in done.stdout

@@ -12,8 +12,8 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import entry_points
-from typing import Any, NoReturn
+from importlib.metadata import entry_points, version
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -40,7 +40,6 @@ _UsageError: Any = typer.BadParameter.__mro__[1]
 _SURROGATE = re.compile("[\ud800-\udfff]")  # what Python makes of bytes that are no text
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="rich",
@@ -70,6 +69,22 @@ _COMMANDS: dict[str, Callable[..., None]] = {  # in the order of acdc --help
 _WITH_METHODS = ("discover", "stability", "conditions", "groups", "develop")
 for _name, _command in _COMMANDS.items():
     app.command(_name, cls=MethodCommand if _name in _WITH_METHODS else None)(_command)
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"acdc {version('acdc-circuits')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_say_version, is_eager=True, help="Show it and exit."),
+    ] = False,
+) -> None:
+    """What is asked without a command."""
 
 
 class _TerminatedError(BaseException):
