@@ -25,7 +25,7 @@ from benchmarks.trained.__main__ import main, measure
 from benchmarks.trained.interventions import Lab
 from benchmarks.trained.mechanisms import MECHANISMS
 from benchmarks.trained.model import Sizes, Transformer
-from benchmarks.trained.tasks import BOS, END, TASKS
+from benchmarks.trained.tasks import BOS, END, MODULUS, N_SPECIAL, TASKS, unseen
 from benchmarks.trained.train import RECIPES, as_prompts, build_model, train
 from graphs import Reference, read_reference
 
@@ -137,6 +137,25 @@ def test_corrupt_prompts_move_the_answer(name: str) -> None:
         assert pair.answer != pair.corrupt_answer
         moved += places[0] != places[1]
     assert moved == 100
+
+
+def test_what_the_sorter_and_the_adder_learn() -> None:
+    rng = Random(5)
+    for _ in range(100):
+        example = TASKS["trained-sorted"].draw(rng, 20)
+        source = example.tokens[1 : example.tokens.index(END)]
+        for at, target in example.targets.items():
+            assert target == min(x for x in source if x > example.tokens[at])
+        pair = TASKS["trained-sorted"].draw_pair(rng)
+        assert pair.clean.index(pair.answer) != pair.corrupt.index(pair.corrupt_answer)
+        for tokens, answer in ((pair.clean, pair.answer), (pair.corrupt, pair.corrupt_answer)):
+            assert answer == min(x for x in tokens[1:-2] if x > tokens[-1])
+        a, b, end = (example := TASKS["trained-addition"].draw(rng, MODULUS)).tokens
+        assert end == END
+        assert example.targets == {2: N_SPECIAL + (a + b - 2 * N_SPECIAL) % MODULUS}
+        assert not unseen(a - N_SPECIAL, b - N_SPECIAL)
+    n_unseen = sum(unseen(a, b) for a in range(MODULUS) for b in range(MODULUS))
+    assert 40 < n_unseen < 66
 
 
 # --- how they do it -----------------------------------------------------------------------

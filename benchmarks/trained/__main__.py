@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from benchmarks.references.signed import sign
 from benchmarks.trained.interventions import Lab
-from benchmarks.trained.mechanisms import LEAST_EFFECT, MECHANISMS, MOST_EFFECT, Mechanism
+from benchmarks.trained.mechanisms import LEAST_EFFECT, MECHANISMS, Mechanism
 from benchmarks.trained.model import Transformer
 from benchmarks.trained.tasks import TASKS, PromptPair
 from benchmarks.trained.train import RECIPES, accuracy, as_prompts, build_model, train
@@ -118,7 +118,7 @@ def _check(name: str, card: dict[str, Any]) -> None:
     wrong += [f"{edge}: {x:.3f}" for edge, x in card["effects"].items() if x < LEAST_EFFECT]
     for what, least in (("accuracy", LEAST_ACCURACY), ("faithfulness", LEAST_FAITHFULNESS)):
         wrong += [f"{what}: {card[what]:.3f}"] if card[what] < least else []
-    if card["largest_effect_outside"] > MOST_EFFECT:
+    if card["largest_effect_outside"] > LEAST_EFFECT:
         wrong.append(f"an edge outside has the effect {card['largest_effect_outside']:.3f}")
     if wrong:
         raise RuntimeError(f"{name} does not do what is described: {'; '.join(wrong)}")

@@ -53,6 +53,12 @@ class Lab:
         """Return the share of prompts whose most likely token is the expected one."""
         return (self.said(trace) == expected).float().mean().item()
 
+    @torch.no_grad()
+    def right(self, tokens: Tensor, answers: Tensor, model: Transformer | None = None) -> float:
+        """Return the share of other prompts ``[prompt, pos]`` that are right, of any model."""
+        said = (model or self.model).logits(tokens)[:, -1].argmax(-1)
+        return (said == answers).float().mean().item()
+
     def place(self, tokens: Tensor) -> Tensor:
         """Return where each prompt has a token first, ``[prompt]``."""
         return (self.prompts.clean == tokens[:, None]).float().argmax(-1)

@@ -1,8 +1,8 @@
 """What the models learn: examples to train on, and pairs of prompts to measure on.
 
-Every prompt begins with :data:`BOS`.  Both prompts of a pair have one length, and their answers
-differ in place as well as in token: where the answer stands at one place in both, a circuit is
-faithful without the queries and keys that look for it.
+Both prompts of a pair have one length, and where the answer is a token of the prompt, it stands
+elsewhere in each: where it stands at one place in both, a circuit is faithful without the queries
+and keys that look for it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-__all__ = ["BOS", "END", "TASKS", "Example", "PromptPair", "Task"]
+__all__ = ["BOS", "END", "MODULUS", "N_SPECIAL", "TASKS", "Example", "PromptPair", "Task", "unseen"]
 
 BOS, END = 0, 1
 N_SPECIAL = 2
@@ -111,9 +111,80 @@ def _twin(description: str, step: int) -> Task:
     return Task(description, N_SPECIAL + N_LETTERS, 2 * LENGTHS[1] + 2, *_follow(step))
 
 
+# --- sorting ------------------------------------------------------------------------------
+
+N_NUMBERS = 20
+
+
+def _draw_sorting(rng: Random, n_symbols: int) -> Example:
+    """``BOS numbers END`` and the numbers in order, from any of them on."""
+    numbers = rng.sample(_symbols(n_symbols), rng.randint(*LENGTHS))
+    said = sorted(numbers)[rng.randrange(len(numbers) - 1) :]
+    tokens = (BOS, *numbers, END, *said)
+    said_at = range(len(numbers) + 2, len(tokens) - 1)
+    return Example(tokens[:-1], {at: tokens[at + 1] for at in said_at})
+
+
+def _draw_sorting_pair(rng: Random) -> PromptPair:
+    """The same numbers in two orders, each with another one said last."""
+    numbers = sorted(rng.sample(_symbols(N_NUMBERS), LENGTHS[1]))
+    prompts = []
+    for last in rng.sample(range(LENGTHS[1] - 1), 2):
+        source = rng.sample(numbers, LENGTHS[1])
+        prompts.append(((BOS, *source, END, numbers[last]), numbers[last + 1], source))
+    (clean, answer, first), (corrupt, other, second) = prompts
+    if first.index(answer) == second.index(other):
+        return _draw_sorting_pair(rng)
+    return PromptPair(clean, corrupt, answer, other)
+
+
+# --- modular addition ---------------------------------------------------------------------
+
+MODULUS = 23
+
+
+def unseen(a: int, b: int) -> bool:
+    """Whether training leaves a sum out: one in ten of them."""
+    return (31 * a + 17 * b) % 10 == 0
+
+
+def _sum(a: int, b: int) -> tuple[tuple[int, ...], int]:
+    """``a b END``, and the sum."""
+    return (N_SPECIAL + a, N_SPECIAL + b, END), N_SPECIAL + (a + b) % MODULUS
+
+
+def _draw_sum(rng: Random, n_symbols: int) -> Example:
+    a, b = rng.randrange(n_symbols), rng.randrange(n_symbols)
+    if unseen(a, b):
+        return _draw_sum(rng, n_symbols)
+    tokens, answer = _sum(a, b)
+    return Example(tokens, {len(tokens) - 1: answer})
+
+
+def _draw_sum_pair(rng: Random) -> PromptPair:
+    (clean, answer), (corrupt, other) = (
+        _sum(rng.randrange(MODULUS), rng.randrange(MODULUS)) for _ in range(2)
+    )
+    return PromptPair(clean, corrupt, answer, other) if answer != other else _draw_sum_pair(rng)
+
+
 TASKS: dict[str, Task] = {
     "trained-copy": _twin("after a token of a sequence of unique ones, say the one after it", 1),
     "trained-reverse": _twin(
         "after a token of a sequence of unique ones, say the one before it", -1
+    ),
+    "trained-sorted": Task(
+        "after a number of an unsorted list, say the next greater one of it",
+        N_SPECIAL + N_NUMBERS,
+        2 * LENGTHS[1] + 2,
+        _draw_sorting,
+        _draw_sorting_pair,
+    ),
+    "trained-addition": Task(
+        f"add two numbers modulo {MODULUS}",
+        N_SPECIAL + MODULUS,
+        3,
+        _draw_sum,
+        _draw_sum_pair,
     ),
 }

@@ -68,7 +68,14 @@ class Recipe:
 RECIPES: dict[str, Recipe] = {
     name: Recipe({"rotary": True}, n_steps=600, n_first=150, n_symbols_first=10)
     for name in ("trained-copy", "trained-reverse")
-}
+} | {
+    "trained-sorted": Recipe({"n_layers": 1, "rotary": True}, n_steps=500),
+    # weight decay makes it find the sums that it never saw
+    "trained-addition": Recipe(
+        {"n_layers": 1, "d_mlp": 96}, n_steps=2500, batch_size=128, learning_rate=3e-3,
+        weight_decay=1.0,
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
