@@ -13,6 +13,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 from test_cli import gpt2, jsonl, parity_rows, status_of
+from test_experts import plain_module
 from test_lowering import FAMILIES, VOCAB, build
 
 import acdc
@@ -194,6 +195,18 @@ def test_mistakes_are_one_line(
     assert status_of("export", "run", *options) == 2
     assert message in capsys.readouterr().err
     assert not Path("new").exists()
+
+
+def test_a_mixture_of_experts_is_refused(tmp_path: Path) -> None:
+    plain_module("Mixtral", 0).save_pretrained(tmp_path / "model")
+    draw = {"clean": [1, 2, 3], "corrupt": [1, 4, 3], "answers": [1], "wrong_answers": [2]}
+    (tmp_path / "pairs.jsonl").write_text(jsonl([draw, draw | {"clean": [2, 2, 3]}]))
+    asked = {"task": str(tmp_path / "pairs.jsonl"), "model": str(tmp_path / "model")}
+    circuit = circuit_of(tmp_path / "model")
+    said = refusal(circuit, tmp_path / "new", asked | {"metric": "nll", "intervention": "zero"})
+    assert said is not None
+    assert "has no one matrix that writes, as a mixture of experts" in said
+    assert not (tmp_path / "new").exists()
 
 
 def test_parts_of_nodes_are_refused(data: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import oracle
 import pytest
 import test_cross_layer
+import test_experts as experts
 import test_latents
 import test_latents_positions
 from numpy.typing import NDArray
@@ -140,6 +141,13 @@ def test_cross_layer_transcoders(tmp_path: Path) -> None:
     experiment, slow = test_cross_layer.build(tmp_path)
     check_nodes(experiment, slow, n=3)
     check_edges(experiment, n=3)
+
+
+@pytest.mark.parametrize("router", ["frozen", "free"])
+def test_experts(router: str) -> None:
+    experiment, slow = experts.both("Mixtral", router)
+    check_nodes(experiment, slow, n=3)
+    check_edges(experiment, n=4)
 
 
 @pytest.mark.parametrize("kind", ["neurons", "outputs"])

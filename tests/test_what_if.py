@@ -11,6 +11,7 @@ import numpy as np
 import oracle
 import pytest
 import test_cross_layer
+import test_experts
 import test_latents
 import test_latents_positions
 import torch
@@ -95,6 +96,11 @@ def test_latents_are_nodes_like_others(which: str) -> None:
 def test_cross_layer_transcoders_and_spans(tmp_path: Path) -> None:
     check_against_patched_runs(test_cross_layer.build(tmp_path)[0])
     check_against_patched_runs(test_latents_positions.build("neurons")[0])
+
+
+@pytest.mark.parametrize("router", ["frozen", "free"])
+def test_experts_are_nodes_like_others(router: str) -> None:
+    check_against_patched_runs(test_experts.both("Mixtral", router)[0])
 
 
 @pytest.mark.parametrize("family", ["LN", "Gemma2"])

@@ -184,7 +184,10 @@ def _outputs(source: ModelFolder, module: Any, architecture: str) -> tuple[_Outp
     def name_of(part: Any) -> str:
         inside = getattr(part, "original_component", part)
         if id(inside) not in names:
-            raise ModelError(f"{source}: {architecture} has no module of its own that writes there")
+            raise ModelError(
+                f"{source}: a part of {architecture} has no one matrix that writes, as a mixture "
+                "of experts: it cannot be written without some of its nodes"
+            )
         return names[id(inside)]
 
     attention = tuple(name_of(block.attn.o) for block in bridge.blocks)
