@@ -91,14 +91,14 @@ def _twin(lab: Lab, *, by_keys: bool) -> Mechanism:
         edges += [f"input->{head}<{kind}>" for kind in own]
         edges += [f"{before}->{head}<{read}>", f"{head}->logits"]
     found = (
-        "keys: from the token last said they look at the token after it, and say it"
+        "keys; the token last said looks at the one after it, which is said"
         if by_keys
-        else "values: from the token last said they look at itself in the source, and say what is "
-        "before it"
+        else "values; the token last said looks at itself in the source, and what is before it "
+        "there is said"
     )
     return Mechanism(
-        says=f"{before} writes at every token which one is before it; {_names(readers)} read that "
-        f"in their {found}",
+        says=f"{before} writes at every token which one is before it; of {_names(readers)} that "
+        f"reaches the {found}",
         roles={"previous token": (before,), "induction" if by_keys else "reverse": readers},
         edges=tuple(edges),
         holds=holds,
