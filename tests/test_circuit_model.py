@@ -182,6 +182,13 @@ def test_the_loss_of_a_text_by_hand(gpt2: Path) -> None:
         (["--text", "x.txt"], "they are for --format model"),
         (["--format", "model", "--out", "new", "--text", "nowhere.txt"], "nowhere.txt"),
         (["--format", "model", "--out", "new", "--intervention", "none"], "'none'"),
+        (
+            ["--format", "model", "--out", "new", "--intervention", "resample"],
+            "intervention 'resample' carries what another run makes",
+        ),
+        (["--format", "model", "--out", "new", "--negate"], "--negate with --format model"),
+        (["--format", "model", "--out", "new", "--max-edges", "9"], "--max-edges with --format"),
+        (["--format", "model", "--out", "new", "--no-error-nodes"], "--no-error-nodes with"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -316,6 +316,23 @@ def test_the_bundled_model_has_the_roles_of_its_card() -> None:
     assert any(earlier.values())
 
 
+def test_a_head_that_writes_against_the_answer_is_no_name_mover() -> None:
+    """Not in a model that is wrong either, where all that it writes is for the other name."""
+    model, tokenizer = load_model(quick.SHIPPED["ioi"])
+    task = load_task("ioi", tokenizer, n_prompts=16, seed=7)
+    right = measure_roles(Experiment(model, task, get_metric("logit_diff")))
+    wrong_pairs = tuple(
+        replace(pair, answers=pair.wrong_answers, wrong_answers=pair.answers) for pair in task.pairs
+    )
+    turned = replace(task, pairs=wrong_pairs)
+    wrong = measure_roles(Experiment(model, turned, get_metric("logit_diff")))
+    np.testing.assert_allclose(wrong.direct, -np.array(right.direct), rtol=1e-4, atol=1e-6)
+    movers = roles_of(right)["name mover"]
+    assert movers
+    assert roles_of(wrong)["name mover"] == []
+    assert set(movers) <= set(roles_of(wrong)["negative mover"])
+
+
 def test_roles_need_what_they_are_measured_on() -> None:
     """Without labels no role of names; of a model that sees both ways nothing is said."""
     causal, both = (

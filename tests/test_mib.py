@@ -319,7 +319,11 @@ def test_commands_write_and_take_pt_files(
                      "--out", "run") == 0  # fmt: skip
     assert status_of("export", "run", "--format", "pt") == 0
     assert status_of("export", "run", "--out", "other.pt", "--negate") == 0
-    wanted, other = load_circuit("run/circuit.json"), read_pt("other.pt")
+    assert status_of("export", "run", "--out", "other.json", "--negate") == 0
+    wanted, other = load_circuit("run/circuit.json"), load_circuit("other.json")
+    np.testing.assert_array_equal(other.scores, -wanted.scores)
+    assert (wanted.info["helps"], other.info["helps"]) in ((1, -1), (-1, 1))
+    other = read_pt("other.pt")
     np.testing.assert_allclose(other.scores, -wanted.scores, rtol=1e-6)
     np.testing.assert_array_equal(other.in_circuit, wanted.in_circuit)
     assert status_of("export", "other.pt", "--format", "json", "--out", "back.json") == 0

@@ -31,7 +31,7 @@ from acdc.engine.metrics import get_metric
 from acdc.errors import CircuitFileError, OptionError
 from acdc.evidence.assessment import evaluate
 from acdc.evidence.verdicts import Trials
-from acdc.methods import METHODS
+from acdc.methods import METHODS, Score
 from acdc.pages import Report, gather, to_html
 from acdc.pages.circuit import CircuitView, view_circuit
 from acdc.pages.evidence import evidence_of, read_evidence, read_repeated
@@ -119,6 +119,18 @@ class Page(HTMLParser):
             self.scripts.append(data)
         else:
             self.words.append(data)
+
+
+def test_the_page_says_what_its_colours_mean(report: Report, circuit: Circuit, page: str) -> None:
+    """The lines are drawn by the very sign that the words under them name."""
+    helps = report.view.data["helps"]
+    assert helps == circuit.info["helps"]
+    said = "above" if helps > 0 else "below"
+    assert "blue helps, orange hurts" in Page(page).text
+    assert f"(a score {said} 0 helps)" in Page(page).text or report.score is Score.COST
+    for score, wanted in ((Score.COST, "orange hurts;"), (Score.MAGNITUDE, "has no sign; blue is")):
+        other = to_html(replace(report, score=score))
+        assert wanted in Page(other).text
 
 
 # --- attention patterns -------------------------------------------------------------------

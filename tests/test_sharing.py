@@ -64,6 +64,18 @@ def test_random_circuits_share_nothing_beyond_chance() -> None:
         assert abs(len(found.edges.only(i)) - expected) < 12
 
 
+def test_false_discoveries_are_as_rare_as_the_level_says() -> None:
+    """Among circuits that have nothing to do with each other; names in none count as tested."""
+    n_false = sum(
+        bool(found.edges.beyond_chance or found.nodes.beyond_chance)
+        for seed in range(0, 60, 2)
+        for found in [
+            share_several([random_circuit(seed, 25), random_circuit(seed + 1, 25)], n=100)
+        ]
+    )
+    assert n_false <= 4  # of 30 at 5 %: more has a chance of 2 %
+
+
 def test_what_was_planted_in_all_is_shared_beyond_chance() -> None:
     core = random_circuit(0, 30)
     tasks = [with_more(core, seed) for seed in (11, 12, 13, 14)]

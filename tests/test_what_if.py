@@ -210,6 +210,12 @@ def test_the_command(run: Path, capsys: Any, tmp_path: Path) -> None:
     )
 
 
+def test_numbers_that_json_lacks_are_null(run: Path, capsys: Any) -> None:
+    assert status_of("what-if", run, "--steer", "m0->logits=1e38", "--json") == 0
+    said = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert said["metric_before"] is not None
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -84,6 +84,12 @@ def export(
     from graphs.pictures.rendering import FORMATS
 
     if format == "model":
+        for name, given in {
+            "--max-edges": max_edges is not None, "--negate": negate,
+            "--no-error-nodes": not error_nodes,
+        }.items():  # fmt: skip
+            if given:
+                raise OptionError(f"{name} with --format model: it is for circuits, leave it out")
         _export_model(circuit, out, text, intervention, overwrite)
         return
     if text is not None or intervention is not None:
@@ -101,7 +107,10 @@ def export(
     source = circuit_file(circuit)
     found = read_circuit(source)
     if negate:
-        found = replace(found, scores=-found.scores)
+        info = dict(found.info)
+        if info.get("helps") in (-1, 1):
+            info["helps"] = -info["helps"]
+        found = replace(found, scores=-found.scores, info=info)
     if not error_nodes:
         from acdc.measure.error_nodes import error_edges  # torch takes seconds
 

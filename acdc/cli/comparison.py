@@ -162,11 +162,11 @@ def _write_picture(dot: str, out: Path) -> None:
 
 
 def _print_json(found: Compared) -> None:
-    import json
+    from graphs.files.whole import json_indented
 
     plain = found.summary()
     alone = not plain["sizes"] and "circuits" not in plain["comparison"]
     if alone:
         more = {key: plain[key] for key in ("model", "other_model", "doubts", "chance")}
         plain = plain["comparison"] | (more if found.reference else {"chance": plain["chance"]})
-    typer.echo(json.dumps(plain, indent=1))
+    typer.echo(json_indented(plain))

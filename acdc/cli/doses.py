@@ -60,13 +60,11 @@ def dose(
 
     Example: acdc dose runs/ioi --edge "a4.h1->logits" --per-unit 20
     """
-    import json
-
     from acdc.errors import OptionError
     from acdc.evidence.doses import dose as measure
     from acdc.terminal.doses import doses_parts
     from acdc.terminal.tables import TerminalReporter, say, show, warn
-    from graphs.files.whole import write_json
+    from graphs.files.whole import json_indented, write_json
 
     if node and (edge or edges):
         raise OptionError("--node with edges: nodes and edges are measured in runs of their own")
@@ -81,7 +79,7 @@ def dose(
     if out is not None:
         write_json(out, found.summary())
     if as_json:
-        typer.echo(json.dumps(found.summary(), indent=1))
+        typer.echo(json_indented(found.summary()))
     else:
         show(*doses_parts(found, f"doses of {run}"))
         warn(found.warnings)

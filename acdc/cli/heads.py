@@ -60,13 +60,11 @@ def heads(
 
     Example: acdc heads runs/ioi --head a1.h4 --query END --key S1 --prompt 0
     """
-    import json
-
     from acdc.errors import OptionError
     from acdc.evidence.heads import heads as explain
     from acdc.terminal.heads import heads_tables
     from acdc.terminal.tables import TerminalReporter, say, show, warn
-    from graphs.files.whole import write_json
+    from graphs.files.whole import json_indented, write_json
 
     if (query is None) != (key is None):
         raise OptionError("--query and --key go together: give both, or neither")
@@ -80,7 +78,7 @@ def heads(
     if out is not None:
         write_json(out, found.summary())
     if as_json:
-        typer.echo(json.dumps(found.summary(), indent=1))
+        typer.echo(json_indented(found.summary()))
     else:
         show(*heads_tables(found, f"heads in {run}"))
         warn(found.warnings)

@@ -53,11 +53,9 @@ def interactions(
 
     Example: acdc interactions runs/ioi --edge "a0.h1->m0" --edge "a0.h2->m0"
     """
-    import json
-
     from acdc.evidence.interactions import interactions as measure
     from acdc.terminal.tables import TerminalReporter, interactions_tables, say, show, warn
-    from graphs.files.whole import write_json
+    from graphs.files.whole import json_indented, write_json
 
     if out is not None:
         check_file(out, overwrite)
@@ -68,7 +66,7 @@ def interactions(
     if out is not None:
         write_json(out, found.summary())
     if as_json:
-        typer.echo(json.dumps(found.summary(), indent=1))
+        typer.echo(json_indented(found.summary()))
     else:
         show(*interactions_tables(found, f"interactions in {run}"))
         warn(found.warnings)

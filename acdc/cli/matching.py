@@ -40,12 +40,10 @@ def match(
 
     Example: acdc match runs/seed0 runs/seed1 --out match.json
     """
-    import json
-
     from acdc.evidence.matching import match as match_runs
     from acdc.terminal.matching import matching_tables
     from acdc.terminal.tables import TerminalReporter, say, show, warn
-    from graphs.files.whole import write_json
+    from graphs.files.whole import json_indented, write_json
 
     if out is not None:
         check_file(out, overwrite)
@@ -56,7 +54,7 @@ def match(
     if out is not None:
         write_json(out, found.summary())
     if as_json:
-        typer.echo(json.dumps(found.summary(), indent=1))
+        typer.echo(json_indented(found.summary()))
     else:
         show(*matching_tables(found, list_edges=list_edges))
         warn(found.warnings)

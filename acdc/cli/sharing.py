@@ -40,12 +40,11 @@ def shared(
 
     Example: acdc shared runs/ioi runs/pronoun runs/induction --out runs/shared
     """
-    import json
-
     from acdc.evidence.sharing import shared as compare_tasks
     from acdc.runs.folder import check_output
     from acdc.terminal.sharing import sharing_tables
     from acdc.terminal.tables import TerminalReporter, say, show, warn
+    from graphs.files.whole import json_indented
 
     folder = out or Path("runs") / f"shared-{time.strftime('%Y%m%d-%H%M%S')}"
     check_output(folder, overwrite=overwrite)
@@ -53,7 +52,7 @@ def shared(
         found = compare_tasks(*runs, n_random=n_random, seed=seed)
         found.save(folder, overwrite=overwrite)
     if as_json:
-        typer.echo(json.dumps(found.summary(), indent=1))
+        typer.echo(json_indented(found.summary()))
     else:
         show(*sharing_tables(found, list_edges=list_edges))
         warn(found.warnings)

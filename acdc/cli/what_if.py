@@ -74,13 +74,11 @@ def what_if(
 
     Example: acdc what-if runs/ioi --only-circuit --generate 20
     """
-    import json
-
     from acdc.evidence.what_if import what_if as look
     from acdc.terminal.tables import TerminalReporter, say, warn
     from acdc.terminal.tables import show as print_parts
     from acdc.terminal.what_if import what_if_parts
-    from graphs.files.whole import write_json
+    from graphs.files.whole import json_indented, write_json
 
     factors = {"scale": _factors("scale", scale or ()), "steer": _factors("steer", steer or ())}
     if out is not None:
@@ -93,7 +91,7 @@ def what_if(
     if out is not None:
         write_json(out, found.summary())
     if as_json:
-        typer.echo(json.dumps(found.summary(), indent=1))
+        typer.echo(json_indented(found.summary()))
     else:
         print_parts(*what_if_parts(found, f"what if in {run}"))
         warn(found.warnings)

@@ -196,6 +196,11 @@ def _kept(circuit: Circuit) -> NDArray[np.bool_]:
 def _replaced(experiment: Experiment, kept: NDArray[np.bool_]) -> Replaced:
     """Nodes that go, and the constants in their place."""
     constants = experiment.carried
+    if constants is None and experiment.intervention != "zero":
+        raise OptionError(
+            f"intervention {experiment.intervention!r} carries what another run makes, which "
+            "weights cannot: ask for --intervention mean or zero"
+        )
     if constants is not None and None not in constants.values:
         raise OptionError(
             f"{experiment.intervention} constants depend on the position, which weights do not: "

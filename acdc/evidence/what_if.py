@@ -509,3 +509,8 @@ def _warnings(settings: Settings, experiment: Experiment, acted: Acted) -> Itera
         )
     if settings.norms == "frozen":
         yield "the circuit was found with frozen norms: here norms are live"
+    if experiment.model.has_experts and settings.router == "frozen":
+        yield (
+            "routers are frozen: every token keeps the experts that the run without the actions "
+            "has, in generated text too; on a run found with --router free they choose anew"
+        )

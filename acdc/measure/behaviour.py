@@ -108,7 +108,7 @@ def measure_behaviour(experiment: Experiment) -> dict[str, Behaviour]:
         attention.add(trace, pairs)
         written, total = _direct(model, trace, pairs)
         direct, margin = direct + written.cpu().double(), margin + total.cpu().double()
-    shares = (direct / (margin if margin else 1)).tolist()
+    shares = (direct / (margin.abs() if margin else 1)).tolist()
     numbers = measure_roles(experiment)
     roles = roles_of(numbers)
     found = {}

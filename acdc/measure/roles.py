@@ -73,7 +73,8 @@ class HeadNumbers:
     s2_to_s1, s2_to_after_s1, end_to_io, end_to_s2
         Attention on IOI prompts.
     direct
-        What the head writes at END for IO against S, as a share of the margin (last norm frozen).
+        What the head writes at END for IO against S, as a share of the margin's size (last norm
+        frozen).
     inhibition
         By how much movers prefer IO to S less, if this head's output at END is the corrupt run's;
         as a share of their preference.
@@ -225,7 +226,8 @@ def _on_names(experiment: Experiment) -> dict[str, Tensor]:
         for name in looks[0]
     }
     direct, margin = (torch.stack(x).sum(0).cpu() for x in zip(*map(_direct, groups), strict=True))
-    numbers["direct"] = direct / margin
+    # a share of the margin's size: what is written against IO is below 0 in a wrong model, too
+    numbers["direct"] = direct / margin.abs() if margin else torch.zeros_like(direct)
     chosen = (numbers["end_to_io"] >= LEAST_ATTENTION) & (numbers["direct"].abs() >= LEAST_EFFECT)
     movers = [(layer, head) for layer, head in chosen.nonzero().tolist()]
     numbers["inhibition"] = _inhibition(groups, movers)
@@ -298,6 +300,8 @@ def _inhibition(groups: Sequence[_Names], movers: Sequence[tuple[int, int]]) -> 
         if not later:
             break
         before = sum(_preference(one, one.clean, later) for one in groups)
+        if before <= 0:
+            continue  # they do not prefer IO: nothing makes them
         for head in range(model.shape.n_heads):
             after = sum(_preference(one, _patched(one, layer, head), later) for one in groups)
             found[layer, head] = 1 - after / before

@@ -126,6 +126,7 @@ def view_circuit(
     fires = _fires_on(experiment, nodes, texts)
     data = {
         "n_edges": circuit.n_edges,
+        "helps": circuit.info.get("helps") or 1,  # sign of a score that helps
         "edges": rows,
         "pictures": [picture.lines for picture in pictures],
         "nodes": {name: {**about, "tokens": fires.get(name, [])} for name, about in nodes.items()},

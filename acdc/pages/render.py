@@ -207,19 +207,18 @@ def _circuit(report: Report) -> str:
 def _reading(report: Report) -> str:
     s = report.settings
     metric, means = metric_of(s), report.score
-    helps = "above"
+    colours = "<b class=up>blue</b> helps, <b class=down>orange</b> hurts"
     if means is Score.COST:
         meaning = f"how much worse {metric.name} gets when the edge is taken out of the circuit"
     elif means is Score.MAGNITUDE:
-        meaning = f"how much {s.method} makes of the edge"
+        meaning = f"how much {s.method} makes of the edge, which has no sign"
+        colours = "<b class=up>blue</b> is in the circuit"
     else:
         meaning = f"the change of {metric.name} that ablating the edge makes, as the method has it"
         worse = metric.sign * (1 if s.direction == "noising" else -1)
-        helps = "above" if worse > 0 else "below"
-    kinds = {"above": "<b class=up>blue</b> above 0", "below": "<b class=down>orange</b> below 0"}
-    kinds[helps] += " (the edge helps)"
+        colours += f" (a score {'above' if worse > 0 else 'below'} 0 helps)"
     return (
-        f"Score: {escape(meaning)}; {', '.join(kinds.values())}; the wider, the larger. Heads are "
+        f"Score: {escape(meaning)}; {colours}; the wider, the larger. Heads are "
         "named layer.head and read by query, key and value."
     )
 

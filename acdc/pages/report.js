@@ -229,7 +229,7 @@ function ends(title, edges, other) {
 function table(edges, names, kind = "") {
   return make("table", { class: `ends ${kind}` }, ...edges.map(edge => {
     const width = largest ? Math.max(1, 100 * Math.abs(edge[SCORE]) / largest) : 0;
-    const look = [edge[SCORE] < 0 && "minus", drawn(edge) || "faint", edge[INSIDE] || "outside"]
+    const look = [edge[SCORE] * data.helps < 0 && "minus", drawn(edge) || "faint", edge[INSIDE] || "outside"]
       .filter(name => typeof name === "string").join(" ");
     const title = `${edge[SENDER]}->${edge[RECEIVER]}: ${edge[SCORE]}` +
       (edge[INSIDE] ? "" : ", not in the circuit");

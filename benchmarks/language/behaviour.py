@@ -183,7 +183,7 @@ def _direct(model: NativeModel, trace: Trace, prompts: Prompts) -> torch.Tensor:
         written = torch.einsum("bhe,dhe->bhd", mixed[rows, end], out)
         effect = torch.einsum("bhd,bd->bh", written, towards) / scale[:, None]
         found.append(effect.mean(0))
-    return torch.stack(found) / _margins(trace, prompts).mean()
+    return torch.stack(found) / _margins(trace, prompts).mean().abs()
 
 
 def _movers(end_to_io: torch.Tensor, direct: torch.Tensor) -> list[Head]:

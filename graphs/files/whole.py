@@ -21,6 +21,7 @@ from graphs.files.beside import beside
 __all__ = [
     "MIB",
     "check_regular",
+    "json_indented",
     "json_text",
     "parse_json",
     "read_bytes",
@@ -174,9 +175,14 @@ def json_text(value: Any) -> str:
     return json.dumps(_finite(value), allow_nan=False)
 
 
+def json_indented(value: Any) -> str:
+    """Return what :func:`json_text` gives on lines of its own, for people to read."""
+    return json.dumps(_finite(value), allow_nan=False, indent=1)
+
+
 def write_json(path: PathLike, value: Any) -> None:
-    """Write what :func:`json_text` gives, indented; the file whole or not at all."""
-    write_whole(path, json.dumps(_finite(value), allow_nan=False, indent=1) + "\n")
+    """Write what :func:`json_indented` gives; the file whole or not at all."""
+    write_whole(path, json_indented(value) + "\n")
 
 
 def _finite(value: Any) -> Any:

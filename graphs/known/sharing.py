@@ -229,7 +229,8 @@ def _masks(circuits: Sequence[Circuit]) -> Mask:
 def _membership(names: Sequence[str], inside: Mask, chances: Numbers, n_total: int) -> Membership:
     """``inside`` and ``chances`` are ``[circuit, name]``."""
     p = np.minimum(at_least(np.minimum(chances, 1.0), inside.sum(0)), 1.0)
-    q = false_discovery_control(p) if len(p) else p
+    # names that no circuit has were tested, too: they are shared by none (p is 1)
+    q = false_discovery_control(np.append(p, np.ones(n_total - len(p))))[: len(p)]
     return Membership(tuple(names), inside.T, p, q, n_total)
 
 
