@@ -525,7 +525,7 @@ def test_help_says_what_happens_by_default(call: Call) -> None:
     words = {name: " ".join(re.findall(r"[^\s│]+", call(name, "-h").out)) for name in COMMANDS}
     assert "with @STEP a checkpoint of it (default: the task's)." in words["discover"]
     assert "See acdc list metrics (default: the run's)." in words["evaluate"]
-    assert "File to write (default: beside the circuit)." in words["export"]
+    assert "File (model: folder) to write (default: beside the circuit)." in words["export"]
 
 
 def test_discover_has_the_options_of_its_contract(call: Call) -> None:

@@ -727,7 +727,6 @@ def held_out(model_name: str, every: int) -> tuple[LoweredModel, dict[str, Exper
 def carded() -> list[Any]:
     """Return dictionaries with a share of the pairs: all pairs take minutes."""
     some = [(*case, 16, 0.02) for case in BUNDLES if case[0] in SHORTCUTS]
-    some.append(("language-small", "blocks.2.hook_attn_out", 1, 1e-3))
     whole = [(*case, 1, 1e-3) for case in BUNDLES]
     return [*some, *(pytest.param(*case, marks=pytest.mark.slow) for case in whole)]
 

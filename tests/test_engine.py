@@ -345,7 +345,7 @@ def test_scenarios_on_top_of_any_committed_state(case: Case, density: float) -> 
     graph, rng = experiment.graph, np.random.default_rng(case.seed)
     run = IncrementalRun(experiment)
     removed = np.zeros(graph.n_edges, dtype=bool)
-    scale = scale_of([slow.without(())], slow)
+    full = slow.without(())
     for receiver in receiver_order(graph):
         edges = edge_order(graph, receiver)
         scenarios = rng.random((2, len(edges))) < 1 - density
@@ -353,10 +353,12 @@ def test_scenarios_on_top_of_any_committed_state(case: Case, density: float) -> 
         for scenario, value in zip(scenarios, values, strict=True):
             now = removed.copy()
             now[edges[scenario]] = True
-            assert abs(value - slow.without(oracle.share_of(graph, now))) < 1e-4 * scale
+            wanted = slow.without(oracle.share_of(graph, now))
+            # an mse of 184 is rounded by more than 1e-4 of the model's own, as everywhere here
+            assert abs(value - wanted) < 1e-4 * scale_of([wanted, full], slow)
         run.commit(outcomes, 1)
         removed[edges[scenarios[1]]] = True
-        assert abs(run.metric() - values[1]) < 1e-5 * scale
+        assert abs(run.metric() - values[1]) < 1e-5 * scale_of([values[1], full], slow)
         run.finish(receiver, edges[~scenarios[1]])
 
 
