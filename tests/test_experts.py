@@ -30,6 +30,7 @@ from acdc.methods.gim import gim
 from acdc.models.lowering import LoweredModel, lower
 from acdc.runs.opened import open_run
 from acdc.runs.reopen import reopen
+from acdc.settings import Norms, Router
 from acdc.tasks.positions import find_positions
 
 FAMILIES = ("Mixtral", "Qwen3Moe", "GptOss")
@@ -134,7 +135,7 @@ def edges_of(model: LoweredModel, *, free: bool) -> list[str]:
 
 
 def both(
-    family: str, router: str, seed: int = 0, metric: str = "logit_diff", **options: Any
+    family: str, router: Router, seed: int = 0, metric: str = "logit_diff", **options: Any
 ) -> tuple[Experiment, Oracle]:
     model, module = build(family, seed)
     free = router == "free"
@@ -144,7 +145,7 @@ def both(
         model, task, metric, passes=type("Own", (ByHand,), own),
         edges=edges_of(model, free=free), **options,
     )  # fmt: skip
-    plain = Experiment(model, task, get_metric(metric), router=router, **options)  # type: ignore[arg-type]
+    plain = Experiment(model, task, get_metric(metric), router=router, **options)
     return attach_experts(plain).experiment, slow
 
 
@@ -156,7 +157,7 @@ CASES = [(family, router) for family in FAMILIES for router in ("frozen", "free"
 
 
 @pytest.mark.parametrize(("family", "router"), CASES)
-def test_exact_patching_and_acdc(family: str, router: str) -> None:
+def test_exact_patching_and_acdc(family: str, router: Router) -> None:
     experiment, slow = both(family, router, 1)
     wanted = exact_scores(slow)
     found = by_name(experiment, exact(experiment))
@@ -174,7 +175,7 @@ def test_exact_patching_and_acdc(family: str, router: str) -> None:
 
 
 @pytest.mark.parametrize(("family", "router"), CASES)
-def test_eap_is_the_derivative(family: str, router: str) -> None:
+def test_eap_is_the_derivative(family: str, router: Router) -> None:
     direction = "noising" if router == "frozen" else "denoising"
     experiment, slow = both(family, router, direction=direction)
     wanted = oracle.edge_scores_by_finite_differences(slow, 3e-3)
@@ -188,7 +189,7 @@ def test_eap_is_the_derivative(family: str, router: str) -> None:
 @pytest.mark.parametrize("intervention", [name for name in ABLATIONS if name != "optimal"])
 @pytest.mark.parametrize(("family", "router"), [("Mixtral", "free"), ("GptOss", "frozen")])
 def test_random_circuits_under_all_ablations(
-    family: str, router: str, intervention: str, direction: str
+    family: str, router: Router, intervention: str, direction: str
 ) -> None:
     options = {"intervention": intervention, "direction": direction}
     experiment, slow = both(family, router, 2, **options)
@@ -344,7 +345,7 @@ def test_what_experts_cannot_be_asked() -> None:
 ANSWER, OTHER = 6, 7
 
 
-def planted(router: str = "frozen") -> Experiment:
+def planted(router: Router = "frozen") -> Experiment:
     """Return a Mixtral of one layer with two experts, one of which carries the answer.
 
     A token's embedding is its own dimension, and so is what unembeds it; attention does nothing,
@@ -383,12 +384,12 @@ def planted(router: str = "frozen") -> Experiment:
         for other in (1, 2)
     )
     task = oracle.Task("planted", pairs)
-    plain = Experiment(lower(bridge), task, get_metric("logit_diff"), router=router)  # type: ignore[arg-type]
+    plain = Experiment(lower(bridge), task, get_metric("logit_diff"), router=router)
     return attach_experts(plain).experiment
 
 
 @pytest.mark.parametrize("router", ["frozen", "free"])
-def test_a_circuit_names_the_expert_that_carries_the_answer(router: str) -> None:
+def test_a_circuit_names_the_expert_that_carries_the_answer(router: Router) -> None:
     experiment = planted(router)
     circuit, _ = acdc(experiment, 0.01)
     assert circuit.edges() == ["input->m0.e1", "m0.e1->logits"]
@@ -404,7 +405,7 @@ def test_a_circuit_names_the_expert_that_carries_the_answer(router: str) -> None
 
 
 @pytest.mark.parametrize("router", ["frozen", "free"])
-def test_a_run_says_what_its_router_was(router: str, tmp_path: Path) -> None:
+def test_a_run_says_what_its_router_was(router: Router, tmp_path: Path) -> None:
     longer = {"max_position_embeddings": 32, "vocab_size": 40}
     cfg = transformers.MixtralConfig(**_SMALL | _OWN["Mixtral"] | longer)
     with torch.random.fork_rng(devices=[]):
@@ -443,13 +444,13 @@ def test_a_dense_model_has_no_experts(asked: dict[str, Any], words: str) -> None
 
 @pytest.mark.parametrize("norms", ["live", "frozen"])
 @pytest.mark.parametrize("router", ["frozen", "free"])
-def test_experts_by_position(router: str, norms: str) -> None:
+def test_experts_by_position(router: Router, norms: Norms) -> None:
     """What is recomputed alone is what whole passes give, token by token."""
     model, _ = build("GptOss", 2)
     task = small_task(2, 2, (4,))
     split = find_positions(task, "token", causal=True)
     plain = Experiment(
-        model, task, get_metric("logit_diff"), router=router, positions=split, norms=norms  # type: ignore[arg-type]
+        model, task, get_metric("logit_diff"), router=router, positions=split, norms=norms
     )  # fmt: skip
     experiment = attach_experts(plain).experiment
     circuit, _ = acdc(experiment, 0.05)

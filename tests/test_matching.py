@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -139,8 +140,8 @@ def test_behaviour_is_that_of_the_hand(by_hand: list[Run]) -> None:
 # --- distances ----------------------------------------------------------------------------
 
 
-def head(depth: float = 0.0, **says: object) -> Behaviour:
-    return Behaviour("head", depth, 0.0, **says)  # type: ignore[arg-type]
+def head(depth: float = 0.0, **says: Any) -> Behaviour:
+    return Behaviour("head", depth, 0.0, **says)
 
 
 def test_distances_are_those_of_the_definition() -> None:

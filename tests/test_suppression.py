@@ -17,8 +17,9 @@ from acdc.models.lowering import LoweredModel
 N, LENGTH = 10, 7
 TOKEN, SAID = slice(0, N), slice(N, 2 * N)
 D_HEAD, SHARP = N + 1, 40.0
+D_MODEL = 2 * N + 1
 CONFIG = {
-    "n_layers": 2, "n_heads": 2, "d_model": 2 * N + 1, "d_head": D_HEAD, "d_mlp": None,
+    "n_layers": 2, "n_heads": 2, "d_model": D_MODEL, "d_head": D_HEAD, "d_mlp": None,
     "n_ctx": LENGTH, "d_vocab": N, "attn_only": True, "normalization_type": None,
     "positional_embedding_type": "standard", "act_fn": "relu",
 }  # fmt: skip
@@ -31,7 +32,7 @@ def write(folder: Path, sign: float) -> LoweredModel:
 
     With ``sign`` -1 it writes against it.  The others write nothing.
     """
-    eye, d_model = torch.eye(N), int(CONFIG["d_model"])  # type: ignore[call-overload]
+    eye, d_model = torch.eye(N), D_MODEL
     state = {
         "embed.W_E": torch.zeros(N, d_model), "pos_embed.W_pos": torch.zeros(LENGTH, d_model),
         "unembed.W_U": torch.zeros(d_model, N), "unembed.b_U": torch.zeros(N),

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from acdc.cli import options as opt
+from acdc.cli.answers import answer
 from acdc.cli.asked import takes
 from acdc.cli.inputs import check_file, to_bytes
 
@@ -63,8 +64,7 @@ def dose(
     from acdc.errors import OptionError
     from acdc.evidence.doses import dose as measure
     from acdc.terminal.doses import doses_parts
-    from acdc.terminal.tables import TerminalReporter, say, show, warn
-    from graphs.files.whole import json_indented, write_json
+    from acdc.terminal.tables import TerminalReporter
 
     if node and (edge or edges):
         raise OptionError("--node with edges: nodes and edges are measured in runs of their own")
@@ -76,12 +76,4 @@ def dose(
         per_unit=per_unit, bend=bend, most=most, memory=n_bytes,
         reporter=TerminalReporter(), **asked,
     )  # fmt: skip
-    if out is not None:
-        write_json(out, found.summary())
-    if as_json:
-        typer.echo(json_indented(found.summary()))
-    else:
-        show(*doses_parts(found, f"doses of {run}"))
-        warn(found.warnings)
-    if out is not None:
-        say(f"written to {out}", stderr=as_json)
+    answer(found, lambda: doses_parts(found, f"doses of {run}"), out, as_json)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from acdc.cli import options as opt
+from acdc.cli.answers import answer
 from acdc.cli.asked import takes
 from acdc.cli.inputs import check_file
 
@@ -63,8 +64,7 @@ def heads(
     from acdc.errors import OptionError
     from acdc.evidence.heads import heads as explain
     from acdc.terminal.heads import heads_tables
-    from acdc.terminal.tables import TerminalReporter, say, show, warn
-    from graphs.files.whole import json_indented, write_json
+    from acdc.terminal.tables import TerminalReporter
 
     if (query is None) != (key is None):
         raise OptionError("--query and --key go together: give both, or neither")
@@ -75,12 +75,4 @@ def heads(
         run, head or (), task=task, by=by, at=at, prompt=prompt, seen=seen, max_heads=max_heads,
         reporter=TerminalReporter(), **asked,
     )  # fmt: skip
-    if out is not None:
-        write_json(out, found.summary())
-    if as_json:
-        typer.echo(json_indented(found.summary()))
-    else:
-        show(*heads_tables(found, f"heads in {run}"))
-        warn(found.warnings)
-    if out is not None:
-        say(f"written to {out}", stderr=as_json)
+    answer(found, lambda: heads_tables(found, f"heads in {run}"), out, as_json)

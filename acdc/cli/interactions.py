@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from acdc.cli import options as opt
+from acdc.cli.answers import answer
 from acdc.cli.asked import takes
 from acdc.cli.inputs import check_file
 
@@ -54,8 +55,7 @@ def interactions(
     Example: acdc interactions runs/ioi --edge "a0.h1->m0" --edge "a0.h2->m0"
     """
     from acdc.evidence.interactions import interactions as measure
-    from acdc.terminal.tables import TerminalReporter, interactions_tables, say, show, warn
-    from graphs.files.whole import json_indented, write_json
+    from acdc.terminal.tables import TerminalReporter, interactions_tables
 
     if out is not None:
         check_file(out, overwrite)
@@ -63,12 +63,4 @@ def interactions(
         run, edge or (), task=task, seen=seen, max_pairs=max_pairs, alpha=alpha,
         n_resamples=n_resamples, reporter=TerminalReporter(), **asked,
     )  # fmt: skip
-    if out is not None:
-        write_json(out, found.summary())
-    if as_json:
-        typer.echo(json_indented(found.summary()))
-    else:
-        show(*interactions_tables(found, f"interactions in {run}"))
-        warn(found.warnings)
-    if out is not None:
-        say(f"written to {out}", stderr=as_json)
+    answer(found, lambda: interactions_tables(found, f"interactions in {run}"), out, as_json)

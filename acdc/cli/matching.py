@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from acdc.cli import options as opt
+from acdc.cli.answers import answer
 from acdc.cli.inputs import check_file
 
 __all__ = ["match"]
@@ -42,8 +43,7 @@ def match(
     """
     from acdc.evidence.matching import match as match_runs
     from acdc.terminal.matching import matching_tables
-    from acdc.terminal.tables import TerminalReporter, say, show, warn
-    from graphs.files.whole import json_indented, write_json
+    from acdc.terminal.tables import TerminalReporter
 
     if out is not None:
         check_file(out, overwrite)
@@ -51,12 +51,4 @@ def match(
         one, other, limit=limit, n_random=n_random, trust_remote_code=trust_remote_code,
         reporter=TerminalReporter(),
     )  # fmt: skip
-    if out is not None:
-        write_json(out, found.summary())
-    if as_json:
-        typer.echo(json_indented(found.summary()))
-    else:
-        show(*matching_tables(found, list_edges=list_edges))
-        warn(found.warnings)
-    if out is not None:
-        say(f"written to {out}", stderr=as_json)
+    answer(found, lambda: matching_tables(found, list_edges=list_edges), out, as_json)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from acdc.cli import options as opt
+from acdc.cli.answers import answer
 from acdc.cli.asked import takes
 from acdc.cli.inputs import check_file
 
@@ -75,10 +76,8 @@ def what_if(
     Example: acdc what-if runs/ioi --only-circuit --generate 20
     """
     from acdc.evidence.what_if import what_if as look
-    from acdc.terminal.tables import TerminalReporter, say, warn
-    from acdc.terminal.tables import show as print_parts
+    from acdc.terminal.tables import TerminalReporter
     from acdc.terminal.what_if import what_if_parts
-    from graphs.files.whole import json_indented, write_json
 
     factors = {"scale": _factors("scale", scale or ()), "steer": _factors("steer", steer or ())}
     if out is not None:
@@ -88,15 +87,7 @@ def what_if(
         prompts=prompt or (), corrupt=corrupt or (), generate=generate, top=top, show=show,
         task=task, seen=seen, reporter=TerminalReporter(), **factors, **asked,
     )  # fmt: skip
-    if out is not None:
-        write_json(out, found.summary())
-    if as_json:
-        typer.echo(json_indented(found.summary()))
-    else:
-        print_parts(*what_if_parts(found, f"what if in {run}"))
-        warn(found.warnings)
-    if out is not None:
-        say(f"written to {out}", stderr=as_json)
+    answer(found, lambda: what_if_parts(found, f"what if in {run}"), out, as_json)
 
 
 def _factors(option: str, given: Sequence[str]) -> dict[str, float]:
