@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import heads_oracle
 import pytest
 import quick
 import torch
@@ -108,7 +109,7 @@ def test_the_repeat_decides() -> None:
 
 def test_heads_have_the_papers_roles() -> None:
     """By attention and path patching: on the native model, and as `acdc heads` does it."""
-    roles = roles_of(behaviour.measure_heads(native(), ioi_prompts(tokenizer(), N, seed=7)))
+    roles = roles_of(heads_oracle.measure_heads(native(), ioi_prompts(tokenizer(), N, seed=7)))
     model, _ = load_model(NAME)
     task = load_task("ioi", tokenizer(), n_prompts=N, seed=7)
     as_heads = roles_of(measure_roles(Experiment(model, task, get_metric("logit_diff"))))

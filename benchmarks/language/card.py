@@ -17,14 +17,15 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformer_lens.model_bridge.sources.native import NativeModel
 
-from acdc.measure.roles import roles_of
+from acdc.engine.experiment import Experiment
+from acdc.engine.metrics import get_metric
+from acdc.measure.roles import measure_roles, roles_of
 from acdc.models import load_model
 from acdc.tasks import TASKS, Task, load_task
 from benchmarks.language import source
 from benchmarks.language.behaviour import (
     duplicate_margins,
     head_margins,
-    measure_heads,
     without_head_to_head,
 )
 from benchmarks.language.data import ANSWER_WEIGHT, OTHER_SHARE, TEXT_WEIGHT
@@ -118,7 +119,8 @@ def make_card(
     lowered, tokenizer = load_model(str(folder))
     accuracy = score_all(model, tokenizer, number, SEED)
     prompts = ioi_prompts(tokenizer, number, SEED)
-    heads = measure_heads(model, prompts)
+    task = Task("ioi", prompts.pairs, {})
+    heads = measure_roles(Experiment(lowered, task, get_metric("logit_diff")))
     ioi = {
         "right_without_head_to_head_edges": without_head_to_head(
             lowered, _ioi_tasks(tokenizer, number // 4)

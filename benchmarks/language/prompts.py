@@ -38,6 +38,21 @@ class Prompts:
     def __len__(self) -> int:
         return len(self.clean)
 
+    @property
+    def pairs(self) -> tuple[Pair, ...]:
+        """The prompts as a task has them: each of its own length, with its places."""
+        return tuple(
+            Pair(
+                tuple(self.clean[i, : at["END"] + 1].tolist()),
+                tuple(self.corrupt[i, : at["END"] + 1].tolist()),
+                (int(self.io[i]),),
+                (int(self.subject[i]),),
+                spans={label: (position,) for label, position in at.items()},
+            )
+            for i in range(len(self))
+            for at in [{label: int(places[i]) for label, places in self.places.items()}]
+        )
+
     def with_token(self, label: str, tokens: torch.Tensor) -> torch.Tensor:
         """Return the clean prompts with other tokens ``[prompt]`` at a place."""
         changed = self.clean.clone()
