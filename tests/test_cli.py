@@ -464,6 +464,16 @@ def test_export_goes_beside_the_circuit(place: Path, call: Call) -> None:
     assert (place / "run" / "circuit.json").read_bytes() == before
 
 
+def test_export_for_other_viewers(place: Path, call: Call) -> None:
+    answer = call("export", "run", "--format", "neuronpedia")
+    assert answer == Answer(0, "written to run/circuit.neuronpedia.json\n", "")
+    ours, again = (
+        load_circuit(place / "run" / name) for name in ("circuit.json", "circuit.neuronpedia.json")
+    )
+    assert (again.in_circuit == ours.in_circuit).all()
+    assert again.info == ours.info
+
+
 def test_export_a_part(place: Path) -> None:
     assert status_of("export", "run", "--max-edges", 3, "--out", "part.dot") == 0
     assert status_of("export", "run", "--out", "whole.dot") == 0

@@ -22,7 +22,8 @@ def export(
         str | None,
         typer.Option(
             "--format",
-            help="svg, png, pdf, dot, json, graphml or pt (default: as --out ends, or svg), or "
+            help="svg, png, pdf, dot, json, graphml or pt (default: as --out ends, or svg); "
+            "neuronpedia: the graph JSON of circuit-tracer's and Neuronpedia's viewers; or "
             "model: a model folder with only the circuit's nodes left.",
         ),
     ] = None,
@@ -68,9 +69,11 @@ def export(
 ) -> None:
     """Write a circuit as a picture, as DOT, GraphML, or JSON and .pt in EAP-IG's and MIB's layout.
 
-    Or the model itself, its other heads and MLPs replaced by their means.
+    Or for others' viewers; or the model itself, its other heads and MLPs replaced by their means.
 
     Example: acdc export runs/ioi --format pdf --out ioi.pdf
+
+    Example: acdc export runs/ioi --format neuronpedia --out ioi.json
 
     Example: acdc export runs/ioi --format model --out ioi-circuit
     """
@@ -79,7 +82,12 @@ def export(
     from acdc.errors import OptionError
     from acdc.settings import check_count
     from acdc.terminal.tables import say
-    from graphs.files.formats import write_circuit_json, write_dot, write_graphml
+    from graphs.files.formats import (
+        write_attribution_graph,
+        write_circuit_json,
+        write_dot,
+        write_graphml,
+    )
     from graphs.pictures.draw import render
     from graphs.pictures.rendering import FORMATS
 
@@ -94,7 +102,7 @@ def export(
         return
     if text is not None or intervention is not None:
         raise OptionError("--text and --intervention: they are for --format model")
-    formats = (*FORMATS, "dot", "json", "graphml", "pt")
+    formats = (*FORMATS, "dot", "json", "graphml", "pt", "neuronpedia")
     format = format or (out.suffix[1:].lower() if out else "") or "svg"
     if format not in formats:
         raise OptionError(f"format {format!r}: expected one of {', '.join(formats)}, model")
@@ -117,7 +125,8 @@ def export(
         if out is None or not found.graph.shape.sites:
             raise OptionError("--no-error-nodes: it is for circuits with latents, and needs --out")
         found = replace(found, in_circuit=found.in_circuit & ~error_edges(found.graph))
-    target = out or source.with_suffix(f".{format}")
+    suffix = ".neuronpedia.json" if format == "neuronpedia" else f".{format}"
+    target = out or source.with_suffix(suffix)
     if out is None and target == source:
         say(f"{source} is {format} already")
         return
@@ -130,6 +139,8 @@ def export(
         write_dot(found, target, **limits)
     elif format == "graphml":
         write_graphml(found, target)
+    elif format == "neuronpedia":
+        write_attribution_graph(found, target)
     elif format == "pt":
         from acdc.runs.pt import write_pt  # torch takes seconds
 

@@ -30,6 +30,11 @@ from numpy.typing import NDArray
 
 from graphs.circuit import Circuit
 from graphs.errors import CircuitFileError, GraphError, InputError, did_you_mean
+from graphs.files.attribution import (
+    is_attribution_graph,
+    read_attribution_graph,
+    to_attribution_graph,
+)
 from graphs.files.whole import (
     MIB,
     json_text,
@@ -61,6 +66,7 @@ __all__ = [
     "read_graphml",
     "save_circuit",
     "to_networkx",
+    "write_attribution_graph",
     "write_circuit_json",
     "write_dot",
     "write_graphml",
@@ -141,7 +147,8 @@ def write_circuit_json(circuit: Circuit, path: PathLike) -> None:
 def read_circuit_json(path: PathLike) -> Circuit:
     """Read a circuit file in the EAP-IG/MIB layout; other keys than its own are ignored.
 
-    Edges that the file lacks score 0 and are not in.
+    Edges that the file lacks score 0 and are not in.  An attribution graph of circuit-tracer or
+    Neuronpedia is read as :mod:`graphs.files.attribution` says.
 
     Raises
     ------
@@ -150,6 +157,10 @@ def read_circuit_json(path: PathLike) -> Circuit:
         of its ``cfg`` does not have, or has a score that is no finite number.
     """
     data = _json_object(path)
+    if is_attribution_graph(data):
+        config, rows, info = read_attribution_graph(path, data)
+        graph = _graph(path, config, (name for name, _, _ in rows), CircuitFileError)
+        return _circuit(path, graph, rows, checked_info(path, info))
     for key in ("cfg", "nodes", "edges"):
         if not isinstance(data.get(key), dict):
             got = f"{key!r} is {_kind(data[key])}" if key in data else f"no {key!r}"
@@ -162,6 +173,22 @@ def read_circuit_json(path: PathLike) -> Circuit:
     if "d_model" in data["cfg"]:
         info = {"d_model": data["cfg"]["d_model"], **info}
     return _circuit(path, graph, _json_rows(path, data["edges"]), checked_info(path, info))
+
+
+def write_attribution_graph(circuit: Circuit, path: PathLike) -> None:
+    """Write the graph JSON that circuit-tracer's and Neuronpedia's viewers read.
+
+    See :mod:`graphs.files.attribution`; :func:`load_circuit` reads it back, the scores of edges
+    outside the circuit as 0.  The file's name, without its suffixes, is the graph's slug.
+
+    Raises
+    ------
+    CircuitFileError
+        If a score is not finite; the message names the edge.
+    """
+    _check_finite(circuit, path)
+    slug = Path(path).name.split(".")[0] or "circuit"
+    write_whole(path, json_text(to_attribution_graph(circuit, slug)) + "\n")
 
 
 def to_networkx(circuit: Circuit, *, all_edges: bool = False) -> nx.MultiDiGraph:
