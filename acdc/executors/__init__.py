@@ -1,0 +1,14 @@
+"""Where many calls run: processes of this machine, Ray, or Slurm through submitit.
+
+An executor (:class:`acdc.executors.base.Executor`) takes a function and what to call it with, and
+yields results as they come.  A worker that dies costs its own call alone, which is tried once
+more.  Nothing here knows what is called.
+"""
+
+from __future__ import annotations
+
+from acdc.executors.base import Executor, Lost
+from acdc.executors.chosen import EXECUTORS, Resources, chosen
+from acdc.executors.processes import Processes
+
+__all__ = ["EXECUTORS", "Executor", "Lost", "Processes", "Resources", "chosen"]
