@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from acdc.evidence.self_repair import self_repair
     from acdc.evidence.sharing import shared
     from acdc.evidence.stability import stability
+    from acdc.evidence.study import study
     from acdc.evidence.what_if import what_if
     from acdc.models import load_model
     from acdc.pages.report import report
@@ -67,6 +68,7 @@ _HOMES = {
     "self_repair": "acdc.evidence.self_repair",
     "shared": "acdc.evidence.sharing",
     "stability": "acdc.evidence.stability",
+    "study": "acdc.evidence.study",
     "sweep": "acdc.evidence.frontier",
     "what_if": "acdc.evidence.what_if",
 }
@@ -97,6 +99,7 @@ __all__ = [
     "self_repair",
     "shared",
     "stability",
+    "study",
     "sweep",
     "what_if",
 ]

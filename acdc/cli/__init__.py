@@ -30,6 +30,7 @@ from acdc.cli.interactions import interactions
 from acdc.cli.listing import list_
 from acdc.cli.matching import match
 from acdc.cli.sharing import shared
+from acdc.cli.study import study
 from acdc.cli.what_if import what_if
 
 __all__ = ["app", "main"]
@@ -48,6 +49,7 @@ app = typer.Typer(
 _COMMANDS: dict[str, Callable[..., None]] = {  # in the order of acdc --help
     "discover": discover,
     "sweep": sweep,
+    "study": study,
     "evaluate": evaluate,
     "stability": stability,
     "conditions": conditions,
@@ -66,7 +68,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {  # in the order of acdc --help
     "match": match,
     "list": list_,
 }
-_WITH_METHODS = ("discover", "stability", "conditions", "groups", "develop")
+_WITH_METHODS = ("discover", "study", "stability", "conditions", "groups", "develop")
 for _name, _command in _COMMANDS.items():
     app.command(_name, cls=MethodCommand if _name in _WITH_METHODS else None)(_command)
 

@@ -21,8 +21,8 @@ _META = "acdc.method_options"
 
 
 def takes(
-    *groups: str, leave: tuple[str, ...] = (), of_run: bool = False, methods: bool = False,
-    **defaults: Any,
+    *groups: str, leave: tuple[str, ...] = (), of_run: bool = False, given_alone: bool = False,
+    methods: bool = False, **defaults: Any,
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:  # fmt: skip
     """Give a command the settings of some groups as options; it gets them as ``**asked``.
 
@@ -35,6 +35,8 @@ def takes(
     of_run
         For commands that take up a run: no defaults, since its own settings hold.  Only what is
         given is in ``asked``.
+    given_alone
+        For other commands in whose ``asked`` is only what is given.
     methods
         Whether options of methods are taken too; the command's class is :class:`MethodCommand`.
     **defaults
@@ -51,7 +53,7 @@ def takes(
                 name,
                 kinds,
                 _of_run(says) if of_run else says,
-                None if of_run else defaults.get(name, default),
+                None if of_run or given_alone else defaults.get(name, default),
             )
             for name, kinds, says, default in _settings(groups)
             if name not in leave

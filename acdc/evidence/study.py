@@ -1,8 +1,8 @@
 """Many runs, one table: a grid of tasks, models, methods, sizes, seeds and whatever else.
 
-A study's folder holds ``cells`` (a run each, see :mod:`acdc.runs.cells`), ``results.csv`` and, where
-pyarrow is there, ``results.parquet`` (a row per run), ``overlap.csv`` (Jaccard index of every two
-circuits of one task in one model), and ``study.json`` (what was asked).  A study that is killed
+A study's folder holds ``cells`` (a run each, see :mod:`acdc.runs.cells`), ``results.csv`` and,
+where pyarrow is there, ``results.parquet`` (a row per run), ``overlap.csv`` (Jaccard index of every
+two circuits of one task in one model), and ``study.json`` (what was asked).  A study that is killed
 goes on when it is asked for again; one that is asked for with another grid keeps what it has.
 """
 
@@ -18,6 +18,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from acdc.errors import OutputError
 from acdc.executors import Executor, Lost, Resources, chosen
 from acdc.runs.cells import BUSY, DONE, Cell, read_cell, run_cell, run_cell_waiting
@@ -28,7 +30,7 @@ from graphs import Circuit
 from graphs.files.whole import MIB, read_json, write_json, write_whole
 from graphs.text import one_line, short
 
-__all__ = ["Row", "Study", "run_study", "study"]
+__all__ = ["SECONDS", "Row", "Study", "Variant", "run_study", "study"]
 
 _FORMAT = "acdc-study-1"
 _ABOUT = "study.json"
@@ -76,6 +78,49 @@ class Row:
 
 
 @dataclass(frozen=True, eq=False)
+class Variant:
+    """Runs of one task in one model that differ by their seeds alone.
+
+    Parameters
+    ----------
+    values
+        Of what varies in the study, beside task, model and seed.
+    rows
+        At least one.
+    """
+
+    values: Mapping[str, Any]
+    rows: tuple[Row, ...]
+
+    @property
+    def label(self) -> str:
+        """What it is called."""
+        return self.called(tuple(self.values)) or str(self.rows[0].found["method"])
+
+    def called(self, names: Sequence[str]) -> str:
+        """Some of its values, in words."""
+        return ", ".join(
+            str(value) if name == "method" else f"{_SHORT.get(name, name)} {value}"
+            for name, value in self.values.items()
+            if name in names
+        )
+
+    def mean(self, column: str) -> float | None:
+        """Mean of a column over the runs that have it; None if none has."""
+        known = [row.found[column] for row in self.rows if row.found.get(column) is not None]
+        return float(np.mean(known)) if known else None
+
+    def overlap(self, other: Variant) -> float | None:
+        """Mean Jaccard index of a run of each, a run and itself left out; None if there is none."""
+        pairs = ((a, b) for a in self.rows for b in other.rows if a is not b)
+        known = [a.overlap(b) for a, b in pairs]
+        return float(np.mean(known)) if known else None
+
+
+_SHORT = {"n_edges": "edges", "threshold": "tau"}
+
+
+@dataclass(frozen=True, eq=False)
 class Study:
     """Runs of a grid, done or failed.
 
@@ -103,6 +148,15 @@ class Study:
         return tuple(row for row in self.rows if row.failed is not None)
 
     @property
+    def failures_by_reason(self) -> dict[str, tuple[Row, ...]]:
+        """What runs failed of -> those that did, the most frequent first."""
+        found: dict[str, list[Row]] = {}
+        for row in self.failures:
+            found.setdefault(row.failed or "", []).append(row)
+        order = sorted(found, key=lambda why: -len(found[why]))
+        return {why: tuple(found[why]) for why in order}
+
+    @property
     def settings(self) -> tuple[str, ...]:
         """Settings and options that have a column."""
         more = [name for name in self.grid.asked if name not in _ALWAYS]
@@ -123,13 +177,15 @@ class Study:
             of += [row] if row.failed is None else []
         return {key: tuple(rows) for key, rows in found.items()}
 
-    def same_but_seed(self, rows: Iterable[Row]) -> dict[tuple[Any, ...], tuple[Row, ...]]:
-        """Values of what varies within one task and model, without the seed -> its runs."""
+    def same_but_seed(self, rows: Iterable[Row]) -> tuple[Variant, ...]:
+        """Return runs of one task and model by what they differ in beside the seed."""
         names = [n for n in self.grid.varied if n not in ("task", "model", "seed")]
         found: dict[tuple[Any, ...], list[Row]] = {}
         for row in rows:
             found.setdefault(tuple(row.found[name] for name in names), []).append(row)
-        return {key: tuple(of) for key, of in found.items()}
+        return tuple(
+            Variant(dict(zip(names, key, strict=True)), tuple(of)) for key, of in found.items()
+        )
 
     def save(self) -> Path:
         """Write the tables into the study's folder."""

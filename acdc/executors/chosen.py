@@ -59,7 +59,7 @@ class Resources(Checked):
             raise UnknownNameError("executor", self.name, EXECUTORS)
         super().__post_init__()
         if self.address is not None and self.name != "ray":
-            raise OptionError(f"address {self.address!r}: only executor 'ray' has one; leave it out")
+            raise OptionError(f"address {self.address!r}: executor {self.name!r} has none, ray has")
         if self.gpus and self.name == "processes":
             raise OptionError(
                 f"gpus {self.gpus:g}: processes take the device that the runs name; leave it out, "

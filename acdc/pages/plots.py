@@ -115,7 +115,7 @@ class Plot:
     def dot(self, x: float, y: float, kind: str, title: str) -> None:
         """Draw a point that says something when pointed at."""
         across, down = self.at(x, y)
-        size = 3 if kind == "small" else 5
+        size = 3 if kind.startswith("small") else 5
         self._parts.append(
             f'<circle class="dot {kind}" cx="{across:.1f}" cy="{down:.1f}" r="{size}">'
             f"<title>{escape(title)}</title></circle>"
