@@ -11,12 +11,16 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from browser import EVIL, HOSTILE, browse, check_policy, policy_of
+from browser import EVIL, HOSTILE, Elements, browse, check_policy, policy_of
+from jinja2 import UndefinedError
+from markupsafe import Markup
+from markupsafe import escape as markup_escape
 
 import acdc
 from acdc.evidence.latents import look
 from acdc.models import MODELS
 from acdc.pages import gather, to_html
+from acdc.pages.filling import _environment, fill
 from acdc.pages.latents import to_html as latents_page
 from acdc.pages.page import hashed, page, policy
 from graphs import Reference, write_reference
@@ -112,6 +116,20 @@ def test_texts_of_users_are_texts(tmp_path: Path) -> None:
     assert found["ran"] is None
     assert found["data"] == found["body"] == EVIL
     assert found["title"] == EVIL
+
+
+def test_templates_take_nothing_for_markup_but_markup() -> None:
+    figure = "{% from 'report/figure.html' import figure %}{{ figure(a, b, c) }}"
+    text = _environment().from_string(figure).render(a=EVIL, b=Markup("<svg/>"), c=EVIL)
+    assert text.count(str(markup_escape(EVIL))) == 2
+    assert "<svg/>" in text
+    assert {tag for tag, _ in Elements(text).found} == {"figure", "h4", "svg", "figcaption"}
+    with pytest.raises(UndefinedError):
+        fill("report/stability.html")
+    folder = Path(acdc.__file__).parent / "pages" / "templates"
+    texts = [path.read_text() for path in folder.rglob("*.html")]
+    assert len(texts) > 5
+    assert not [text for text in texts if "|safe" in text.replace(" ", "") or "autoescape" in text]
 
 
 # --- files that somebody else made ---------------------------------------------------------

@@ -585,7 +585,7 @@ def test_style_and_script_are_packaged() -> None:
     data = patterns["tool"]["setuptools"]["package-data"]["acdc"]
     found = {path for pattern in data for path in (root / "acdc").glob(pattern)}
     folder = root / "acdc" / "pages"
-    assert {p for p in folder.iterdir() if p.suffix in (".css", ".js")} <= found
+    assert {p for p in folder.rglob("*") if p.suffix in (".css", ".js", ".html")} <= found
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from html import escape
+from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
 from acdc.evidence.doses import Doses
 from acdc.measure.doses import FLAT, HIGH, LOW, Curve
@@ -24,22 +25,17 @@ _SAYS = {
 }
 
 
-def doses_section(found: Doses | None, folder: object) -> str:
-    """Return the body of a report's section.
+def doses_section(found: Doses | None) -> dict[str, Any] | None:
+    """Return what a report's section says, for its template; None if nothing was measured.
 
-    Parameters
-    ----------
-    found
-        None if nothing was measured.
-    folder
-        Of the run, for the command that measures.
+    Returns
+    -------
+    dict
+        ``lead``, and ``groups`` of curves of one shape: ``head``, ``shown`` (what is said of a
+        curve, and its picture) and ``rest``, names alone; flat curves are names alone.
     """
     if found is None:
-        command = f"acdc dose {folder} --out {folder}/dose.json"
-        return (
-            "<p>Not measured. Whether each node’s effect is proportional to how much it is "
-            f"patched:</p><p><code>{escape(command)}</code></p>"
-        )
+        return None
     about = found.about
     lead = (
         f"{about['metric']} where a coefficient c of each {found.what[:-1]}’s difference is "
@@ -49,37 +45,30 @@ def doses_section(found: Doses | None, folder: object) -> str:
         "Dashed: what the slope at 0, which is the attribution score, promises. Each picture has "
         f"its own scale; flat is within {FLAT:.0%} of the metric’s gap ({found.gap:.3g})."
     )
-    groups = "".join(_group(shape, found) for shape in found.groups)
-    return f'<p class="soft">{escape(lead)}</p>{groups}'
+    return {"lead": lead, "groups": [_group(shape, found) for shape in found.groups]}
 
 
-def _group(shape: str, found: Doses) -> str:
-    """Curves of one shape; flat ones by name alone."""
+def _group(shape: str, found: Doses) -> dict[str, Any]:
     curves = found.groups[shape]
-    head = f"{len(curves):,} {shape}: {_SAYS[shape]}"
     shown = () if shape == "flat" else curves[:_MOST]
-    rest = curves[len(shown) :]
-    pictures = "".join(_figure(curve, found) for curve in shown)
-    names = escape(", ".join(curve.name for curve in rest))
-    others = f'<p class="soft"><span class="mono">{names}</span></p>' if rest else ""
-    if rest and shown:
-        others = f"<details><summary>{len(rest):,} more</summary>{others}</details>"
-    return f'<h4>{escape(head)}</h4><div class="doses">{pictures}</div>{others}'
+    return {
+        "head": f"{len(curves):,} {shape}: {_SAYS[shape]}",
+        "shown": [(_said(curve), _picture(curve, found)) for curve in shown],
+        "rest": [curve.name for curve in curves[len(shown) :]],
+    }
 
 
-def _figure(curve: Curve, found: Doses) -> str:
-    bends = ", ".join(f"{c:.2f}" for c in curve.bends if c is not None)
-    turns = ", ".join(f"{c:.2f}" for c in curve.turns)
-    says = f"slope {curve.slope:.3g}, full {curve.effect:.3g}"
-    says += f"; bends at {bends}" if bends else ""
-    says += f"; turns at {turns}" if turns else ""
-    return (
-        f'<figure><div class="mono">{escape(curve.name)}</div>{_picture(curve, found)}'
-        f"<figcaption>{escape(says)}</figcaption></figure>"
-    )
+def _said(curve: Curve) -> dict[str, Any]:
+    return {
+        "name": curve.name,
+        "slope": curve.slope,
+        "effect": curve.effect,
+        "bends": ", ".join(f"{c:.2f}" for c in curve.bends if c is not None),
+        "turns": ", ".join(f"{c:.2f}" for c in curve.turns),
+    }
 
 
-def _picture(curve: Curve, found: Doses) -> str:
+def _picture(curve: Curve, found: Doses) -> Markup:
     """The curve, its linear continuation as far as it is in the frame, and c = 0 and 1."""
     low, high = min(curve.responses), max(curve.responses)
     room = 0.08 * (high - low)

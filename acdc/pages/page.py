@@ -1,10 +1,10 @@
 """HTML pages that need nothing but themselves: what the pages of this package share.
 
-Whatever comes from a user (names, prompts) goes into a page through :func:`html.escape`, or as
-data through :func:`page`, whose script puts it there as text.  Should something get through all the
-same, :func:`policy` keeps it from running, and the page from loading anything.  The policy also
-forbids ``style`` attributes and inline event handlers: looks are classes, SVG's own attributes
-(``fill``, ``width``), or properties that the script sets.
+Whatever comes from a user (names, prompts) goes into a page through a template, which escapes it
+(:mod:`acdc.pages.filling`), or as data through :func:`page`, whose script puts it there as text.
+Should something get through all the same, :func:`policy` keeps it from running, and the page from
+loading anything.  The policy also forbids ``style`` attributes and inline event handlers: looks are
+classes, SVG's own attributes (``fill``, ``width``), or properties that the script sets.
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ from __future__ import annotations
 import json
 from base64 import b64encode
 from hashlib import sha256
-from html import escape
 from typing import Any
+
+from markupsafe import Markup
+
+from acdc.pages.filling import fill
 
 __all__ = ["hashed", "page", "policy"]
 
@@ -55,14 +58,16 @@ def page(title: str, body: str, *, style: str, script: str, data: Any = None) ->
         Plain JSON values for the script, which finds them as the text of the element ``data``.
     """
     style = _STYLE + style
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy(style, script)}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n"
-        f"{body}\n{'' if data is None else _data(data)}<script>{script}</script>\n"
-        "</body>\n</html>\n"
+    whole = fill(
+        "page.html",
+        title=title,
+        body=Markup(body),
+        style=Markup(style),
+        script=Markup(script),
+        policy=Markup(policy(style, script)),
+        data=None if data is None else _data(data),
     )
+    return str(whole)
 
 
 def policy(style: str, script: str) -> str:
@@ -89,8 +94,7 @@ def hashed(text: str) -> str:
     return f"'sha256-{b64encode(sha256(text.encode()).digest()).decode()}'"
 
 
-def _data(data: Any) -> str:
-    """Data as an element: no ``<`` in it, so that no text can end or open one."""
+def _data(data: Any) -> Markup:
+    """Data for a script element: no ``<`` in it, so that no text can end or open one."""
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    text = text.replace("<", "\\u003c")
-    return f'<script type="application/json" id="data">{text}</script>\n'
+    return Markup(text.replace("<", "\\u003c"))

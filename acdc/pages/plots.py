@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 
+from markupsafe import Markup
+
 from acdc.measure.curves import Point
 from acdc.pages.evidence import Ablated
 from graphs.known.roc import Roc
@@ -129,10 +131,10 @@ class Plot:
             f"{escape(words)}</text>"
         )
 
-    def svg(self) -> str:
-        """Return the whole plot."""
+    def svg(self) -> Markup:
+        """Return the whole plot; texts in it are escaped."""
         width, height = self._size
-        return (
+        return Markup(
             f'<svg class="plot" role="img" aria-label="{escape(self._label)}" '
             f'viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
             f"{self._grid()}{''.join(self._parts)}</svg>"
@@ -175,7 +177,7 @@ class Plot:
 
 def frontier_plot(
     points: Sequence[Point], n_edges: int, n_total: int, measured: Sequence[tuple[str, Ablated]]
-) -> str:
+) -> Markup:
     """Plot faithfulness over the number of edges.
 
     Parameters
@@ -212,7 +214,7 @@ def frontier_plot(
     return plot.svg()
 
 
-def ablations_plot(ablations: Sequence[Ablated]) -> str:
+def ablations_plot(ablations: Sequence[Ablated]) -> Markup:
     """Plot faithfulness with its interval under each ablation, one row each.
 
     What lies outside of -1 to 2 ends at the frame; the numbers stand beside it.
@@ -243,7 +245,7 @@ def ablations_plot(ablations: Sequence[Ablated]) -> str:
     return plot.svg()
 
 
-def roc_plot(roc: Roc, point: tuple[float, float] | None) -> str:
+def roc_plot(roc: Roc, point: tuple[float, float] | None) -> Markup:
     """Plot true against false positive rate, and where the circuit itself is."""
     unit = Axis(0, 1, (0, 0.2, 0.4, 0.6, 0.8, 1), "false positive rate")
     rates = Axis(0, 1, unit.ticks, "true positive rate")
@@ -256,15 +258,14 @@ def roc_plot(roc: Roc, point: tuple[float, float] | None) -> str:
     return plot.svg()
 
 
-def bars(rows: Sequence[tuple[str, float, str]]) -> str:
+def bars(rows: Sequence[tuple[str, float, str]]) -> Markup:
     """Return rows of a name, a bar as long as its value, and what it says."""
     most = max((value for _, value, _ in rows), default=0.0) or 1.0
-    return "".join(
-        f'<div class="bar"><span>{escape(name)}</span>'
-        f'<svg class="track"><rect width="{100 * value / most:.1f}%" height="9" rx="3"/></svg>'
-        f"<span>{escape(says)}</span></div>"
-        for name, value, says in rows
+    row = Markup(
+        '<div class="bar"><span>{}</span>'
+        '<svg class="track"><rect width="{:.1f}%" height="9" rx="3"/></svg><span>{}</span></div>'
     )
+    return Markup("").join(row.format(name, 100 * value / most, says) for name, value, says in rows)
 
 
 def _limited(value: float) -> float:
