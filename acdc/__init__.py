@@ -41,11 +41,13 @@ if TYPE_CHECKING:
     from acdc.runs.folder import Run, load_run
     from acdc.settings import Settings
     from acdc.tasks import load_task
+    from acdc.terminal.notebook import as_html, progress, show
 
 _HOMES = {
     "Experiment": "acdc.engine.experiment",
     "Run": "acdc.runs.folder",
     "Settings": "acdc.settings",
+    "as_html": "acdc.terminal.notebook",
     "compare": "acdc.evidence.comparison",
     "conditions": "acdc.evidence.conditions",
     "develop": "acdc.evidence.development",
@@ -64,9 +66,11 @@ _HOMES = {
     "load_run": "acdc.runs.folder",
     "load_task": "acdc.tasks",
     "match": "acdc.evidence.matching",
+    "progress": "acdc.terminal.notebook",
     "report": "acdc.pages.report",
     "self_repair": "acdc.evidence.self_repair",
     "shared": "acdc.evidence.sharing",
+    "show": "acdc.terminal.notebook",
     "stability": "acdc.evidence.stability",
     "study": "acdc.evidence.study",
     "sweep": "acdc.evidence.frontier",
@@ -77,6 +81,7 @@ __all__ = [
     "Experiment",
     "Run",
     "Settings",
+    "as_html",
     "compare",
     "conditions",
     "develop",
@@ -95,9 +100,11 @@ __all__ = [
     "load_run",
     "load_task",
     "match",
+    "progress",
     "report",
     "self_repair",
     "shared",
+    "show",
     "stability",
     "study",
     "sweep",

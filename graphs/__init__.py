@@ -42,7 +42,7 @@ if TYPE_CHECKING:
         to_dot_reference,
     )
     from graphs.known.reference import Ablation, Reference, read_reference, write_reference
-    from graphs.pictures.draw import render, to_dot
+    from graphs.pictures.draw import render, to_dot, to_svg
     from graphs.select import (
         alive_nodes,
         prune,
@@ -94,6 +94,7 @@ _HOMES = {
     "to_dot_comparison": "graphs.known.compare",
     "to_dot_reference": "graphs.known.compare",
     "to_networkx": "graphs.files.formats",
+    "to_svg": "graphs.pictures.draw",
     "top_edges": "graphs.select",
     "write_attribution_graph": "graphs.files.formats",
     "write_circuit_json": "graphs.files.formats",
@@ -145,6 +146,7 @@ __all__ = [
     "to_dot_comparison",
     "to_dot_reference",
     "to_networkx",
+    "to_svg",
     "top_edges",
     "write_attribution_graph",
     "write_circuit_json",

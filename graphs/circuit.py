@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,10 @@ from graphs.errors import GraphError
 from graphs.graph import Graph
 from graphs.select import alive_nodes
 from graphs.text import short
+
+if TYPE_CHECKING:
+    import networkx as nx
+    import pandas as pd
 
 __all__ = ["Circuit"]
 
@@ -70,6 +74,46 @@ class Circuit:
     def edges(self) -> list[str]:
         """Names of the edges in the circuit, in graph order."""
         return self.graph.edge_names(np.flatnonzero(self.in_circuit))
+
+    def to_frame(self, *, whole: bool = False) -> pd.DataFrame:
+        """Return the edges as a table.
+
+        Parameters
+        ----------
+        whole
+            Whether the edges that are not in the circuit are rows, too.
+
+        Returns
+        -------
+        DataFrame
+            One row an edge in graph order, indexed by its name: ``sender``, ``receiver``,
+            ``score`` and ``in_circuit``.
+        """
+        import pandas as pd  # half a second
+
+        graph = self.graph
+        rows = np.arange(graph.n_edges) if whole else np.flatnonzero(self.in_circuit)
+        senders, receivers = np.array(graph.nodes), np.array(graph.receivers)
+        return pd.DataFrame(
+            {
+                "sender": senders[graph.edge_sender[rows]],
+                "receiver": receivers[graph.edge_receiver[rows]],
+                "score": self.scores[rows],
+                "in_circuit": self.in_circuit[rows],
+            },
+            index=pd.Index(graph.edge_names(rows), name="edge"),
+        )
+
+    def to_networkx(self) -> nx.MultiDiGraph:
+        """Return the circuit as a graph of networkx; see :func:`graphs.to_networkx`."""
+        import graphs  # by its name there: files and pictures are made of circuits
+
+        return graphs.to_networkx(self)
+
+    def _repr_svg_(self) -> str:
+        import graphs
+
+        return graphs.to_svg(self)
 
     def nodes(self) -> list[str]:
         """Names of the nodes on a path of circuit edges from the embeddings to ``logits``.

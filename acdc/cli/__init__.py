@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import entry_points, version
@@ -17,7 +18,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from acdc.cli.asked import MethodCommand
+from acdc.cli.asked import Command, MethodCommand
 from acdc.cli.circuits import export, latents
 from acdc.cli.comparison import compare
 from acdc.cli.development import develop
@@ -32,6 +33,7 @@ from acdc.cli.matching import match
 from acdc.cli.sharing import shared
 from acdc.cli.study import study
 from acdc.cli.what_if import what_if
+from acdc.terminal.loudness import Loudness, loudness, set_loudness
 
 __all__ = ["app", "main"]
 
@@ -70,7 +72,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {  # in the order of acdc --help
 }
 _WITH_METHODS = ("discover", "study", "stability", "conditions", "groups", "develop")
 for _name, _command in _COMMANDS.items():
-    app.command(_name, cls=MethodCommand if _name in _WITH_METHODS else None)(_command)
+    app.command(_name, cls=MethodCommand if _name in _WITH_METHODS else Command)(_command)
 
 
 def _say_version(asked: bool) -> None:
@@ -103,6 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # small models run ten times faster so.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     _check_text(sys.argv[1:] if arguments is None else arguments)
+    set_loudness(Loudness.NORMAL)
     _add_plugins()
     command = typer.main.get_command(app)
     try:
@@ -120,6 +123,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         if not isinstance(error, InputError):
             raise
+        if loudness() is Loudness.VERBOSE:
+            traceback.print_exception(error)
         _fail(str(error))
     except _UsageError as error:
         _fail(f"{error.format_message() or 'no command'} (see acdc --help)")

@@ -1,8 +1,8 @@
-"""What a command says in the end: a JSON file if one was asked for, and JSON or tables."""
+"""What a command says in the end: JSON or tables, and where it wrote what."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +11,42 @@ import typer
 __all__ = ["answer"]
 
 
-def answer(found: Any, parts: Callable[[], Iterable[Any]], out: Path | None, as_json: bool) -> None:
-    """Write and print a result.
+def answer(
+    summary: Callable[[], Mapping[str, Any]],
+    parts: Callable[[], Iterable[Any]],
+    warnings: Iterable[str] = (),
+    *,
+    as_json: bool,
+    out: Path | None = None,
+    written: str | None = None,
+) -> None:
+    """Print a result, and write it as JSON if a file was asked for.
 
     Parameters
     ----------
-    found
-        Has ``summary()``, what JSON holds, and ``warnings``.
+    summary
+        Gives what JSON holds.
     parts
         Gives what the terminal shows.
-    out
-        File for the summary, checked before the work began; None: none.
+    warnings
+        What one should know before believing it; with ``as_json`` they are in the summary.
     as_json
         Whether the summary is printed, and nothing else on standard output.
+    out
+        File for the summary, checked before the work began; None: none.
+    written
+        Of a command that wrote a folder: which, and what is in it.
     """
     from acdc.terminal.tables import say, show, warn
     from graphs.files.whole import json_indented, write_json
 
     if out is not None:
-        write_json(out, found.summary())
+        write_json(out, summary())
+        written = f"written to {out}"
     if as_json:
-        typer.echo(json_indented(found.summary()))
+        typer.echo(json_indented(summary()))
     else:
         show(*parts())
-        warn(found.warnings)
-    if out is not None:
-        say(f"written to {out}", stderr=as_json)
+        warn(warnings)
+    if written is not None:
+        say(written, stderr=as_json)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
 from functools import wraps
 from typing import Annotated, Any
@@ -13,8 +13,9 @@ import typer
 from typer.core import TyperCommand
 
 from acdc.settings import GROUPS, MISSING, Option, Settings, options_of
+from acdc.terminal.loudness import Loudness, set_loudness
 
-__all__ = ["MethodCommand", "takes"]
+__all__ = ["Command", "MethodCommand", "takes"]
 
 _TYPES: dict[str, type] = {"str": str, "int": int, "float": float, "bool": bool}
 _META = "acdc.method_options"
@@ -111,7 +112,55 @@ def _parameter(name: str, kinds: list[str], says: Option, default: Any) -> inspe
     )
 
 
-class MethodCommand(TyperCommand):
+class Command(TyperCommand):
+    """A command that can be told to say less or more; see :mod:`acdc.terminal.loudness`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        own = [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=False,
+                annotation=Annotated[bool, typer.Option(f"--{name}", f"-{name[0]}", help=says)],
+            )
+            for name, says in _SAID.items()
+        ]
+        self.params = [*self.params, *_as_params(own, _set_loudness)]
+
+
+_SAID = {
+    "quiet": "No progress, no tables.",
+    "verbose": "Seconds and memory of every phase, and where an error comes from.",
+}
+
+
+def _set_loudness(ctx: Any, param: Any, value: Any) -> Any:
+    if value:
+        set_loudness(Loudness[str(param.name).upper()])
+    return value
+
+
+def _as_params(
+    made: Sequence[inspect.Parameter], callback: Callable[[Any, Any, Any], Any]
+) -> list[Any]:
+    """Return parameters as those of a command, told to a callback and not to the command."""
+
+    def collect() -> None:
+        """Carry the options."""
+
+    collect.__signature__ = inspect.Signature(list(made))  # type: ignore[attr-defined]
+    collect.__annotations__ = {one.name: one.annotation for one in made}
+    app = typer.Typer(add_completion=False)
+    app.command()(collect)
+    names = {one.name for one in made}
+    params = [param for param in typer.main.get_command(app).params if param.name in names]
+    for param in params:
+        param.expose_value, param.callback = False, callback
+    return params
+
+
+class MethodCommand(Command):
     """A command that takes the options of every method, too.
 
     Methods are imported, which takes seconds, only where an option is none of the command's own or
@@ -140,17 +189,9 @@ def _method_params(known: set[str]) -> list[Any]:
             takers.setdefault(name, []).append(method.name)
             made.setdefault(name, _parameter(name, kinds, says, None))
 
-    def collect() -> None:
-        """Carry the options."""
-
-    collect.__signature__ = inspect.Signature(list(made.values()))  # type: ignore[attr-defined]
-    collect.__annotations__ = {name: one.annotation for name, one in made.items()}
-    app = typer.Typer(add_completion=False)
-    app.command()(collect)
-    params = [param for param in typer.main.get_command(app).params if param.name in made]
+    params = _as_params(list(made.values()), _keep)
     for param in params:
-        param.expose_value, param.callback = False, _keep
-        param.help = f"{param.help} ({', '.join(takers[str(param.name)])})"  # type: ignore[attr-defined]
+        param.help = f"{param.help} ({', '.join(takers[str(param.name)])})"
     return params
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from acdc.cli import options as opt
+from acdc.cli.answers import answer
 from acdc.cli.inputs import check_file, check_page
 from acdc.runs.circuits import circuit_file, read_circuit
 
@@ -182,6 +184,7 @@ def latents(
     html: Annotated[
         Path | None, typer.Option("--html", help="Write a page (.html) that needs no network.")
     ] = None,
+    as_json: opt.Json = False,
     trust_remote_code: opt.Trust = False,
     overwrite: opt.Replace = False,
 ) -> None:
@@ -194,7 +197,7 @@ def latents(
     from acdc.evidence.latents import look
     from acdc.pages.latents import to_html
     from acdc.terminal.latents import gallery_parts
-    from acdc.terminal.tables import TerminalReporter, say, show
+    from acdc.terminal.tables import TerminalReporter
     from graphs.files.whole import write_whole
 
     if html is not None:
@@ -205,8 +208,13 @@ def latents(
             run, top=n_shown, n_examples=prompts, clusters=clusters,
             trust_remote_code=trust_remote_code,
         )  # fmt: skip
-    if html is None:
-        show(*gallery_parts(gallery))
-    else:
+    written = None
+    if html is not None:
         write_whole(html, to_html(gallery))
-        say(f"written to {html}: {len(gallery.latents)} of {gallery.n_latents} latents")
+        written = f"written to {html}: {len(gallery.latents)} of {gallery.n_latents} latents"
+    answer(
+        lambda: asdict(gallery),
+        lambda: gallery_parts(gallery) if html is None else (),
+        as_json=as_json,
+        written=written,
+    )

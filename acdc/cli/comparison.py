@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from acdc.cli import options as opt
+from acdc.cli.answers import answer
 from acdc.cli.inputs import check_file
 
 if TYPE_CHECKING:
@@ -49,9 +50,7 @@ def compare(
             help="Random circuits of the same size beside it (default: 1,000, fewer large ones).",
         ),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json/--no-json", help="Print JSON instead of tables.")
-    ] = False,
+    as_json: opt.Json = False,
     trust_remote_code: opt.Trust = False,
     overwrite: opt.Replace = False,
 ) -> None:
@@ -93,6 +92,7 @@ def compare(
         check_roles(load_reference(reference), role or [])
     from acdc.evidence.comparison import check_drawable
     from acdc.evidence.comparison import compare as compare_all
+    from acdc.terminal.comparison import compared_parts
     from acdc.terminal.tables import TerminalReporter
 
     for path in circuits:
@@ -106,49 +106,14 @@ def compare(
     dot = None if out is None else found.dot()
     if found.warning:
         say(f"acdc: warning: {found.warning}", stderr=True)
-    if as_json:
-        _print_json(found)
-    else:
-        _show(found, role or [], list_edges)
     if out is not None and dot is not None:
         _write_picture(dot, out)
-        say(f"written to {out}", stderr=as_json)
-
-
-def _show(found: Compared, roles: list[str], list_edges: bool) -> None:
-    """Show how circuits compare, as tables."""
-    from acdc.terminal.tables import (
-        bases_tables,
-        comparison_table,
-        reference_table,
-        roles_table,
-        show,
+    answer(
+        lambda: _plain(found),
+        lambda: compared_parts(found, role or [], list_edges=list_edges),
+        as_json=as_json,
+        written=None if out is None else f"written to {out}",
     )
-    from graphs import Comparison, ReferenceComparison
-
-    own = found.found
-    if isinstance(own, ReferenceComparison):
-        assert found.reference is not None
-        title = found.labels[0] + (" (of ANOTHER MODEL)" if found.is_other_model else "")
-        show(reference_table(own, found.reference, title, found.chance))
-        if found.reference.roles:
-            show(roles_table(own, roles, found.chance))
-        if found.match is not None:
-            show(found.match.says)
-        for doubt in found.doubts:
-            show(f"warning of the run: {doubt}")
-        if list_edges:
-            overlap, what = (own.nodes, "nodes") if own.edges is None else (own.edges, "edges")
-            show(f"missed {what}: " + (", ".join(overlap.only_b) or "none"))
-            show(f"extra {what}: " + (", ".join(overlap.only_a) or "none"))
-    elif isinstance(own, Comparison):
-        labels = (found.labels[0], found.labels[1])
-        show(comparison_table(own, labels, found.chance))
-        if list_edges:
-            for label, names in zip(labels, (own.edges.only_a, own.edges.only_b), strict=True):
-                show(f"only in {label}: " + (", ".join(names) or "nothing"))
-    else:
-        show(*bases_tables(own, found.sizes, found.costs, found.labels, list_edges=list_edges))
 
 
 def _write_picture(dot: str, out: Path) -> None:
@@ -161,12 +126,10 @@ def _write_picture(dot: str, out: Path) -> None:
         render(dot, out)
 
 
-def _print_json(found: Compared) -> None:
-    from graphs.files.whole import json_indented
-
+def _plain(found: Compared) -> dict[str, Any]:
     plain = found.summary()
     alone = not plain["sizes"] and "circuits" not in plain["comparison"]
     if alone:
         more = {key: plain[key] for key in ("model", "other_model", "doubts", "chance")}
         plain = plain["comparison"] | (more if found.reference else {"chance": plain["chance"]})
-    typer.echo(json_indented(plain))
+    return plain

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from acdc.cli import options as opt
+from acdc.cli.answers import answer
 from acdc.cli.asked import takes
 from acdc.cli.inputs import to_bytes
 
@@ -31,6 +32,7 @@ def develop(
         int, typer.Option("--n-random", help="Random circuits that overlaps are compared with.")
     ] = 200,
     memory: opt.Memory = 1.0,
+    as_json: opt.Json = False,
     out: Annotated[
         Path | None,
         typer.Option("--out", help="Folder to write (default: runs/develop-<task>-<time>)."),
@@ -50,7 +52,7 @@ def develop(
     from acdc.evidence.development import develop as follow
     from acdc.runs.folder import check_output
     from acdc.terminal.development import development_tables
-    from acdc.terminal.tables import TerminalReporter, show, warn
+    from acdc.terminal.tables import TerminalReporter
 
     n_bytes = to_bytes(memory)
     folder = out or Path("runs") / f"develop-{Path(task).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -59,9 +61,11 @@ def develop(
     found = follow(task, models, n_random=n_random, memory=n_bytes, reporter=reporter, **asked)
     with reporter.phase("draw and write", None):
         found.save(folder, overwrite=overwrite)
-    show(*development_tables(found))
-    warn(found.warnings)
-    show(
-        f"written to {folder}: development.json, checkpoints.csv, edges.csv, heads.csv, "
-        "development.svg and .png, and each run"
+    names = "development.json, checkpoints.csv, edges.csv, heads.csv, development.svg and .png"
+    answer(
+        found.summary,
+        lambda: development_tables(found),
+        found.warnings,
+        as_json=as_json,
+        written=f"written to {folder}: {names}, and each run",
     )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from acdc.cli import options as opt
+from acdc.cli.answers import answer
 from acdc.cli.asked import takes
 from acdc.cli.inputs import to_bytes
 
@@ -30,6 +32,7 @@ def discover(
         ),
     ] = "noising",
     memory: opt.Memory = 1.0,
+    as_json: opt.Json = False,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -53,7 +56,7 @@ def discover(
     from acdc.runs.discover import discover as find
     from acdc.runs.folder import check_output
     from acdc.settings import Settings
-    from acdc.terminal.tables import TerminalReporter, edges_table, run_table, show, warn
+    from acdc.terminal.tables import TerminalReporter, edges_table, run_table
 
     if direction not in ("noising", "denoising", "both"):
         raise OptionError(f"direction {direction!r}: expected noising, denoising or both")
@@ -64,7 +67,7 @@ def discover(
     )
     folder = out or _default_folder(Path(task).stem)
     if both:
-        _discover_both(settings, folder, memory=n_bytes, overwrite=overwrite, strict=strict)
+        _discover_both(settings, folder, as_json, overwrite, memory=n_bytes, strict=strict)
         return
     check_output(folder, overwrite=overwrite)
     reporter = TerminalReporter()
@@ -73,9 +76,15 @@ def discover(
     )
     with reporter.phase("draw and write", None):
         run.save(folder, overwrite=overwrite)
-    show(run_table(run.summary(), f"circuit of {task}"), edges_table(run.circuit))
-    warn(run.claim.warnings)
-    show(f"written to {folder}: run.json, circuit.json, circuit.dot, circuit.svg, circuit.png")
+    answer(
+        run.summary,
+        lambda: (run_table(run.summary(), f"circuit of {task}"), edges_table(run.circuit)),
+        run.claim.warnings,
+        as_json=as_json,
+        written=(
+            f"written to {folder}: run.json, circuit.json, circuit.dot, circuit.svg, circuit.png"
+        ),
+    )
 
 
 def _default_method(asked: dict[str, Any]) -> str:
@@ -83,11 +92,11 @@ def _default_method(asked: dict[str, Any]) -> str:
 
 
 def _discover_both(
-    settings: Settings, folder: Path, *, memory: int, overwrite: bool, strict: bool
+    settings: Settings, folder: Path, as_json: bool, overwrite: bool, *, memory: int, strict: bool
 ) -> None:
     """Discover in both directions, and show what only one of them finds."""
     from acdc.evidence.directions import check_folder, discover_both
-    from acdc.terminal.tables import TerminalReporter, directions_tables, run_table, show, warn
+    from acdc.terminal.tables import TerminalReporter, directions_tables, run_table, warnings_lines
 
     check_folder(folder, overwrite=overwrite)
     reporter = TerminalReporter()
@@ -96,13 +105,18 @@ def _discover_both(
     )
     with reporter.phase("draw and write", None):
         found.save(folder, overwrite=overwrite)
-    for run in found.runs:
-        show(run_table(run.summary(), f"circuit of {settings.task}, {run.settings.direction}"))
-        warn(run.claim.warnings)
-    show(*directions_tables(found))
-    if found.candidates:
-        show(f"candidates, not yet tested: acdc interactions {folder}")
-    show(f"written to {folder}: noising, denoising, directions.json, directions.svg and .png")
+
+    def parts() -> Iterator[Any]:
+        for run in found.runs:
+            which = run.settings.direction
+            yield run_table(run.summary(), f"circuit of {settings.task}, {which}")
+            yield from warnings_lines(run.claim.warnings)
+        yield from directions_tables(found)
+        if found.candidates:
+            yield f"candidates, not yet tested: acdc interactions {folder}"
+
+    names = "noising, denoising, directions.json, directions.svg and .png"
+    answer(found.summary, parts, as_json=as_json, written=f"written to {folder}: {names}")
 
 
 @takes(
@@ -127,6 +141,7 @@ def sweep(
         int, typer.Option("--candidates", help="With latents: edges that are tried at most.")
     ] = 3000,
     memory: opt.Memory = 1.0,
+    as_json: opt.Json = False,
     out: Annotated[
         Path | None,
         typer.Option("--out", help="Folder to write (default: runs/sweep-<task>-<time>)."),
@@ -141,7 +156,7 @@ def sweep(
     from acdc.evidence.frontier import check_thresholds
     from acdc.evidence.frontier import sweep as run_sweep
     from acdc.runs.folder import check_output
-    from acdc.terminal.tables import TerminalReporter, frontier_table, show
+    from acdc.terminal.tables import TerminalReporter, frontier_table
 
     n_bytes = to_bytes(memory)
     taus = None if thresholds is None else check_thresholds(_numbers(thresholds))
@@ -153,9 +168,14 @@ def sweep(
     )
     with reporter.phase("draw and write", None):
         frontier.save(folder, overwrite=overwrite)
-    show(frontier_table(frontier.rows(), f"ACDC on {task}, {frontier.settings.model}"))
+    title = f"ACDC on {task}, {frontier.settings.model}"
     files = "sweep.json, frontier.csv, frontier.svg, frontier.png, circuit-<tau>.json"
-    show(f"written to {folder}: {files}")
+    answer(
+        frontier.summary,
+        lambda: (frontier_table(frontier.rows(), title),),
+        as_json=as_json,
+        written=f"written to {folder}: {files}",
+    )
 
 
 @takes(*_EVERY, methods=True, method=None)
@@ -173,6 +193,7 @@ def stability(
         int, typer.Option("--method-seeds", help="Vary the method's own seed, too.")
     ] = 1,
     memory: opt.Memory = 1.0,
+    as_json: opt.Json = False,
     at_least: Annotated[
         float, typer.Option("--at-least", help="Draw edges kept in this share of the runs.")
     ] = 0.5,
@@ -195,7 +216,7 @@ def stability(
     from acdc.errors import OptionError
     from acdc.evidence.stability import stability as repeat
     from acdc.runs.folder import check_output
-    from acdc.terminal.tables import TerminalReporter, show, stability_tables, warn
+    from acdc.terminal.tables import TerminalReporter, stability_tables
 
     if not 0 < at_least <= 1:
         raise OptionError(f"at-least {at_least:g}: expected a share above 0, at most 1")
@@ -210,9 +231,14 @@ def stability(
     )  # fmt: skip
     with reporter.phase("draw and write", None):
         found.save(folder, at_least=at_least, overwrite=overwrite)
-    show(*stability_tables(found))
-    warn(found.warnings)
-    show(f"written to {folder}: stability.json, edges.csv, circuit.json, circuit.svg, circuit.png")
+    names = "stability.json, edges.csv, circuit.json, circuit.svg, circuit.png"
+    answer(
+        found.summary,
+        lambda: stability_tables(found),
+        found.warnings,
+        as_json=as_json,
+        written=f"written to {folder}: {names}",
+    )
 
 
 @takes(*_EVERY, leave=("corruption", "intervention"), methods=True, method=None)
@@ -227,6 +253,7 @@ def conditions(
         typer.Option("--interventions", help="By name, as resample,mean,zero, or all untrained."),
     ] = None,
     memory: opt.Memory = 1.0,
+    as_json: opt.Json = False,
     list_edges: Annotated[
         bool, typer.Option("--list/--no-list", help="List the edges that come and go.")
     ] = True,
@@ -245,7 +272,7 @@ def conditions(
     """
     from acdc.evidence.conditions import conditions as compare_conditions
     from acdc.runs.folder import check_output
-    from acdc.terminal.tables import TerminalReporter, conditions_tables, show, warn
+    from acdc.terminal.tables import TerminalReporter, conditions_tables
 
     n_bytes = to_bytes(memory)
     folder = out or _default_folder(f"conditions-{Path(task).stem}")
@@ -258,9 +285,14 @@ def conditions(
     )  # fmt: skip
     with reporter.phase("draw and write", None):
         found.save(folder, overwrite=overwrite)
-    show(*conditions_tables(found, list_edges=list_edges))
-    warn(found.warnings)
-    show(f"written to {folder}: conditions.json, edges.csv, conditions.svg and .png, and each run")
+    names = "conditions.json, edges.csv, conditions.svg and .png, and each run"
+    answer(
+        found.summary,
+        lambda: conditions_tables(found, list_edges=list_edges),
+        found.warnings,
+        as_json=as_json,
+        written=f"written to {folder}: {names}",
+    )
 
 
 def _words(text: str | None) -> tuple[str, ...] | None:

@@ -45,9 +45,7 @@ def dose(
         int, typer.Option("--max", help="Measure at most so many, of the largest scores.")
     ] = 100,
     memory: opt.Memory = 1.0,
-    as_json: Annotated[
-        bool, typer.Option("--json/--no-json", help="Print JSON instead of tables.")
-    ] = False,
+    as_json: opt.Json = False,
     out: opt.JsonFile = None,
     overwrite: opt.Replace = False,
     **asked: Any,
@@ -76,4 +74,10 @@ def dose(
         per_unit=per_unit, bend=bend, most=most, memory=n_bytes,
         reporter=TerminalReporter(), **asked,
     )  # fmt: skip
-    answer(found, lambda: doses_parts(found, f"doses of {run}"), out, as_json)
+    answer(
+        found.summary,
+        lambda: doses_parts(found, f"doses of {run}"),
+        found.warnings,
+        as_json=as_json,
+        out=out,
+    )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from acdc.cli import options as opt
+from acdc.cli.answers import answer
 from acdc.cli.asked import takes
 from acdc.cli.inputs import check_file, check_page, to_bytes
 
@@ -71,6 +72,7 @@ def evaluate(
     test_seed: Annotated[
         int, typer.Option("--test-seed", help="Seed of all that the tests draw.")
     ] = 0,
+    as_json: opt.Json = False,
     out: opt.JsonFile = None,
     overwrite: opt.Replace = False,
     **asked: Any,
@@ -89,17 +91,7 @@ def evaluate(
     from acdc.evidence.assessment import evaluate as assess
     from acdc.evidence.verdicts import Trials
     from acdc.runs.opened import open_run
-    from acdc.terminal.tables import (
-        TerminalReporter,
-        ablations_table,
-        effects_table,
-        per_prompt_table,
-        run_table,
-        show,
-        verdicts_table,
-        warn,
-    )
-    from graphs.files.whole import write_json
+    from acdc.terminal.tables import TerminalReporter, assessment_parts, run_table
 
     trials = Trials(
         alpha=alpha, epsilon=epsilon, quantile=quantile, tolerance=tolerance, n_random=n_random,
@@ -118,27 +110,24 @@ def evaluate(
             if asked_for:
                 raise OptionError(f"--brief with {name}: leave one of them out")
         summary = _brief(open_run(circuit), task=task, **asked)
-        show(run_table(summary, title))
-        warn(summary["warnings"])
+        answer(
+            lambda: summary,
+            lambda: (run_table(summary, title),),
+            summary["warnings"],
+            as_json=as_json,
+        )
         return
     assessment = assess(
         circuit, task=task, seen=seen, trials=trials, tests=tests, n_resamples=n_resamples,
         optimal=optimal, by_prompt=by_prompt, memory=n_bytes, reporter=TerminalReporter(), **asked,
     )  # fmt: skip
-    if out is not None:
-        write_json(out, assessment.summary())
-    summary = assessment.summary()
-    show(run_table(summary, title), ablations_table(summary))
-    warn(assessment.warnings)
-    if assessment.judgement is not None:
-        show(verdicts_table(assessment.judgement))
-        if assessment.judgement.edges:
-            show(effects_table(assessment.judgement))
-    if assessment.per_prompt is not None:
-        show(per_prompt_table(assessment.per_prompt))
-        show("every prompt: --out FILE; with their texts: acdc report RUN --evaluation FILE")
-    if out is not None:
-        show(f"written to {out}")
+    answer(
+        assessment.summary,
+        lambda: assessment_parts(assessment, title),
+        assessment.warnings,
+        as_json=as_json,
+        out=out,
+    )
 
 
 def _brief(run: Opened, **asked: Any) -> dict[str, Any]:
@@ -205,6 +194,7 @@ def self_repair(
         typer.Option("--min-share", help="Of what was taken, what a backup gives back at least."),
     ] = 0.1,
     n_resamples: opt.NResamples = 1000,
+    as_json: opt.Json = False,
     out: opt.JsonFile = None,
     overwrite: opt.Replace = False,
     **asked: Any,
@@ -219,8 +209,7 @@ def self_repair(
     from acdc.evidence.references import load_reference
     from acdc.evidence.self_repair import parse_roles
     from acdc.evidence.self_repair import self_repair as measure
-    from acdc.terminal.tables import TerminalReporter, self_repair_tables, show
-    from graphs.files.whole import write_json
+    from acdc.terminal.tables import TerminalReporter, self_repair_tables
 
     known = None if reference is None else load_reference(reference)
     roles = parse_roles(role, known) if role else known
@@ -230,11 +219,12 @@ def self_repair(
         circuit, roles, task=task, of=known, other_model=other_model, seen=seen,
         min_share=min_share, n_resamples=n_resamples, reporter=TerminalReporter(), **asked,
     )  # fmt: skip
-    if out is not None:
-        write_json(out, repair.summary())
-    show(*self_repair_tables(repair, f"self-repair in {circuit}"))
-    if out is not None:
-        show(f"written to {out}")
+    answer(
+        repair.summary,
+        lambda: self_repair_tables(repair, f"self-repair in {circuit}"),
+        as_json=as_json,
+        out=out,
+    )
 
 
 def report(

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from acdc.cli import options as opt
+from acdc.cli.answers import answer
 from acdc.cli.asked import takes
 from acdc.cli.inputs import to_bytes
 
@@ -28,6 +29,7 @@ def groups(
     ] = "eap-ig",
     n_resamples: opt.NResamples = 1000,
     memory: opt.Memory = 1.0,
+    as_json: opt.Json = False,
     out: Annotated[
         Path | None,
         typer.Option("--out", help="Folder to write (default: runs/groups-<task>-<time>)."),
@@ -43,7 +45,7 @@ def groups(
     """
     from acdc.evidence.groups import groups as find
     from acdc.runs.folder import check_output
-    from acdc.terminal.tables import TerminalReporter, groups_tables, show, warn
+    from acdc.terminal.tables import TerminalReporter, groups_tables
 
     n_bytes = to_bytes(memory)
     folder = out or Path("runs") / f"groups-{Path(task).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -56,6 +58,10 @@ def groups(
     )  # fmt: skip
     with reporter.phase("draw and write", None):
         found.save(folder, overwrite=overwrite)
-    show(*groups_tables(found, f"groups of {task}"))
-    warn(found.warnings)
-    show(f"written to {folder}: groups.json, and of each group prompts, circuit and picture")
+    answer(
+        found.summary,
+        lambda: groups_tables(found, f"groups of {task}"),
+        found.warnings,
+        as_json=as_json,
+        written=f"written to {folder}: groups.json, and of each group prompts, circuit and picture",
+    )

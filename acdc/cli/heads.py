@@ -45,9 +45,7 @@ def heads(
         bool,
         typer.Option("--seen/--unseen", help="Measure on the prompts that discovery saw."),
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json/--no-json", help="Print JSON instead of tables.")
-    ] = False,
+    as_json: opt.Json = False,
     out: opt.JsonFile = None,
     overwrite: opt.Replace = False,
     **asked: Any,
@@ -75,4 +73,10 @@ def heads(
         run, head or (), task=task, by=by, at=at, prompt=prompt, seen=seen, max_heads=max_heads,
         reporter=TerminalReporter(), **asked,
     )  # fmt: skip
-    answer(found, lambda: heads_tables(found, f"heads in {run}"), out, as_json)
+    answer(
+        found.summary,
+        lambda: heads_tables(found, f"heads in {run}"),
+        found.warnings,
+        as_json=as_json,
+        out=out,
+    )

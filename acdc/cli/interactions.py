@@ -38,9 +38,7 @@ def interactions(
         typer.Option("--seen/--unseen", help="Measure on the prompts that discovery saw."),
     ] = False,
     n_resamples: opt.NResamples = 1000,
-    as_json: Annotated[
-        bool, typer.Option("--json/--no-json", help="Print JSON instead of tables.")
-    ] = False,
+    as_json: opt.Json = False,
     out: opt.JsonFile = None,
     overwrite: opt.Replace = False,
     **asked: Any,
@@ -63,4 +61,10 @@ def interactions(
         run, edge or (), task=task, seen=seen, max_pairs=max_pairs, alpha=alpha,
         n_resamples=n_resamples, reporter=TerminalReporter(), **asked,
     )  # fmt: skip
-    answer(found, lambda: interactions_tables(found, f"interactions in {run}"), out, as_json)
+    answer(
+        found.summary,
+        lambda: interactions_tables(found, f"interactions in {run}"),
+        found.warnings,
+        as_json=as_json,
+        out=out,
+    )

@@ -6,6 +6,9 @@ from typing import Annotated
 
 import typer
 
+from acdc.cli import options as opt
+from acdc.cli.answers import answer
+
 __all__ = ["list_"]
 
 
@@ -14,15 +17,16 @@ def list_(
         str,
         typer.Argument(help="models, tasks, methods, metrics, ablations or references."),
     ],
+    as_json: opt.Json = False,
 ) -> None:
     """List what there is: models, tasks, methods, metrics, ablations or references.
 
     Example: acdc list methods
     """
     from acdc.errors import UnknownNameError
-    from acdc.terminal.listing import LISTS
-    from acdc.terminal.tables import show
+    from acdc.terminal.listing import LISTS, list_table
 
     if what not in LISTS:
         raise UnknownNameError("list", what, LISTS)
-    show(LISTS[what]())
+    title, rows = LISTS[what]()
+    answer(lambda: dict(rows), lambda: (list_table(title, rows),), as_json=as_json)

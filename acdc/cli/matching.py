@@ -27,9 +27,7 @@ def match(
     list_edges: Annotated[
         bool, typer.Option("--list/--no-list", help="List the edges that both have.")
     ] = True,
-    as_json: Annotated[
-        bool, typer.Option("--json/--no-json", help="Print JSON instead of tables.")
-    ] = False,
+    as_json: opt.Json = False,
     trust_remote_code: opt.Trust = False,
     out: opt.JsonFile = None,
     overwrite: opt.Replace = False,
@@ -51,4 +49,10 @@ def match(
         one, other, limit=limit, n_random=n_random, trust_remote_code=trust_remote_code,
         reporter=TerminalReporter(),
     )  # fmt: skip
-    answer(found, lambda: matching_tables(found, list_edges=list_edges), out, as_json)
+    answer(
+        found.summary,
+        lambda: matching_tables(found, list_edges=list_edges),
+        found.warnings,
+        as_json=as_json,
+        out=out,
+    )

@@ -29,6 +29,7 @@ OtherModel = Annotated[
 ]
 NResamples = Annotated[int, typer.Option("--n-resamples", help="Of the bootstrap over prompts.")]
 
+Json = Annotated[bool, typer.Option("--json/--no-json", help="Print JSON instead of tables.")]
 JsonFile = Annotated[Path | None, typer.Option("--out", help="JSON file to write.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write into a folder that has files.")]
 Replace = Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")]

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from acdc.cli import options as opt
+from acdc.cli.answers import answer
 
 __all__ = ["shared"]
 
@@ -25,9 +26,7 @@ def shared(
     list_edges: Annotated[
         bool, typer.Option("--list/--no-list", help="List the edges that are shared.")
     ] = True,
-    as_json: Annotated[
-        bool, typer.Option("--json/--no-json", help="Print JSON instead of tables.")
-    ] = False,
+    as_json: opt.Json = False,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder to write (default: runs/shared-<time>).")
     ] = None,
@@ -43,18 +42,18 @@ def shared(
     from acdc.evidence.sharing import shared as compare_tasks
     from acdc.runs.folder import check_output
     from acdc.terminal.sharing import sharing_tables
-    from acdc.terminal.tables import TerminalReporter, say, show, warn
-    from graphs.files.whole import json_indented
+    from acdc.terminal.tables import TerminalReporter
 
     folder = out or Path("runs") / f"shared-{time.strftime('%Y%m%d-%H%M%S')}"
     check_output(folder, overwrite=overwrite)
     with TerminalReporter().phase("draw random circuits", None):
         found = compare_tasks(*runs, n_random=n_random, seed=seed)
         found.save(folder, overwrite=overwrite)
-    if as_json:
-        typer.echo(json_indented(found.summary()))
-    else:
-        show(*sharing_tables(found, list_edges=list_edges))
-        warn(found.warnings)
     names = "shared.json, nodes.csv, edges.csv, overlap.csv, shared.svg and .png"
-    say(f"written to {folder}: {names}", stderr=as_json)
+    answer(
+        found.summary,
+        lambda: sharing_tables(found, list_edges=list_edges),
+        found.warnings,
+        as_json=as_json,
+        written=f"written to {folder}: {names}",
+    )

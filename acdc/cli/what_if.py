@@ -60,9 +60,7 @@ def what_if(
         bool,
         typer.Option("--seen/--unseen", help="Measure on the prompts that discovery saw."),
     ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json/--no-json", help="Print JSON instead of tables.")
-    ] = False,
+    as_json: opt.Json = False,
     out: opt.JsonFile = None,
     overwrite: opt.Replace = False,
     **asked: Any,
@@ -87,7 +85,13 @@ def what_if(
         prompts=prompt or (), corrupt=corrupt or (), generate=generate, top=top, show=show,
         task=task, seen=seen, reporter=TerminalReporter(), **factors, **asked,
     )  # fmt: skip
-    answer(found, lambda: what_if_parts(found, f"what if in {run}"), out, as_json)
+    answer(
+        found.summary,
+        lambda: what_if_parts(found, f"what if in {run}"),
+        found.warnings,
+        as_json=as_json,
+        out=out,
+    )
 
 
 def _factors(option: str, given: Sequence[str]) -> dict[str, float]:

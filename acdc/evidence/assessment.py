@@ -25,6 +25,7 @@ from acdc.runs.folder import Timer, save_summary, versions
 from acdc.runs.opened import RunLike, open_run
 from acdc.runs.unseen import PromptChoice
 from acdc.settings import MOST_RESAMPLES, Direction, Settings, check_count
+from acdc.terminal.shown import Shown
 from graphs import Circuit, prune
 from graphs.text import said
 
@@ -73,7 +74,7 @@ class Measured:
 
 
 @dataclass(frozen=True, eq=False)
-class Assessment:
+class Assessment(Shown):
     """What was found of a circuit.
 
     Parameters

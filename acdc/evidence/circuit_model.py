@@ -34,6 +34,7 @@ from acdc.runs.opened import RunLike, open_run
 from acdc.runs.unseen import PromptChoice
 from acdc.settings import Settings
 from acdc.tasks import Tokenizer
+from acdc.terminal.shown import Shown
 from graphs import Circuit
 from graphs.files.whole import MIB, read_text, write_json
 from graphs.text import short
@@ -48,7 +49,7 @@ _TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
-class CircuitModel:
+class CircuitModel(Shown):
     """What was written.
 
     Parameters

@@ -20,6 +20,7 @@ from acdc.runs.discover import Reporter, Silent
 from acdc.runs.folder import Run, save_summary
 from acdc.runs.opened import Opened, RunLike, open_run, other_weights
 from acdc.settings import MOST_RESAMPLES, check_count
+from acdc.terminal.shown import Shown
 from graphs import (
     Ablation,
     BasesComparison,
@@ -79,7 +80,7 @@ class Cost:
 
 
 @dataclass(frozen=True, eq=False)
-class Compared:
+class Compared(Shown):
     """Circuits side by side, or one beside a reference.
 
     Parameters

@@ -25,6 +25,7 @@ from acdc.runs.discover import Reporter, Silent, check_discovery, discover
 from acdc.runs.folder import Run, versions, write_folder
 from acdc.runs.given import settings_of, spec_of
 from acdc.settings import Settings
+from acdc.terminal.shown import Shown
 from graphs.files.whole import write_json, write_whole
 from graphs.known.several import Several, compare_several, to_dot_several
 from graphs.pictures.draw import render
@@ -37,7 +38,7 @@ _MOST_NAMED = 4
 
 
 @dataclass(frozen=True, eq=False)
-class Conditions:
+class Conditions(Shown):
     """Circuits of one task, one per condition.
 
     Parameters

@@ -53,6 +53,7 @@ from acdc.runs.folder import Run, versions, write_folder
 from acdc.runs.given import method_of, settings_of, spec_of
 from acdc.runs.prompts import split_prompts
 from acdc.settings import MOST_RESAMPLES, Settings, check_count
+from acdc.terminal.shown import Shown
 from graphs import Circuit, compare
 from graphs.files.whole import write_json, write_whole
 from graphs.known.chance import Chance, chance_of_pair
@@ -132,7 +133,7 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, eq=False)
-class Development:
+class Development(Shown):
     """A task over the training of a model.
 
     Parameters

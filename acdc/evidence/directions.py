@@ -26,6 +26,7 @@ from acdc.engine.checkpoint import Checkpoint
 from acdc.runs.discover import Reporter, Silent, discover
 from acdc.runs.folder import Run, check_output, finish_killed, versions, write_folder
 from acdc.runs.given import named
+from acdc.terminal.shown import Shown
 from graphs.files.whole import write_json
 from graphs.known.compare import Comparison, compare, to_dot_comparison
 from graphs.pictures.draw import render
@@ -61,7 +62,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, eq=False)
-class BothDirections:
+class BothDirections(Shown):
     """What was found in both directions.
 
     Parameters

@@ -30,6 +30,7 @@ from acdc.runs.folder import Timer, save_summary, versions
 from acdc.runs.opened import RunLike, open_run
 from acdc.runs.unseen import PromptChoice
 from acdc.settings import Settings, check_count
+from acdc.terminal.shown import Shown
 from graphs import Circuit, Graph
 from graphs.errors import GraphError, did_you_mean
 from graphs.files.whole import MIB, read_json
@@ -47,7 +48,7 @@ _MOST_SIZE = 1e300
 
 
 @dataclass(frozen=True, eq=False)
-class Doses:
+class Doses(Shown):
     """Dose-response curves of a circuit's components.
 
     Parameters

@@ -37,6 +37,7 @@ from acdc.runs.folder import Timer, versions, write_folder
 from acdc.runs.given import settings_of
 from acdc.runs.prompts import split_prompts
 from acdc.settings import Settings, check_count
+from acdc.terminal.shown import Shown
 from graphs import Circuit
 from graphs.files.formats import save_circuit
 from graphs.files.whole import write_json, write_whole
@@ -84,7 +85,7 @@ class Point:
 
 
 @dataclass(frozen=True, eq=False)
-class Frontier:
+class Frontier(Shown):
     """A finished sweep.
 
     Parameters
@@ -115,6 +116,16 @@ class Frontier:
         """One plain row per threshold."""
         return [point.row() for point in self.points]
 
+    def summary(self) -> dict[str, Any]:
+        """Content of ``sweep.json``."""
+        return {
+            **self.settings.plain(),
+            **self.details,
+            "points": self.rows(),
+            "timings": self.timings,
+            "versions": versions(),
+        }
+
     def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write the folder, all files or none; errors as :meth:`acdc.runs.folder.Run.save`."""
         return write_folder(folder, self._write, overwrite=overwrite)
@@ -130,14 +141,7 @@ class Frontier:
         write_whole(folder / "frontier.csv", text.getvalue())
         for kind in ("svg", "png"):
             write_whole(folder / f"frontier.{kind}", _plot(self, kind))
-        summary = {
-            **self.settings.plain(),
-            **self.details,
-            "points": rows,
-            "timings": self.timings,
-            "versions": versions(),
-        }
-        write_json(folder / "sweep.json", summary)
+        write_json(folder / "sweep.json", self.summary())
 
 
 def check_thresholds(thresholds: Sequence[float]) -> tuple[float, ...]:

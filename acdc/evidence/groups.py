@@ -56,6 +56,7 @@ from acdc.tasks import Task, Tokenizer
 from acdc.tasks.files import write_pairs
 from acdc.tasks.split import select_pairs
 from acdc.tasks.texts import Texts
+from acdc.terminal.shown import Shown
 from graphs import Circuit, save_circuit
 from graphs.files.whole import write_json
 from graphs.pictures.draw import render, to_dot
@@ -138,7 +139,7 @@ class Cross:
 
 
 @dataclass(frozen=True, eq=False)
-class Groups:
+class Groups(Shown):
     """Prompts of a task in groups.
 
     Parameters

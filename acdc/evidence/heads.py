@@ -27,6 +27,7 @@ from acdc.settings import MOST_REPEATS, Settings, check_count
 from acdc.tasks import Pair, Task, Tokenizer
 from acdc.tasks.split import select_pairs
 from acdc.tasks.texts import Texts, visible
+from acdc.terminal.shown import Shown
 from graphs import Circuit
 from graphs.text import short
 
@@ -34,7 +35,7 @@ __all__ = ["Heads", "heads"]
 
 
 @dataclass(frozen=True, eq=False)
-class Heads:
+class Heads(Shown):
     """Why the heads of a circuit attend.
 
     Parameters

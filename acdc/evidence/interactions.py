@@ -37,6 +37,7 @@ from acdc.runs.folder import Timer, save_summary, versions
 from acdc.runs.opened import Opened, RunLike, open_run
 from acdc.runs.unseen import PromptChoice
 from acdc.settings import MOST_RESAMPLES, Direction, Settings, check_count
+from acdc.terminal.shown import Shown
 from graphs import Circuit, Graph
 from graphs.known.compare import compare, differing_shapes
 from graphs.text import short
@@ -106,7 +107,7 @@ class Tested:
 
 
 @dataclass(frozen=True, eq=False)
-class Interactions:
+class Interactions(Shown):
     """What was found of pairs of edges.
 
     Parameters

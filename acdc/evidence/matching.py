@@ -26,6 +26,7 @@ from acdc.runs.folder import save_summary
 from acdc.runs.opened import Opened, RunLike, open_run
 from acdc.runs.reopen import reopen
 from acdc.settings import MOST_RESAMPLES, check_count
+from acdc.terminal.shown import Shown
 from graphs import Circuit
 from graphs.graph import parse_node
 from graphs.select import prune
@@ -67,7 +68,7 @@ class Pair:
 
 
 @dataclass(frozen=True, eq=False)
-class Matched:
+class Matched(Shown):
     """Two circuits, matched.
 
     Parameters

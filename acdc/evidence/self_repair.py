@@ -63,6 +63,7 @@ from acdc.runs.folder import Timer, save_summary, versions
 from acdc.runs.opened import RunLike, open_run
 from acdc.runs.unseen import PromptChoice
 from acdc.settings import MOST_RESAMPLES, Settings, check_count
+from acdc.terminal.shown import Shown
 from graphs import Circuit, Graph
 from graphs.coarse import coarsen
 from graphs.errors import did_you_mean
@@ -176,7 +177,7 @@ class RoleRepair:
 
 
 @dataclass(frozen=True, eq=False)
-class SelfRepair:
+class SelfRepair(Shown):
     """Self-repair in a circuit, role by role.
 
     Parameters

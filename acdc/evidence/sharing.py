@@ -22,6 +22,7 @@ from acdc.evidence.sharing_picture import draw
 from acdc.runs.folder import versions, write_folder
 from acdc.runs.opened import Opened, RunLike, open_run, other_weights
 from acdc.settings import MOST_RESAMPLES, check_count
+from acdc.terminal.shown import Shown
 from graphs.files.whole import write_json, write_whole
 from graphs.known.sharing import LEVEL, Membership, Sharing, share_several
 from graphs.select import prune
@@ -33,7 +34,7 @@ _HOW = ("method", "intervention", "direction", "positions")
 
 
 @dataclass(frozen=True, eq=False)
-class SharedCircuits:
+class SharedCircuits(Shown):
     """Circuits of one model, side by side.
 
     Parameters

@@ -30,6 +30,7 @@ from acdc.runs.folder import Run, versions, write_folder
 from acdc.runs.given import method_of, model_of, settings_of, spec_of
 from acdc.settings import Settings, check_count
 from acdc.tasks import Task, load_task
+from acdc.terminal.shown import Shown
 from graphs import Circuit, Graph, component_graph, save_circuit, write_whole
 from graphs.files.whole import write_json
 from graphs.pictures.draw import render, to_dot
@@ -43,7 +44,7 @@ _N_LISTED = 512
 
 
 @dataclass(frozen=True, eq=False)
-class Stability:
+class Stability(Shown):
     """Circuits of one task over seeds.
 
     Parameters

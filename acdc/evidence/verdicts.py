@@ -69,6 +69,7 @@ from scipy import stats
 from acdc.errors import OptionError
 from acdc.measure.evaluation import Evaluator
 from acdc.settings import MOST_REPEATS, check_count
+from acdc.terminal.shown import Shown
 from graphs.sample import PathSampler
 from graphs.select import prune
 
@@ -260,7 +261,7 @@ class Knockout:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Judgement(Shown):
     """All tests of one circuit.
 
     Parameters

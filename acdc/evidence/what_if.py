@@ -39,6 +39,7 @@ from acdc.settings import Settings, check_count
 from acdc.tasks import Task, Tokenizer
 from acdc.tasks.files import encode
 from acdc.tasks.texts import Texts
+from acdc.terminal.shown import Shown
 from graphs.text import short
 
 __all__ = ["Looked", "NextToken", "WhatIf", "ablating", "what_if"]
@@ -90,7 +91,7 @@ class Looked:
 
 
 @dataclass(frozen=True, eq=False)
-class WhatIf:
+class WhatIf(Shown):
     """What a model says if its nodes and edges are acted on.
 
     Parameters

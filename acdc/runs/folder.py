@@ -26,6 +26,7 @@ from acdc.files.objects import JsonObject
 from acdc.measure.evaluation import Evaluation
 from acdc.runs.claim import Claim
 from acdc.settings import Settings
+from acdc.terminal.shown import Shown
 from graphs import Circuit
 from graphs.files.beside import new_files, settle
 from graphs.files.formats import load_circuit, save_circuit
@@ -73,7 +74,7 @@ class Timer:
 
 
 @dataclass(frozen=True, eq=False)
-class Run:
+class Run(Shown):
     """A finished search.
 
     Parameters

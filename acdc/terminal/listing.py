@@ -8,19 +8,22 @@ from collections.abc import Callable, Iterable
 from rich.markup import escape
 from rich.table import Table
 
-__all__ = ["LISTS"]
+__all__ = ["LISTS", "list_table"]
+
+_Listed = tuple[str, list[tuple[str, str]]]
 
 
-def _table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
+def list_table(title: str, rows: Iterable[tuple[str, str]]) -> Table:
+    """Return names and descriptions as a table."""
     table = Table(title=title, title_justify="left")
-    for column in columns:
-        table.add_column(column, no_wrap=column == "name", overflow="fold")
+    table.add_column("name", no_wrap=True, overflow="fold")
+    table.add_column("description", overflow="fold")
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     return table
 
 
-def _models() -> Table:
+def _models() -> _Listed:
     from acdc.models import MODELS
     from acdc.models.lowering.families import SUPPORTED_ARCHITECTURES
 
@@ -30,10 +33,10 @@ def _models() -> Table:
         rows.append((name, str(card["description"])))
     rows.append(("any Hugging Face", ", ".join(SUPPORTED_ARCHITECTURES[1:]) + ": name or folder"))
     rows.append(("any native", "folder with config.json and model.safetensors (HookedTransformer)"))
-    return _table("models", ("name", "description"), rows)
+    return "models", rows
 
 
-def _tasks() -> Table:
+def _tasks() -> _Listed:
     from acdc.tasks import DEFAULT_METRIC, TASKS
 
     rows = []
@@ -44,31 +47,31 @@ def _tasks() -> Table:
         rows.append((task.name, "\n".join(lines)))
     files = "prompt pairs: JSONL, AutoCircuit's JSON or EAP-IG's CSV (give --model)"
     rows.append(("FILE", f"{files}\nmetric {DEFAULT_METRIC}"))
-    return _table("tasks", ("name", "description"), rows)
+    return "tasks", rows
 
 
-def _methods() -> Table:
+def _methods() -> _Listed:
     from acdc.methods import METHODS
 
     rows = [(m.name, m.description) for m in METHODS.values()]
-    return _table("methods", ("name", "description"), rows)
+    return "methods", rows
 
 
-def _metrics() -> Table:
+def _metrics() -> _Listed:
     from acdc.engine.metrics import METRICS
 
     rows = [(m.name, m.description) for m in METRICS.values()]
-    return _table("metrics", ("name", "description"), rows)
+    return "metrics", rows
 
 
-def _ablations() -> Table:
+def _ablations() -> _Listed:
     from acdc.ablations import ABLATIONS
 
     rows = [(a.name, f"ablated edges carry {a.description}") for a in ABLATIONS.values()]
-    return _table("ablations (--intervention)", ("name", "description"), rows)
+    return "ablations (--intervention)", rows
 
 
-def _references() -> Table:
+def _references() -> _Listed:
     from acdc.evidence.references import REFERENCES
     from graphs.known.reference import read_reference
 
@@ -82,10 +85,10 @@ def _references() -> Table:
         where = ", with positions" if reference.positions else ""
         text = f"{size} of {reference.model}{where}, true under {ablation}: {reference.description}"
         rows.append((name, text))
-    return _table("references", ("name", "description"), rows)
+    return "references", rows
 
 
-LISTS: dict[str, Callable[[], Table]] = {
+LISTS: dict[str, Callable[[], _Listed]] = {
     "models": _models,
     "tasks": _tasks,
     "methods": _methods,
@@ -93,3 +96,4 @@ LISTS: dict[str, Callable[[], Table]] = {
     "ablations": _ablations,
     "references": _references,
 }
+"""Each gives a title, and names with descriptions."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -13,9 +15,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from acdc.terminal.loudness import Loudness, loudness
 from graphs.text import printable
 
 if TYPE_CHECKING:
+    from acdc.evidence.assessment import Assessment
     from acdc.evidence.bases import SizeAt
     from acdc.evidence.comparison import Cost
     from acdc.evidence.conditions import Conditions
@@ -38,6 +42,7 @@ __all__ = [
     "SafeConsole",
     "TerminalReporter",
     "ablations_table",
+    "assessment_parts",
     "bases_tables",
     "comparison_table",
     "conditions_tables",
@@ -58,6 +63,7 @@ __all__ = [
     "stability_tables",
     "verdicts_table",
     "warn",
+    "warnings_lines",
 ]
 
 _TOP_EDGES = 10
@@ -80,7 +86,10 @@ class TerminalReporter:
         It disappears when the block raises, so that an error's message stands alone; where
         standard error is no terminal, only finished bars are printed.
         """
-        console = SafeConsole(stderr=True)
+        if loudness() is Loudness.QUIET:
+            yield
+            return
+        console, started = SafeConsole(stderr=True), time.perf_counter()
         columns = [
             TextColumn("{task.description:<24}"),
             BarColumn(),
@@ -96,6 +105,9 @@ class TerminalReporter:
             yield
             self._progress.update(task, total=total or 1, completed=total or 1)
         console.print(self._progress.get_renderable())
+        if loudness() is Loudness.VERBOSE:
+            took = time.perf_counter() - started
+            say(f"  {name}: {took:.2f} s, {_peak_memory()} at most so far", stderr=True)
 
     def advance(self, n: int) -> None:
         """Count ``n`` steps."""
@@ -106,6 +118,16 @@ class TerminalReporter:
         """Say beside the bar how the phase stands."""
         if self._progress is not None:
             self._progress.update(self._progress.task_ids[0], note=text)
+
+
+def _peak_memory() -> str:
+    """Most memory that the process has held."""
+    if sys.platform == "win32":
+        return "memory unknown on Windows"
+    import resource
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB, on macOS bytes
+    return f"{most / (2**30 if sys.platform == 'darwin' else 2**20):.2f} GiB"
 
 
 class SafeConsole(Console):
@@ -125,7 +147,15 @@ def say(line: str, *, stderr: bool = False) -> None:
 
 
 def show(*parts: Any) -> None:
-    """Print tables and text to standard output; a text as it is, those in tables as markup."""
+    """Print tables and text to standard output; a text as it is, those in tables as markup.
+
+    Nothing where one is told to be quiet.
+    """
+    if loudness() is not Loudness.QUIET:
+        _print(parts)
+
+
+def _print(parts: Iterable[Any]) -> None:
     console = SafeConsole()
     for part in parts:
         console.print(part, highlight=False, markup=not isinstance(part, str))
@@ -133,7 +163,12 @@ def show(*parts: Any) -> None:
 
 def warn(warnings: Iterable[str]) -> None:
     """Say what one should know before believing a result, a line each."""
-    show(*(f"warning: {warning}" for warning in warnings))
+    _print(warnings_lines(warnings))
+
+
+def warnings_lines(warnings: Iterable[str]) -> Iterator[str]:
+    """Yield warnings as they are shown."""
+    return (f"warning: {warning}" for warning in warnings)
 
 
 def number(value: float | None) -> str:
@@ -350,6 +385,20 @@ def per_prompt_table(found: PerPrompt, n: int = 10) -> Table:
     for row in found.two_sided()[:n]:
         table.add_row(row.edge, number(row.mean), f"{row.helps:.0%}", f"{row.hurts:.0%}")
     return table
+
+
+def assessment_parts(assessment: Assessment, title: str) -> Iterator[Any]:
+    """Yield all that a measured and tested circuit shows."""
+    summary = assessment.summary()
+    yield run_table(summary, title)
+    yield ablations_table(summary)
+    if assessment.judgement is not None:
+        yield verdicts_table(assessment.judgement)
+        if assessment.judgement.edges:
+            yield effects_table(assessment.judgement)
+    if assessment.per_prompt is not None:
+        yield per_prompt_table(assessment.per_prompt)
+        yield "every prompt: --out FILE; with their texts: acdc report RUN --evaluation FILE"
 
 
 def effects_table(judgement: Judgement, n: int = 5) -> Table:

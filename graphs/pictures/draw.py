@@ -26,7 +26,7 @@ from graphs.pictures.diagram import (
 from graphs.pictures.rendering import FORMATS, draw_dot
 from graphs.select import Mask, prune, select_top
 
-__all__ = ["render", "styled_lines", "to_dot"]
+__all__ = ["render", "styled_lines", "to_dot", "to_svg"]
 
 DRAWN_EDGES = 60
 """Edges of a picture that a reader takes in; more on demand."""
@@ -87,6 +87,11 @@ def to_dot(
         attributes=_data(circuit, drawn),
         highlight=marked,
     )
+
+
+def to_svg(circuit: Circuit, **options: Any) -> str:
+    """Return the picture of a circuit as SVG text; options as of :func:`to_dot`."""
+    return draw_dot(to_dot(circuit, **options), "svg").decode()
 
 
 def render(
