@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from acdc.cli import options as opt
+from acdc.cli.answers import answer
 from acdc.cli.asked import takes
 
 __all__ = ["study"]
@@ -54,6 +56,7 @@ def study(
     gpus: Annotated[
         float | None, typer.Option("--gpus", help="Of each run, on Ray (fractions too) and Slurm.")
     ] = None,
+    as_json: opt.Json = False,
     out: Annotated[
         Path, typer.Option("--out", help="Folder of the study; one that is there goes on.")
     ] = Path("runs") / "study",
@@ -71,7 +74,7 @@ def study(
     from acdc.evidence.study import study as run
     from acdc.pages.study import save_page
     from acdc.terminal.study import study_tables
-    from acdc.terminal.tables import TerminalReporter, say, show
+    from acdc.terminal.tables import TerminalReporter
 
     if file is None and task is None:
         raise OptionError("nothing to run: give a FILE.toml, or --task with names of tasks")
@@ -84,8 +87,12 @@ def study(
         reporter=TerminalReporter(), **asked,
     )  # fmt: skip
     save_page(found)
-    show(*study_tables(found))
-    say(f"written to {out}: results.csv, overlap.csv, study.html, and each run in cells")
+    answer(
+        found.summary,
+        lambda: study_tables(found),
+        as_json=as_json,
+        written=f"written to {out}: results.csv, overlap.csv, study.html, and each run in cells",
+    )
 
 
 def _list(name: str, text: str) -> list[Any]:

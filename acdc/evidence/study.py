@@ -26,6 +26,7 @@ from acdc.runs.cells import BUSY, DONE, Cell, read_cell, run_cell, run_cell_wait
 from acdc.runs.discover import Reporter, Silent
 from acdc.runs.folder import versions
 from acdc.runs.grid import Grid, read_study, resources_of
+from acdc.terminal.shown import Shown
 from graphs import Circuit
 from graphs.files.whole import MIB, read_json, write_json, write_whole
 from graphs.text import one_line, short
@@ -121,7 +122,7 @@ _SHORT = {"n_edges": "edges", "threshold": "tau"}
 
 
 @dataclass(frozen=True, eq=False)
-class Study:
+class Study(Shown):
     """Runs of a grid, done or failed.
 
     Parameters
@@ -187,9 +188,22 @@ class Study:
             Variant(dict(zip(names, key, strict=True)), tuple(of)) for key, of in found.items()
         )
 
+    @property
+    def plain_rows(self) -> list[dict[str, Any]]:
+        """Rows of ``results.csv`` as plain values."""
+        return [{"cell": row.cell.name, **row.found, "failed": row.failed} for row in self.rows]
+
+    def summary(self) -> dict[str, Any]:
+        """Plain values: the folder, the rows of ``results.csv`` and those of ``overlap.csv``."""
+        return {
+            "folder": str(self.folder),
+            "runs": self.plain_rows,
+            "overlap": list(self._overlaps()),
+        }
+
     def save(self) -> Path:
         """Write the tables into the study's folder."""
-        plain = [{"cell": row.cell.name, **row.found, "failed": row.failed} for row in self.rows]
+        plain = self.plain_rows
         write_whole(self.folder / "results.csv", _csv(self.columns, plain))
         if importlib.util.find_spec("pyarrow") is not None:
             write_whole(self.folder / "results.parquet", _parquet(self.columns, plain))

@@ -18,6 +18,7 @@ from acdc.terminal.doses import doses_parts
 from acdc.terminal.heads import heads_tables
 from acdc.terminal.matching import matching_tables
 from acdc.terminal.sharing import sharing_tables
+from acdc.terminal.study import study_tables
 from acdc.terminal.what_if import what_if_parts
 
 if TYPE_CHECKING:
@@ -141,6 +142,7 @@ _PARTS: dict[str, Callable[[Any], Iterable[Any]]] = {
     "SelfRepair": lambda found: tables.self_repair_tables(found, "self-repair"),
     "SharedCircuits": sharing_tables,
     "Stability": tables.stability_tables,
+    "Study": study_tables,
     "WhatIf": lambda found: what_if_parts(found, "what if"),
 }
 """By the name of its class, so that no result's module, with torch, is loaded to show another's."""
