@@ -42,7 +42,7 @@ class Processes:
     ) -> Iterator[tuple[int, Result | Lost]]:
         """Call a function with each item, see :meth:`acdc.executors.base.Executor.run`."""
         waiting = deque((place, 1) for place in range(len(items)))
-        n_workers = min(self.jobs, len(items))
+        n_workers = max(1, min(self.jobs, len(items)))
         threads = _threads(n_workers)
         idle: list[_Worker] = []
         busy: dict[Connection, _Worker] = {}
