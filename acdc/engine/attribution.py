@@ -29,7 +29,7 @@ from torch import Tensor
 
 from acdc.engine.experiment import Batch, Experiment
 from acdc.engine.program import Program
-from acdc.engine.stages import Gradients, Stage
+from acdc.engine.stages import Gradients, Stage, Transcoder
 from acdc.engine.values import (
     Block,
     Rows,
@@ -44,8 +44,10 @@ from acdc.models.lowering.model import Key, LoweredModel, Trace
 from graphs.select import top_edges
 
 __all__ = [
+    "AtBase",
     "Point",
     "Points",
+    "Room",
     "Tokens",
     "Written",
     "bytes_per_prompt",
@@ -64,6 +66,9 @@ Tokens = slice | Tensor
 
 _MOST_TOKENS = 64
 """Tokens of one chunk with latents: with more, those that few of them share fill the arrays."""
+_ROWS_BYTES = 8 << 20
+"""Gradients of a stage's receivers are mapped back in parts of this size: small enough that the
+allocator keeps the memory, and that they are in the cache when they are read again."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +94,21 @@ class Point:
 
 Points = Callable[[Batch, Trace, Trace], Iterator[Point]]
 """``(batch, base, other) -> points``."""
+
+
+@dataclass(frozen=True, eq=False)
+class AtBase:
+    """The one point of plain attribution: the base run, which is made once for both."""
+
+    experiment: Experiment
+
+    def __call__(self, batch: Batch, base: Trace, other: Trace) -> Iterator[Point]:
+        """Yield it, see :data:`Points`."""
+        yield Point(self.experiment.runs(batch)[0])
+
+
+Room = dict[int, Tensor]
+"""Memory that is used again, by the number of its rows."""
 
 
 def gradients(
@@ -250,24 +270,37 @@ def _add_scores(
     """Add the weighted sums over all prompts to ``scores [span, place]`` of a group of stages."""
     start = experiment.outline.start
     keys = tuple(key for stage in experiment.program.stages for key in stage.sees_gradients)
-    for batch, program, base, other, differences in parts_of(experiment, memory):
-        chunk = chunk_size(program, differences, memory)
+    at_base: list[Gradients] = []
+
+    def base_run(batch: Batch) -> Trace:
+        at_base.append(gradients(experiment, batch, Point(experiment.runs(batch)[0]), keys))
+        return at_base[-1].trace
+
+    shares = isinstance(points, AtBase) and not experiment.holds_base
+    parts = parts_of(experiment, memory, base_run if shares else None)
+    for batch, program, base, other, differences in parts:
         stages = program.stages[group.start : group.stop]
+        chunk = chunk_size(program, differences, memory)
+        width = max(stage.n_receivers for stage in stages if not isinstance(stage, Transcoder))
+        chunk = min(chunk, max(1, _ROWS_BYTES // (width * differences[0][0, 0].nbytes)))
+        room: Room = {}
         each = batch.n_prompts * bytes_per_prompt(experiment, batch.clean.shape[1])
         most = 1 if program.has_posts else max(1, memory // each)
         for some in _together(points(batch, base, other), most):
             found = []
             for point in some:
-                found.append(gradients(experiment, batch, point, keys, program.model))
+                one = at_base.pop() if at_base else None
+                found.append(one or gradients(experiment, batch, point, keys, program.model))
                 progress(batch.n_prompts)
             with torch.no_grad():
                 device = batch.clean.device
                 for span, tokens in token_chunks(batch.spans, batch.n_prompts, chunk, device):
-                    rows = Written(program, differences, tokens, found[0].trace, some[0].blocks)
+                    at = found[0].trace
+                    rows = Written(program, differences, tokens, at, some[0].blocks, room=room)
                     for stage in stages:
                         seen = program.senders_seen(stage)
-                        at = start - start[stages[0].ports.start]
-                        _accumulate(stage, seen, at, found, rows, scores[span], weight)
+                        first = start - start[stages[0].ports.start]
+                        _accumulate(stage, seen, first, found, rows, scores[span], weight)
             del found
 
 
@@ -353,6 +386,8 @@ class Written:
         Positions of some blocks; None: all.
     frozen
         Whether a post-norm's scale is a constant.
+    room
+        Where vectors are put: those of the last chunk are overwritten.  None: in new memory.
     """
 
     def __init__(
@@ -364,6 +399,7 @@ class Written:
         blocks: Sequence[int] | None = None,
         *,
         frozen: bool = False,
+        room: Room | None = None,
     ) -> None:
         self.tokens = tokens
         dense, ids = [], []
@@ -380,7 +416,7 @@ class Written:
             else:
                 dense.append(rows)
                 ids.append(np.arange(block.start, block.stop))
-        self._dense = torch.cat(dense) if dense else None
+        self._dense = _side_by_side(dense, {} if room is None else room) if dense else None
         self._ids = np.concatenate(ids) if ids else np.zeros(0, dtype=np.int64)
 
     def between(self, low: int, high: int, n_mlps: int) -> Iterator[tuple[slice | Tensor, Rows]]:
@@ -460,19 +496,30 @@ def node_scores(
     return found.sum(0) / experiment.n_rows
 
 
+def _side_by_side(parts: list[Tensor], room: Room) -> Tensor:
+    """Concatenate parts ``[row, token, d_model]`` where the last ones stood, if they fit."""
+    n = sum(map(len, parts))
+    if n not in room or room[n].shape[1] < parts[0].shape[1]:
+        room[n] = parts[0].new_empty(n, *parts[0].shape[1:])
+    return torch.cat(parts, out=room[n][:, : parts[0].shape[1]])
+
+
 def parts_of(
-    experiment: Experiment, memory: int
+    experiment: Experiment, memory: int, base_run: Callable[[Batch], Trace] | None = None
 ) -> Iterator[tuple[Batch, Program, Trace, Trace, Values]]:
     """Yield parts of the prompts that fit: program, plain runs and senders' differences.
 
-    Differences ``ablated_u - base_u`` are ``[sender, token, width]`` by block.
+    Differences ``ablated_u - base_u`` are ``[sender, token, width]`` by block.  ``base_run`` makes
+    the run that ablation starts from; None: an ordinary pass.
     """
     program = experiment.program
     for whole in experiment.batches:
         n_prompts = max(1, memory // bytes_per_prompt(experiment, whole.clean.shape[1]))
         for batch in whole.split(n_prompts):
             with torch.no_grad():
-                base, other = (experiment.model.forward(x) for x in experiment.runs(batch))
+                tokens, others = experiment.runs(batch)
+                base = experiment.model.forward(tokens) if base_run is None else base_run(batch)
+                other = experiment.model.forward(others)
                 values = program.values(base)
                 ablated = experiment.ablated_values(program.values(other), values)
                 pairs = zip(ablated, values, strict=True)

@@ -179,11 +179,18 @@ class Experiment:
     def program_on(self, batch: Batch, base: Trace) -> Program:
         """Return the program of patched runs of some prompts, given their base run."""
         program = self.program
+        if not self.holds_base:
+            return program
         if self.norms == "frozen":
             program = program.hold(base, batch.scored)
         if self.router == "frozen" and self.model.has_experts:
             program = program.hold_routers(base)
         return program
+
+    @property
+    def holds_base(self) -> bool:
+        """Whether patched runs hold something of the run that ablation starts from."""
+        return self.norms == "frozen" or (self.router == "frozen" and self.model.has_experts)
 
     @cached_property
     def outline(self) -> Outline:

@@ -10,13 +10,13 @@ norm on the sum of the heads (Gemma-2) the stream reads each layer's heads throu
 the sums of heads are taken per layer inside it (as in EAP-IG).
 
 Senders that are vectors lie side by side, so that a stage reads them in one product; latents are
-read block by block.  Receivers with the same edges are read once, and stages from which no kept
-path leads to ``logits`` are not computed.
+read block by block.  Receivers with the same edges are read once, and stages and heads from which
+no kept path leads to ``logits`` are neither computed nor kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -28,7 +28,14 @@ from torch import Tensor
 
 from acdc.engine.experiment import Batch, Experiment
 from acdc.engine.program import Program
-from acdc.engine.stages import Inputs, Reconstructed, Stage, Transcoder
+from acdc.engine.stages import (
+    Heads,
+    Inputs,
+    LatentHeads,
+    Reconstructed,
+    Stage,
+    Transcoder,
+)
 from acdc.engine.values import Block, Values, coefficients
 from graphs import Graph
 from graphs.errors import GraphError
@@ -98,7 +105,7 @@ class PatchedModel:
         """
         weights = _Mask(self.edges, mask)
         batches = range(len(self.experiment.batches))
-        rows = [PatchedRun(self.plain(i), weights).rows()[0] for i in batches]
+        rows = [PatchedRun(self.plain(i), weights, weights.alive).rows()[0] for i in batches]
         return self.experiment.per_prompt(rows)
 
     @torch.no_grad()
@@ -122,7 +129,7 @@ class PatchedModel:
         """
         weights = _Mask(self.edges, mask)
         batches = range(len(self.experiment.batches))
-        rows = [PatchedRun(self.plain(i), weights).rows(cuts) for i in batches]
+        rows = [PatchedRun(self.plain(i), weights, weights.alive).rows(cuts) for i in batches]
         return np.stack(
             [self.experiment.per_prompt([of[cut] for of in rows]) for cut in range(len(cuts))]
         )
@@ -173,7 +180,7 @@ class PatchedModel:
         ------
         tuple
             The stage; what its receivers read; of that, by layer and as ``Inputs.distinct``, what
-            passes the layer's post-norm; and the parts of the blocks that it writes.
+            passes the layer's post-norm; and the values of the blocks that it writes.
         """
         every = np.ones(self.experiment.graph.n_edges, dtype=bool)
         return PatchedRun(self.plain(i), _Mask(self.edges, every)).states()
@@ -266,17 +273,31 @@ class _Mask:
         self.edges, self._mask = edges, mask
         alive = alive_before_logits(edges.graph, mask)
         # (sender of the components)
-        self._alive: Mask = np.any(alive[:-1].reshape(-1, edges.n_spans), axis=1)
+        self.alive: Mask = np.any(alive[:-1].reshape(-1, edges.n_spans), axis=1)
 
     def matters(self, senders: slice) -> bool:
         """Whether a kept path leads from one of some senders to ``logits``."""
-        return bool(self._alive[senders].any())
+        return bool(self.alive[senders].any())
 
-    def rows(self, stage: Stage, cuts: Mask | None = None) -> tuple[Tensor, NDArray[np.int64]]:
-        """Different rows ``[1, span, row, sender seen]``, and which each receiver (or cut) has."""
+    def rows(
+        self,
+        stage: Stage,
+        cuts: Mask | None = None,
+        receivers: Sequence[int] | None = None,
+    ) -> tuple[Tensor, NDArray[np.int64]]:
+        """Different rows ``[1, span, row, sender seen]``, and which each receiver (or cut) has.
+
+        ``receivers``: of these alone, ascending; others have the row -1, which means nothing.
+        """
         edges, shape, place = self.edges.of(stage)
         kept = np.zeros(shape, dtype=bool)
         kept.reshape(-1)[place] = self._mask[edges]
+        if receivers is not None:
+            found = np.full(shape[1], -1)
+            some = kept[:, receivers]
+            rows, found[receivers] = _distinct(some.transpose(1, 0, 2).reshape(len(receivers), -1))
+            few = rows.reshape(len(rows), shape[0], shape[2]).transpose(1, 0, 2)
+            return torch.from_numpy(np.ascontiguousarray(few))[None], found
         if cuts is not None:
             low, high = self.edges.program.senders_seen(stage)
             kept = np.where(cuts[:, low:high], False, kept)
@@ -295,7 +316,9 @@ class EdgeWeights:
         """Any sender may."""
         return True
 
-    def rows(self, stage: Stage, cuts: Mask | None = None) -> tuple[Tensor, NDArray[np.int64]]:
+    def rows(
+        self, stage: Stage, cuts: Mask | None = None, receivers: Sequence[int] | None = None
+    ) -> tuple[Tensor, NDArray[np.int64]]:
         """``[prompt, span, receiver, sender seen]``, and every receiver's index."""
         edges, shape, place = self.edges.of(stage)
         device = self._weights.device
@@ -308,7 +331,9 @@ class EdgeWeights:
 class _SenderWeights(EdgeWeights):
     """Weights of senders, ``[prompt, sender]``, with gradients."""
 
-    def rows(self, stage: Stage, cuts: Mask | None = None) -> tuple[Tensor, NDArray[np.int64]]:
+    def rows(
+        self, stage: Stage, cuts: Mask | None = None, receivers: Sequence[int] | None = None
+    ) -> tuple[Tensor, NDArray[np.int64]]:
         """``[prompt, span, 1, sender seen]``, which every receiver has."""
         by_span = self._weights.unflatten(1, (-1, self.edges.n_spans)).movedim(2, 1)
         low, high = self.edges.program.senders_seen(stage)
@@ -351,29 +376,59 @@ class _Group:
 
 
 class _Layout:
-    """Where senders that are vectors stand, side by side, and what each stage reads of them."""
+    """Where senders that are vectors stand, side by side, and what each stage reads of them.
 
-    def __init__(self, program: Program) -> None:
+    Parameters
+    ----------
+    program
+        Stages and blocks.
+    alive
+        ``[sender]``: which senders that are vectors are kept; None: all.
+
+    Attributes
+    ----------
+    size
+        By post-norm, how many there are.
+    place
+        By block, where its senders stand.
+    members
+        By block, which of its senders those are; None: all.
+    """
+
+    def __init__(self, program: Program, alive: Mask | None = None) -> None:
         self.program = program
         self.size: dict[int | None, int] = {}
         self.place: dict[int, slice] = {}
+        self.members: dict[int, NDArray[np.int64] | None] = {}
+        self._ids: dict[int, NDArray[np.int64]] = {}
         for b, block in enumerate(program.blocks):
             start = self.size.setdefault(block.post, 0)
-            if not block.narrow:
-                self.place[b] = slice(start, start + len(block))
-                self.size[block.post] += len(block)
-        self.groups = {stage.ports.start: tuple(self._groups(stage)) for stage in program.stages}
+            if block.narrow:
+                continue
+            own = np.arange(len(block))
+            some = own if alive is None else np.flatnonzero(alive[block.start : block.stop])
+            self.members[b] = None if len(some) == len(own) else some
+            self.place[b] = slice(start, start + len(some))
+            self.size[block.post] += len(some)
+            self._ids[b] = block.start + some
+        self._groups: dict[int, tuple[_Group, ...]] = {}
 
-    def _groups(self, stage: Stage) -> Iterator[_Group]:
+    def groups(self, stage: Stage) -> tuple[_Group, ...]:
+        """What a stage reads."""
+        if stage.ports.start not in self._groups:
+            self._groups[stage.ports.start] = tuple(self._read(stage))
+        return self._groups[stage.ports.start]
+
+    def _read(self, stage: Stage) -> Iterator[_Group]:
         blocks = self.program.blocks
         low, _ = self.program.senders_seen(stage)
         for post in dict.fromkeys(blocks[b].post for b in stage.seen):
             inside = [b for b in stage.seen if blocks[b].post == post]
             wide = [b for b in inside if not blocks[b].narrow]
             narrow = tuple(b for b in inside if blocks[b].narrow and len(blocks[b]))
-            ids = [i - low for b in wide for i in range(blocks[b].start, blocks[b].stop)]
-            in_a_row = ids[-1] - ids[0] + 1 == len(ids)
-            columns = slice(ids[0], ids[-1] + 1) if in_a_row else torch.tensor(ids)
+            ids = np.concatenate([self._ids[b] for b in wide]) - low
+            in_a_row = len(ids) and ids[-1] - ids[0] + 1 == len(ids)
+            columns = slice(ids[0], ids[-1] + 1) if in_a_row else torch.from_numpy(ids)
             places = slice(self.place[wide[0]].start, self.place[wide[-1]].stop)
             yield _Group(post, places, columns, narrow)
 
@@ -384,19 +439,20 @@ class PlainRuns:
     Attributes
     ----------
     ablated
-        By block, its parts: what ablated edges carry.
+        Values by block: what ablated edges carry.
     embeds
         By how much the embeddings differ from that, in the run that ablation starts from.
     """
 
     def __init__(self, experiment: Experiment, batch: Batch) -> None:
         self.experiment, self.batch = experiment, batch
-        traces = [experiment.model.forward(tokens) for tokens in experiment.runs(batch)]
-        base, other = map(experiment.program.values, traces)
-        self.program = experiment.program_on(batch, traces[0])
-        carried = zip(self.program.blocks, experiment.ablated_values(other, base), strict=True)
-        self.ablated: Values = [block.parts(value) for block, value in carried]
-        self.embeds = base[0] - self.ablated[0]
+        model, (tokens, others) = experiment.model, experiment.runs(batch)
+        self.program = experiment.program
+        if experiment.holds_base:
+            self.program = experiment.program_on(batch, model.forward(tokens))
+        other = experiment.written(others)
+        self.ablated: Values = experiment.ablated_values(other, other)
+        self.embeds = torch.stack(model.embed(tokens))[:, None] - self.ablated[0]
         self.layout = _Layout(self.program)
         self._totals: dict[int, dict[int | None, Tensor]] = {}
         n_sums = len(self.program.stages) + len(self.program.blocks)
@@ -406,7 +462,7 @@ class PlainRuns:
     @cached_property
     def _sums(self) -> Values:
         pairs = zip(self.program.blocks, self.ablated, strict=True)
-        return [block.total(parts) for block, parts in pairs]
+        return [block.sum(value) for block, value in pairs]
 
     def totals(self, stage: Stage) -> dict[int | None, Tensor]:
         """By group, ``[1, batch, pos, d_model]``: what a receiver without edges reads of it."""
@@ -416,7 +472,7 @@ class PlainRuns:
             for b in stage.seen:
                 post, own = blocks[b].post, self._sums[b]
                 if blocks[b].growing is not None:
-                    own = blocks[b].read_after(stage.n_mlps).total(self.ablated[b])
+                    own = blocks[b].read_after(stage.n_mlps).sum(self.ablated[b])
                 sums[post] = sums[post] + own if post in sums else own
             direct = [layers[i].attention.b_O for i in stage.constants]
             inside = {i: layers[i].attention.b_O for i in sums if i is not None}
@@ -432,25 +488,41 @@ class PatchedRun:
 
     Without gradients, changes are written into one buffer; with them, what was read stays as it
     was, and blocks that are read later are put beside it.
+
+    Parameters
+    ----------
+    plain
+        Runs of the batch.
+    weights
+        Of edges.
+    alive
+        ``[sender]``: heads that are computed; None: all.
     """
 
-    def __init__(self, plain: PlainRuns, weights: _Mask | EdgeWeights) -> None:
+    def __init__(
+        self, plain: PlainRuns, weights: _Mask | EdgeWeights, alive: Mask | None = None
+    ) -> None:
         self.plain, self.weights, self.program = plain, weights, plain.program
+        self.layout = plain.layout if alive is None else _Layout(plain.program, alive)
         shape, gradients = plain.embeds.shape[1:], torch.is_grad_enabled()
         self.vectors = {
             post: plain.embeds.new_zeros(0 if gradients else n, *shape)
-            for post, n in plain.layout.size.items()
+            for post, n in self.layout.size.items()
         }
         self.latents: dict[int, Tensor] = {}
         self._reconstructed = Reconstructed()
-        self.write(0, plain.embeds)
+        self.write(0, self._members(0, plain.embeds))
 
     def rows(self, cuts: Mask | None = None) -> Tensor:
         """Metric of every scored row of the batch, ``[1 or cut, row]``."""
         *stages, logits = self.program.stages
         for stage in stages:
             if any(map(self.weights.matters, self.program.senders_computed(stage))):
-                self.run(stage, *self.weights.rows(stage))
+                heads = self._heads(stage)
+                if heads is not None and isinstance(stage, Heads):
+                    self.run_heads(stage, heads)
+                else:
+                    self.run(stage, *self.weights.rows(stage))
         batch, experiment = self.plain.batch, self.plain.experiment
         weights, index = self.weights.rows(logits, cuts)
         each = batch.n_rows * self.plain.embeds.shape[-1] * self.plain.embeds.element_size()
@@ -488,22 +560,44 @@ class PatchedRun:
         assert found is not None
         self._record(stage, found)
 
+    def run_heads(self, stage: Heads, heads: list[int]) -> None:
+        """Read, compute and record some heads of a layer; nothing reads the others."""
+        weights, index = self.weights.rows(stage, receivers=stage.read_by(heads))
+        (b,) = stage.blocks
+        z = stage.compute_heads(Inputs(self.read(stage, weights), index), heads)
+        block = self.program.blocks[b].some(torch.as_tensor(heads))
+        self.write(b, block.vectors(z - self._members(b, self.plain.ablated[b])))
+
+    def _heads(self, stage: Stage) -> list[int] | None:
+        """Heads of a stage that are computed alone; None where the stage is computed whole."""
+        if not isinstance(stage, Heads) or isinstance(stage, LatentHeads):
+            return None
+        some = self.layout.members.get(stage.blocks[0])
+        return None if some is None else some.tolist()
+
+    def _members(self, b: int, value: Tensor) -> Tensor:
+        """Values of the senders of a block that are kept."""
+        some = self.layout.members.get(b)
+        return value if some is None else value[torch.as_tensor(some)]
+
     def compute(self, stage: Stage, inputs: Inputs) -> Values:
-        """Compute the parts of the blocks that a stage writes, and record them."""
+        """Compute the values of the blocks that a stage writes, and record them."""
         return self._record(stage, stage.compute(inputs))
 
     def _record(self, stage: Stage, values: Values) -> Values:
-        """Record what a stage writes, and return the parts."""
+        """Record what a stage writes, and return it."""
         values = self._reconstructed.leave(stage, values)
-        pairs = zip(stage.blocks, values, strict=True)
-        parts = {b: self.program.blocks[b].parts(value) for b, value in pairs}
-        for b, part in parts.items():
-            self.write(b, part - self.plain.ablated[b])
-        return list(parts.values())
+        for b, value in zip(stage.blocks, values, strict=True):
+            change = self._members(b, value) - self._members(b, self.plain.ablated[b])
+            block = self.program.blocks[b]
+            some = self.layout.members.get(b)
+            block = block if some is None else block.some(torch.as_tensor(some))
+            self.write(b, block.parts(change))
+        return values
 
     def write(self, b: int, change: Tensor) -> None:
         """Record by how much the senders of a block differ from what ablated edges carry."""
-        block, places = self.program.blocks[b], self.plain.layout.place.get(b)
+        block, places = self.program.blocks[b], self.layout.place.get(b)
         if places is None:
             self.latents[b] = change
         elif torch.is_grad_enabled():
@@ -547,7 +641,7 @@ class PatchedRun:
         low, _ = self.program.senders_seen(stage)
         weights = weights.to(self.plain.embeds)
         sums: dict[int | None, Tensor] = {}
-        for group in self.plain.layout.groups[stage.ports.start]:
+        for group in self.layout.groups(stage):
             change = self.vectors[group.post][group.vectors]
             x = self._mix(_at(change, positions), weights[..., group.columns], positions)
             if totals is not None:

@@ -22,7 +22,7 @@ stage                receivers                    writes
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -36,7 +36,7 @@ from acdc.dictionaries.attachment import Attachment, CrossLayerAttachment
 from acdc.dictionaries.neurons import EVERYWHERE
 from acdc.engine.values import Block, Rows, Sparse, Values, by_sender, coefficients, gather
 from acdc.errors import OptionError
-from acdc.models.lowering.attention import KINDS, Kind
+from acdc.models.lowering.attention import KINDS, Kind, Which
 from acdc.models.lowering.model import Key, LoweredModel, Trace
 from graphs.graph import attention_rows
 
@@ -386,17 +386,55 @@ class Heads(Stage):
         at = {"q": head, "k": head // group, "v": head // group}
         return {kind: self.first_receiver + rows[at[kind]] for kind, rows in self.rows.items()}
 
-    def place(self, inputs: Inputs) -> dict[Kind, Float[Tensor, "_ scenario batch pos d_head"]]:
-        """Placed projections ``[head or kv head, scenario, batch, pos, d_head]`` by kind."""
+    def read_by(self, heads: Sequence[int]) -> list[int]:
+        """Receivers of some heads, counted within the stage, ascending."""
+        return sorted({self.rows[kind][i] for kind in KINDS for i in self._sharing(kind, heads)})
+
+    def _sharing(self, kind: Kind, heads: Sequence[int]) -> list[int]:
+        """Heads, or key-value heads, whose projections some heads use, ascending."""
+        group = 1 if kind == "q" else self.model.layers[self.layer].attention.group
+        return sorted({head // group for head in heads})
+
+    def place(
+        self, inputs: Inputs, heads: Sequence[int] | None = None
+    ) -> dict[Kind, Float[Tensor, "_ scenario batch pos d_head"]]:
+        """Placed projections ``[head or kv head, scenario, batch, pos, d_head]`` by kind.
+
+        ``heads``: of these alone, ascending; None: of all.
+        """
         block = self.model.layers[self.layer]
-        attention, x = block.attention, inputs.map(block.ln1).all()
+        attention, x = block.attention, block.ln1(inputs.distinct)
         placed: dict[Kind, Tensor] = {}
         for kind in KINDS:
-            some = x[self.rows[kind]]
-            projected = attention.project_split(kind, some.flatten(1, -2))
-            projected = projected.unflatten(1, some.shape[1:-1])
-            placed[kind] = attention.place(kind, projected, slice(0, x.shape[-2]), "first")
+            some = self._sharing(kind, range(attention.n_heads) if heads is None else heads)
+            rows = inputs.index[[self.rows[kind][i] for i in some]]
+            projected = self._project(kind, x, rows, some)
+            which: Which = "first" if heads is None else some
+            placed[kind] = attention.place(kind, projected, slice(0, x.shape[-2]), which)
         return placed
+
+    def _project(
+        self, kind: Kind, x: Tensor, rows: NDArray[np.int64], some: Sequence[int]
+    ) -> Float[Tensor, "some scenario batch pos d_head"]:
+        """Projections of some heads, each of its row of ``x [row, scenario, batch, pos, d_model]``.
+
+        Heads that read the same are one product.
+        """
+        attention = self.model.layers[self.layer].attention
+        different = np.unique(rows)
+        if len(different) > 1 and 2 * len(different) > len(rows):
+            own = x[torch.as_tensor(rows)]
+            projected = attention.project_split(kind, own.flatten(1, -2), some)
+            return projected.unflatten(1, own.shape[1:-1])
+        parts, order = [], []
+        for row in different:
+            members = np.flatnonzero(rows == row)
+            found = attention.project(kind, x[row], [some[i] for i in members.tolist()])
+            parts.append(found.movedim(-3, 0))  # (head, scenario, batch, pos, d_head)
+            order.append(members)
+        if len(parts) == 1:
+            return parts[0]
+        return torch.cat(parts)[torch.as_tensor(np.argsort(np.concatenate(order)))]
 
     def placed_in(self, trace: Trace) -> dict[Kind, Float[Tensor, "_ batch pos d_head"]]:
         """Placed projections ``[head or kv head, batch, pos, d_head]`` in an ordinary pass."""
@@ -409,13 +447,28 @@ class Heads(Stage):
         return found
 
     def attend(
-        self, placed: dict[Kind, Float[Tensor, "_ scenario batch pos d_head"]]
+        self,
+        placed: dict[Kind, Float[Tensor, "_ scenario batch pos d_head"]],
+        heads: Sequence[int] | None = None,
     ) -> Float[Tensor, "head scenario batch pos d_head"]:
-        """``[head, scenario, batch, pos, d_head]``: z, from :meth:`place`."""
+        """``[head, scenario, batch, pos, d_head]``: z, from :meth:`place`; ``heads`` as there."""
         attention, (q, k, v) = self.model.layers[self.layer].attention, placed.values()
+        mask = attention.mask(q.shape[-2], q.device)
+        if heads is None:
+            if attention.group > 1:
+                k, v = (x.repeat_interleave(attention.group, dim=0) for x in (k, v))
+            return attention.attend(q, k, v, mask, "first")
         if attention.group > 1:
-            k, v = (x.repeat_interleave(attention.group, dim=0) for x in (k, v))
-        return attention.attend(q, k, v, attention.mask(q.shape[-2], q.device), "first")
+            there = self._sharing("k", heads)
+            at = torch.tensor([there.index(head // attention.group) for head in heads])
+            k, v = k[at], v[at]
+        return attention.attend(q, k, v, mask, heads)
+
+    def compute_heads(
+        self, inputs: Inputs, heads: Sequence[int]
+    ) -> Float[Tensor, "some scenario batch pos d_head"]:
+        """Z of some heads, ascending; the inputs of the others need not be there."""
+        return self.attend(self.place(inputs, heads), heads)
 
     def of_trace(self, trace: Trace) -> Values:
         """Values of the blocks in an ordinary forward pass."""

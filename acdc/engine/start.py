@@ -116,10 +116,12 @@ class Start:
     def _run_patched(self) -> None:
         patched = PatchedModel(self.experiment)
         plain = patched.plain(self.i)
-        self.program, self.ablated = plain.program, plain.ablated
+        self.program, blocks = plain.program, plain.program.blocks
+        self.ablated = [block.parts(x) for block, x in zip(blocks, plain.ablated, strict=True)]
         self.parts = [plain.embeds + plain.ablated[0]]
-        for stage, inputs, raw, parts in patched.states(self.i):
-            self.parts += parts
+        for stage, inputs, raw, values in patched.states(self.i):
+            written = zip(stage.blocks, values, strict=True)
+            self.parts += [blocks[b].parts(x) for b, x in written]
             for v, row in enumerate(inputs.index, stage.ports.start):
                 self.inputs[v] = inputs.distinct[row, 0]
                 self.raw |= {(v, layer): x[row, 0] for layer, x in raw.items()}

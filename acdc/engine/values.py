@@ -111,7 +111,9 @@ class Block:
 
     def sum(self, value: Float[Tensor, "sender *place width"]) -> Float[Tensor, "*place d_model"]:
         """Sum of what the senders write, ``[scenario, batch, pos, d_model]``, of their values."""
-        return self.total(self.parts(value))
+        if self.basis is None:
+            return value.sum(0)
+        return value.movedim(0, -2).flatten(-2) @ self.basis.flatten(0, 1)
 
     def total(self, parts: Tensor) -> Tensor:
         """Sum over the senders, ``[scenario, batch, pos, d_model]``."""

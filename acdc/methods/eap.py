@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from acdc.engine.attribution import Point, Points, integrate
+from acdc.engine.attribution import AtBase, Point, Points, integrate
 from acdc.engine.experiment import Batch, Experiment
 from acdc.engine.stages import SEVERAL_PLACES
 from acdc.engine.work import Work
@@ -62,11 +62,7 @@ _FIVE = Integration()
 
 def at_base(experiment: Experiment) -> Points:
     """Return the one point of plain attribution: the base run."""
-
-    def points(batch: Batch, base: Trace, other: Trace) -> Iterator[Point]:
-        yield Point(experiment.runs(batch)[0])
-
-    return points
+    return AtBase(experiment)
 
 
 def between_inputs(experiment: Experiment, steps: int) -> Points:

@@ -7,7 +7,7 @@ subset of ``pos``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -17,10 +17,13 @@ from torch import Tensor
 
 from acdc.models.lowering.norm import Norm
 
-__all__ = ["KINDS", "Attention", "Kind", "Rotary", "SharedNorm"]
+__all__ = ["KINDS", "Attention", "Kind", "Rotary", "SharedNorm", "Which"]
 
 Kind = Literal["q", "k", "v"]
 KINDS: tuple[Kind, ...] = ("q", "k", "v")
+Which = int | Literal["first"] | Sequence[int] | None
+"""Whose tensors are at hand: one (key-value) head's; those of all heads, or of some, along the
+first axis; None: all heads' along the last but two."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,10 +152,13 @@ class Attention:
         return len(self.W["q"]) // len(self.W["k"])
 
     def project(
-        self, kind: Kind, x: Float[Tensor, "*place pos d_model"]
+        self, kind: Kind, x: Float[Tensor, "*place pos d_model"], some: Sequence[int] | None = None
     ) -> Float[Tensor, "*place head pos d_head"]:
-        """``[..., pos, d_model]`` (normed) -> ``[..., head, pos, d_head]``, all heads at once."""
-        W, b = self.W[kind], self.b[kind]
+        """``[..., pos, d_model]`` (normed) -> ``[..., head, pos, d_head]``, in one product.
+
+        ``some``: only these heads; None: all.
+        """
+        W, b = self._weights(kind, some)
         heads, d_model, d_head = W.shape
         flat = x @ W.permute(1, 0, 2).reshape(d_model, heads * d_head)
         out = flat.unflatten(-1, (heads, d_head)).transpose(-3, -2)
@@ -160,10 +166,13 @@ class Attention:
         return self._scaled(kind, out, x.unsqueeze(-3))
 
     def project_split(
-        self, kind: Kind, x: Float[Tensor, "head n d_model"]
+        self, kind: Kind, x: Float[Tensor, "head n d_model"], some: Sequence[int] | None = None
     ) -> Float[Tensor, "head n d_head"]:
-        """``[head, n, d_model]`` (normed, an input per head) -> ``[head, n, d_head]``."""
-        W, b = self.W[kind], self.b[kind]
+        """``[head, n, d_model]`` (normed, an input per head) -> ``[head, n, d_head]``.
+
+        ``some`` as of :meth:`project`.
+        """
+        W, b = self._weights(kind, some)
         return self._scaled(kind, x @ W if b is None else torch.baddbmm(b[:, None], x, W), x)
 
     def project_head(
@@ -177,6 +186,17 @@ class Attention:
             else torch.addmm(b[head], x.flatten(0, -2), W).unflatten(0, x.shape[:-1])
         )
         return self._scaled(kind, out, x)
+
+    def _weights(self, kind: Kind, some: Sequence[int] | None) -> tuple[Tensor, Tensor | None]:
+        """Matrices and biases of all or some heads: views where those are neighbours."""
+        W, b = self.W[kind], self.b[kind]
+        if some is None or len(some) == len(W):
+            return W, b
+        first, last = some[0], some[-1] + 1
+        if last - first == len(some):
+            return W[first:last], None if b is None else b[first:last]
+        at = torch.as_tensor(some, device=W.device)
+        return W.transpose(1, 2)[at].transpose(1, 2), None if b is None else b[at]
 
     def _scaled(self, kind: Kind, projected: Tensor, x: Tensor) -> Tensor:
         """Apply a norm on all heads together, if there is one, to projections of ``x``."""
@@ -220,7 +240,7 @@ class Attention:
         kind: Kind,
         x: Float[Tensor, "*place pos d_head"],
         positions: slice | list[int] | Tensor,
-        heads: int | Literal["first"] | None = None,
+        heads: Which = None,
     ) -> Float[Tensor, "*place pos d_head"]:
         """Apply QK-norm and rotary to projections at some positions.
 
@@ -231,8 +251,8 @@ class Attention:
         x
             ``[..., pos, d_head]``.
         heads
-            None: ``x`` is ``[..., head, pos, d_head]``; ``first``: ``[head, ..., pos, d_head]``; a
-            number: it is that (key-value) head's.
+            None: ``x`` is ``[..., head, pos, d_head]``; ``first``: ``[head, ..., pos, d_head]``,
+            or with numbers of some heads likewise; a number: it is that (key-value) head's.
         """
         norm = self.norm.get(kind)
         if norm is not None:
@@ -247,7 +267,7 @@ class Attention:
         k: Float[Tensor, "*#place pos d_head"],
         v: Float[Tensor, "*#place pos d_head"],
         mask: Float[Tensor, "q_pos pos"] | None,
-        heads: int | Literal["first"] | None = None,
+        heads: Which = None,
     ) -> Float[Tensor, "*_ q_pos d_head"]:
         """Attention of placed queries, keys and values.
 
@@ -274,7 +294,7 @@ class Attention:
         q: Float[Tensor, "*#place q_pos d_head"],
         k: Float[Tensor, "*#place pos d_head"],
         mask: Float[Tensor, "q_pos pos"] | None,
-        heads: int | Literal["first"] | None = None,
+        heads: Which = None,
     ) -> Float[Tensor, "*_ q_pos pos"]:
         """Attention ``[..., q_pos, pos]``, at least in float32; arguments as :meth:`attend`."""
         scores = (q @ k.transpose(-1, -2)) * self.scale
@@ -287,14 +307,15 @@ class Attention:
         sink = self._sink(scores, heads).expand(*scores.shape[:-1], 1)
         return self.softmax(torch.cat((scores, sink), dim=-1))[..., :-1]
 
-    def _sink(self, scores: Tensor, heads: int | Literal["first"] | None) -> Tensor:
+    def _sink(self, scores: Tensor, heads: Which) -> Tensor:
         """The further score of each head beside ``scores``; ``heads`` as of :meth:`place`."""
         assert self.sinks is not None
         if isinstance(heads, int):
             return self.sinks[heads]
         if heads is None:
             return self.sinks[:, None, None]
-        return self.sinks.view(-1, *[1] * (scores.ndim - 1))
+        sinks = self.sinks if heads == "first" else self.sinks[list(heads)]
+        return sinks.view(-1, *[1] * (scores.ndim - 1))
 
     def softmax(
         self, scores: Float[Tensor, "*place q_pos pos"]

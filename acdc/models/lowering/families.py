@@ -272,11 +272,7 @@ def _read_attention(
 ) -> Attention:
     cfg, wrapped = bridge.cfg, block.attn
     module = _module(wrapped)
-    W: dict[str, Tensor] = {
-        "q": wrapped.W_Q.contiguous(),
-        "k": wrapped.W_K.contiguous(),
-        "v": wrapped.W_V.contiguous(),
-    }
+    W: dict[str, Tensor] = {"q": wrapped.W_Q, "k": wrapped.W_K, "v": wrapped.W_V}  # views
     b: dict[str, Tensor | None] = {"q": wrapped.b_Q, "k": wrapped.b_K, "v": wrapped.b_V}
     norms: dict[str, Norm | None] = {"q": _qk_norm(module, "q"), "k": _qk_norm(module, "k")}
     shared: dict[Kind, SharedNorm] = {}
@@ -287,7 +283,7 @@ def _read_attention(
     return Attention(
         W=W,
         b=b,
-        W_O=wrapped.W_O.contiguous(),
+        W_O=wrapped.W_O,
         b_O=wrapped.b_O,
         scale=(family.scale or _hf_scale)(module, index, cfg.d_head),
         norm=norms,

@@ -22,12 +22,12 @@ that of the input.  QK-norms and post-norms are frozen too.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from acdc.models.lowering.attention import Attention, Kind
+from acdc.models.lowering.attention import Attention, Kind, Which
 from acdc.models.lowering.gradients import ScaledGradient, of_kind, with_parts
 from acdc.models.lowering.model import FeedForward, LoweredModel
 
@@ -86,7 +86,7 @@ class GimAttention(Attention):
         kind: Kind,
         x: Tensor,
         positions: slice | list[int] | Tensor,
-        heads: int | Literal["first"] | None = None,
+        heads: Which = None,
     ) -> Tensor:
         """As :meth:`Attention.place`, with divided gradients."""
         scale = self.rules.value if kind == "v" else self.rules.query_key

@@ -11,7 +11,7 @@ takes away is linear already and stays that of what is read.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -75,13 +75,14 @@ class Norm:
         """Return the norm for some tokens of the flattened batch and positions."""
         return self if self.held is None else replace(self, held=self.held.flatten(0, 1)[tokens])
 
-    def of_heads(self, which: int | Literal["first"] | None) -> Norm:
+    def of_heads(self, which: int | Literal["first"] | Sequence[int] | None) -> Norm:
         """Return a QK-norm for what :meth:`Attention.place` has at hand."""
         if self.held is None or which is None:
             return self
-        if which == "first":
-            return replace(self, held=self.held.transpose(0, 1)[:, None])
-        return replace(self, held=self.held[:, which])
+        if isinstance(which, int):
+            return replace(self, held=self.held[:, which])
+        held = self.held.transpose(0, 1)[:, None]
+        return replace(self, held=held if which == "first" else held[list(which)])
 
     def normalized(self, x: Float[Tensor, "*place d_model"]) -> Float[Tensor, "*place d_model"]:
         """``x`` normalised, before scale and bias: TransformerLens' ``hook_normalized``.
