@@ -23,6 +23,7 @@ from graphs.errors import GraphError
 from graphs.graph import parse_node
 from graphs.pictures.draw import styled_lines
 from graphs.pictures.svg import Drawing, to_svg
+from graphs.similar import similar_nodes
 
 __all__ = ["CircuitView", "Picture", "view_circuit"]
 
@@ -32,6 +33,7 @@ MOST_EDGES = 1_000
 N_OTHERS = 100
 CROWDED, N_STRONGEST = 90, 60
 _TOKENS = 4
+_ALIKE = 0.6  # of nodes that are proposed as a group
 
 Mask = NDArray[np.bool_]
 
@@ -67,7 +69,7 @@ class CircuitView:
         The circuit, or its strongest edges if there are many and then all of them; last, if
         there are any, the first one with the best-scored other edges.
     data
-        For the script, see ``report.js``.
+        For the script, see ``viewer/data.js``.
     n_edges, n_shown, n_others
         Edges of the circuit, those of them on the page, and other edges on it.
     n_without_pattern
@@ -129,6 +131,7 @@ def view_circuit(
         "helps": circuit.info.get("helps") or 1,  # sign of a score that helps
         "edges": rows,
         "pictures": [picture.lines for picture in pictures],
+        "proposed": _proposed(circuit, shown, names),
         "nodes": {name: {**about, "tokens": fires.get(name, [])} for name, about in nodes.items()},
         "prompts": patterns.prompts,
         "patterns": patterns.patterns,
@@ -231,7 +234,13 @@ def _nodes(
         (heads that share keys and values, the latents of an MLP); ``reads`` the other way round.
     """
     found: dict[str, dict[str, Any]] = {
-        name: {"about": _about(name), "head": _head(name), "feeds": [], "reads": []}
+        name: {
+            "about": _about(name),
+            "head": _head(name),
+            "layer": _layer(name, graph.shape.n_layers),
+            "feeds": [],
+            "reads": [],
+        }
         for name in sorted(names)
     }
     for edge, end in zip(edges.tolist(), ends, strict=True):
@@ -243,10 +252,25 @@ def _nodes(
     return found
 
 
+def _proposed(circuit: Circuit, mask: Mask, names: set[str]) -> list[list[str]]:
+    """Sets of drawn nodes that do the same work."""
+    sets = similar_nodes(circuit, mask, least=_ALIKE)
+    drawn = [[name for name in members if name in names] for members in sets]
+    return [members for members in drawn if len(members) > 1]
+
+
 def _head(name: str) -> str | None:
     """``layer.head`` of a node that has an attention pattern."""
     kind, layer, head = _parsed(name)
     return f"{layer}.{head}" if kind == "head" else None
+
+
+def _layer(name: str, n_layers: int) -> int:
+    """Layer of a node: -1 of the embeddings, the number of layers of ``logits``."""
+    kind, layer, _ = _parsed(name)
+    if kind == "shared":
+        return int(name[1 : name.index(".")])  # a0.kv1
+    return {"input": -1, "logits": n_layers}.get(kind, layer)
 
 
 def _parsed(name: str) -> tuple[str, int, int]:

@@ -37,11 +37,15 @@ article:target { outline: 2px solid var(--link); }
 .ex > i { display: inline-block; width: 8.5em; text-indent: 0; font-style: normal;
   color: var(--soft); }
 .ex b, .key b { font-weight: inherit; border-radius: 2px; }
-.b1 { background: rgb(var(--hot) / .10); } .b2 { background: rgb(var(--hot) / .20); }
-.b3 { background: rgb(var(--hot) / .30); } .b4 { background: rgb(var(--hot) / .40); }
-.b5 { background: rgb(var(--hot) / .50); } .b6 { background: rgb(var(--hot) / .62); }
-.b7 { background: rgb(var(--hot) / .74); } .b8 { background: rgb(var(--hot) / .87); }
-.b9 { background: rgb(var(--hot)); }
+.b1 { background: color-mix(in srgb, var(--hot) 10%, transparent); }
+.b2 { background: color-mix(in srgb, var(--hot) 20%, transparent); }
+.b3 { background: color-mix(in srgb, var(--hot) 30%, transparent); }
+.b4 { background: color-mix(in srgb, var(--hot) 40%, transparent); }
+.b5 { background: color-mix(in srgb, var(--hot) 50%, transparent); }
+.b6 { background: color-mix(in srgb, var(--hot) 62%, transparent); }
+.b7 { background: color-mix(in srgb, var(--hot) 74%, transparent); }
+.b8 { background: color-mix(in srgb, var(--hot) 87%, transparent); }
+.b9 { background: var(--hot); }
 .cols { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: 0 1.5rem; }
 .list { margin: 0; padding: 0; list-style: none; }
 .list li { display: flex; justify-content: space-between; gap: .8rem; }

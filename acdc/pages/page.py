@@ -21,11 +21,12 @@ from acdc.pages.filling import fill
 __all__ = ["hashed", "page", "policy"]
 
 _STYLE = """
-:root { color-scheme: light dark; --bg: #fff; --fg: #1b1f24; --soft: #626a73; --line: #d9dde2;
-  --card: #f7f8fa; --link: #0b57b0; --up: #0072b2; --down: #b34700; --hot: 255 150 0; }
-@media (prefers-color-scheme: dark) { :root { --bg: #15181c; --fg: #e4e7eb; --soft: #9aa3ad;
-  --line: #343a42; --card: #1d2126; --link: #7db7ff; --up: #66b8ec; --down: #f2955a;
-  --hot: 215 120 0; } }
+:root { color-scheme: light dark; --bg: light-dark(#fff, #15181c);
+  --fg: light-dark(#1b1f24, #e4e7eb); --soft: light-dark(#626a73, #9aa3ad);
+  --line: light-dark(#d9dde2, #343a42);
+  --card: light-dark(#f7f8fa, #1d2126); --link: light-dark(#0b57b0, #7db7ff);
+  --up: light-dark(#0072b2, #66b8ec); --down: light-dark(#b34700, #f2955a);
+  --hot: light-dark(rgb(255 150 0), rgb(215 120 0)); }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1.2rem 1.5rem 4rem; max-width: 80rem; background: var(--bg);
   color: var(--fg); font: 14px/1.45 system-ui, sans-serif; }

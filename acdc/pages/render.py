@@ -1,8 +1,8 @@
 """A report as one HTML page that needs nothing but itself.
 
 What the sections say is put together here and laid out by ``templates/report.html``; the circuit
-moves by ``report.js``, which reads the page's data (:mod:`acdc.pages.circuit`) and puts every text
-there as text.
+moves by the scripts of ``viewer``, which read the page's data (:mod:`acdc.pages.circuit`) and put
+every text there as text.
 """
 
 from __future__ import annotations
@@ -36,6 +36,21 @@ _QUESTIONS = {
 _WORDS = {True: "pass", False: "fail", None: "cannot tell"}
 _EFFECTS = 8
 _NAMES = 40
+_SCRIPTS = (
+    *("data", "state", "picture", "paths", "search", "panel", "attention", "groups", "save"),
+    "keys",
+)
+_KEYS = (
+    (("/",), "find a node; Enter goes to the next one found"),
+    (("click", "Enter"), "choose a node"),
+    (("Shift click", "p"), "pin it"),
+    (("f", "t"), "trace all paths from it, to it"),
+    (("g",), "group what is pinned"),
+    (("↑", "↓"), "go along its strongest edge out, in"),
+    (("←", "→"), "go to its neighbour in the row"),
+    (("+", "-", "0", "h"), "larger, smaller, all, full height"),
+    (("Esc",), "undo the paths, the choice, the pins"),
+)
 _SECTIONS = {
     "circuit": "Circuit",
     "tests": "Tests",
@@ -76,7 +91,7 @@ def to_html(report: Report) -> str:
         title,
         body,
         style=resource("report.css"),
-        script=resource("report.js"),
+        script="\n".join(resource(f"viewer/{name}.js") for name in _SCRIPTS),
         data=report.view.data | {"n_runs": report.repeated and len(report.repeated.seeds)},
     )
 
@@ -183,6 +198,8 @@ def _circuit(report: Report) -> dict[str, Any]:
         "reading": _reading(report),
         "wide": pictures[0].drawing.aspect > _WIDE,
         "drawings": [Markup(picture.drawing.svg) for picture in pictures],
+        "names": list(report.view.data["nodes"]),
+        "keys": _KEYS,
     }
 
 
