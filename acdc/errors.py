@@ -15,7 +15,8 @@
     ├── AbilityError            a model that does not do the task
     ├── OptionError             an option whose value makes no sense
     ├── PluginError             what another package offers and cannot be used
-    └── OutputError             an output folder that must not be overwritten
+    ├── OutputError             an output folder that must not be overwritten
+    └── ProcessError            processes of torchrun that do not go together
 
 Every message says what was got, what was expected and what to do.
 """
@@ -37,6 +38,7 @@ __all__ = [
     "OptionError",
     "OutputError",
     "PluginError",
+    "ProcessError",
     "ReferenceFileError",
     "TaskError",
     "UnknownNameError",
@@ -86,3 +88,7 @@ class OutputError(InputError):
 
 class PluginError(InputError):
     """What an installed package offers under an entry point, and cannot be used."""
+
+
+class ProcessError(InputError):
+    """Processes of torchrun that do not go together: one has ended, or computes something else."""

@@ -19,6 +19,7 @@ from torch import Tensor
 from acdc.ablations.base import ablation
 from acdc.engine.constants import Constants
 from acdc.engine.experiment import Experiment
+from acdc.engine.processes import by_chunk
 from acdc.engine.values import Values
 from acdc.errors import TaskError
 from acdc.models.lowering.model import LoweredModel
@@ -108,10 +109,14 @@ def mean_values(
         raise TaskError("mean over an empty dataset: no prompts were given, give at least one")
     totals: dict[int | None, Values] = {}
     counts: dict[int | None, int] = defaultdict(int)
-    for tokens in _batches(prompts, model.device):
+    batches, axes = list(_batches(prompts, model.device)), (-3,) if positional else (-3, -2)
+
+    def sums_of(i: int) -> Values:
+        return [_sum(x, axes) for x in values(batches[i])]
+
+    found = by_chunk(range(len(batches)), sums_of, device=model.device, one_by_one=True)
+    for tokens, sums in zip(batches, found, strict=True):
         key = tokens.shape[1] if positional else None
-        axes = (-3,) if positional else (-3, -2)
-        sums = [_sum(x, axes) for x in values(tokens)]
         counts[key] += len(tokens) if positional else tokens.numel()
         known = totals.get(key)
         totals[key] = sums if known is None else [a + b for a, b in zip(known, sums, strict=True)]

@@ -23,7 +23,7 @@ the mean on all prompts gives way to it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,9 +33,11 @@ from torch import Tensor
 from acdc.ablations.base import ablation
 from acdc.ablations.mean import ablated_prompts, mean_constants
 from acdc.engine.attribution import bytes_per_prompt
+from acdc.engine.batch import Batch, sum_of
 from acdc.engine.constants import Constants
-from acdc.engine.experiment import Batch, Experiment
+from acdc.engine.experiment import Experiment
 from acdc.engine.metrics import at_least_float32, get_metric
+from acdc.engine.processes import Numbers, by_chunk, here
 from acdc.engine.steps import in_steps
 from acdc.engine.values import Values
 from acdc.engine.work import Work
@@ -139,16 +141,19 @@ def optimal_constants(
     longest = max(len(pair.clean) for pair in trainer.task.pairs)
     trainer, seen = in_steps(trainer, _PROMPTS, bytes_per_prompt(trainer, longest))
     groups = _groups(trainer)
-    cases = [_Case.of(trainer, batch) for batch in trainer.batches]
+    cases = [
+        _Case.of(trainer, batch) if here().owns(i) else None
+        for i, batch in enumerate(trainer.batches)
+    ]
     before = _losses_of_all(trainer, cases, groups, memory)
     largest = torch.cat(before).max()
     trained = [(loss > _NOTHING * largest).nonzero()[:, 0] for loss in before]
     optimizer = torch.optim.Adam([group.moved for group in groups], lr=_RATE)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = _RATE * (1 + math.cos(math.pi * step / steps)) / 2
-        of_step, total = [cases[i] for i in seen[step % len(seen)]], 0.0
+        of_step, total = seen[step % len(seen)], 0.0
         for group, which in zip(groups, trained, strict=True):
-            loss, group.moved.grad = _gradient(trainer, of_step, group, which, memory)
+            loss, group.moved.grad = _gradient(trainer, cases, of_step, group, which, memory)
             total += loss
         optimizer.step()
         note(f"mean loss {total / max(1, sum(map(len, trained))):.4g}")
@@ -175,48 +180,73 @@ def _zeros(like: Tensor) -> Tensor:
 @torch.no_grad()
 def _deviations(trainer: Experiment, means: Values) -> list[Tensor]:
     """``[sender, 1]``: root mean square distance of what senders write from their means."""
-    totals: list[Tensor | float] = [0.0] * len(means)
-    n_tokens = 0
-    for batch in trainer.batches:
-        tokens = trainer.runs(batch)[0]
-        n_tokens += tokens.numel()
-        for i, x in enumerate(trainer.program.values(trainer.model.forward(tokens))):
-            totals[i] += (x - means[i]).square().mean(-1).sum((-2, -1)).reshape(-1)
-    scales = [torch.as_tensor(total / n_tokens).sqrt()[:, None] for total in totals]
+    n_tokens = sum(batch.clean.numel() for batch in trainer.batches)
+
+    def squares(i: int) -> Tensor:
+        """``[sender]``, one block after the other: sums over the tokens of a batch."""
+        values = trainer.program.values(trainer.model.forward(trainer.runs(trainer.batches[i])[0]))
+        pairs = zip(values, means, strict=True)
+        return torch.cat([
+            (x - mean).square().mean(-1).sum((-2, -1)).reshape(-1).cpu() for x, mean in pairs
+        ])  # fmt: skip
+
+    total = trainer.sum_of_batches(squares).split([len(mean) for mean in means])
+    pairs = zip(total, means, strict=True)
+    scales = [(of / n_tokens).sqrt().to(mean)[:, None] for of, mean in pairs]
     return [torch.where(scale > 0, scale, 1.0) for scale in scales]
 
 
 @torch.no_grad()
 def _losses_of_all(
-    trainer: Experiment, cases: list[_Case], groups: list[_Group], memory: int
+    trainer: Experiment, cases: list[_Case | None], groups: list[_Group], memory: int
 ) -> list[Tensor]:
     """Losses on all prompts: of each group, ``[sender]``, in float64."""
-    totals = []
-    for group in groups:
-        total = torch.zeros(len(group.start), dtype=torch.double)
-        for case in cases:
-            parts = _parts(trainer, case, group.every, memory)
-            found = [_loss(trainer, case, group, part) for part in parts]
-            total += torch.cat(found).cpu().double()
-        totals.append(total / trainer.n_rows)
-    return totals
+
+    def losses(i: int) -> Tensor:
+        """``[sender]``, one group after the other."""
+        case = _own(cases, i)
+        return torch.cat([
+            _loss(trainer, case, group, part).cpu()
+            for group in groups for part in _parts(trainer, case, group.every, memory)
+        ])  # fmt: skip
+
+    total = trainer.sum_of_batches(losses) / trainer.n_rows
+    return list(total.split([len(group.start) for group in groups]))
 
 
 def _gradient(
-    trainer: Experiment, cases: list[_Case], group: _Group, which: Tensor, memory: int
+    trainer: Experiment,
+    cases: list[_Case | None],
+    of_step: Sequence[int],
+    group: _Group,
+    which: Tensor,
+    memory: int,
 ) -> tuple[float, Tensor]:
     """Summed loss of some senders of a group on a step's cases, and its gradient ``[sender, d]``.
 
-    Losses are means over the rows of all cases.
+    Losses are means over the rows of all cases; sums over cases are taken in float64.
     """
-    total, gradient = 0.0, torch.zeros_like(group.moved)
-    n_rows = sum(case.batch.n_rows for case in cases)
-    for case in cases:
+    n_rows = sum(trainer.batches[i].n_rows for i in of_step)
+
+    def of(i: int) -> Numbers:
+        loss, gradient = 0.0, torch.zeros_like(group.moved)
+        case = _own(cases, i)
         for part in _parts(trainer, case, which, memory):
-            loss = _loss(trainer, case, group, part).sum() / n_rows
-            gradient += torch.autograd.grad(loss, group.moved)[0]
-            total += float(loss.detach())
-    return total, gradient
+            found = _loss(trainer, case, group, part).sum() / n_rows
+            gradient += torch.autograd.grad(found, group.moved)[0]
+            loss += float(found.detach())
+        return [torch.tensor(loss, dtype=torch.double), gradient]
+
+    found = list(by_chunk(of_step, of, device=trainer.model.device))
+    total = sum_of(gradient.cpu().double() for _, gradient in found)
+    return sum(float(loss) for loss, _ in found), total.to(group.moved)
+
+
+def _own(cases: list[_Case | None], i: int) -> _Case:
+    """The case of a batch of this process."""
+    case = cases[i]
+    assert case is not None
+    return case
 
 
 def _parts(trainer: Experiment, case: _Case, which: Tensor, memory: int) -> tuple[Tensor, ...]:

@@ -30,6 +30,7 @@ from acdc.cli.heads import heads
 from acdc.cli.interactions import interactions
 from acdc.cli.listing import list_
 from acdc.cli.matching import match
+from acdc.cli.processes import check_shared, ends, processes, quiet
 from acdc.cli.sharing import shared
 from acdc.cli.study import study
 from acdc.cli.what_if import what_if
@@ -83,12 +84,14 @@ def _say_version(asked: bool) -> None:
 
 @app.callback()
 def _options(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option("--version", callback=_say_version, is_eager=True, help="Show it and exit."),
     ] = False,
 ) -> None:
     """What is asked without a command."""
+    check_shared(context.invoked_subcommand)
 
 
 class _TerminatedError(BaseException):
@@ -99,25 +102,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; a user's mistake is one line on standard error and status 2.
 
     A process that is told to end (SIGTERM) removes what it has half written, says so and ends with
-    status 143, as the system has it (128 + 15).
+    status 143, as the system has it (128 + 15).  Of several processes that ``torchrun`` starts one
+    says it.
     """
     # Before torch is loaded: idle OpenMP threads sleep instead of spinning.  On a busy machine
     # small models run ten times faster so.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    with processes():
+        _run(arguments)
+
+
+def _run(arguments: Sequence[str] | None) -> NoReturn:
+    """Run a command and end the process."""
     _check_text(sys.argv[1:] if arguments is None else arguments)
     set_loudness(Loudness.NORMAL)
     _add_plugins()
     command = typer.main.get_command(app)
     try:
-        with _ends_when_told():
+        with _ends_when_told(), quiet():
             status = command.main(args=arguments, prog_name="acdc", standalone_mode=False)
     except _TerminatedError:
-        typer.echo(
-            "acdc: told to end: nothing half-written is left; the same command goes on from its "
+        ends(
+            "told to end: nothing half-written is left; the same command goes on from its "
             "checkpoint if it has one, or starts again",
-            err=True,
+            128 + signal.SIGTERM,
         )
-        sys.exit(128 + signal.SIGTERM)
     except ValueError as error:
         from graphs.errors import InputError  # not at the top: graphs brings in numba
 
@@ -136,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(f"{error.filename or 'file'}: {error.strerror or error}")
     else:
         if status == 130:
-            typer.echo("acdc: stopped", err=True)
+            ends("stopped", 130)
         sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -174,8 +183,7 @@ def _add_plugins() -> None:
             app.add_typer(point.load(), name=point.name)
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     from graphs.text import one_line
 
-    typer.echo(f"acdc: {one_line(message)}", err=True)
-    sys.exit(2)
+    ends(one_line(message), 2)

@@ -8,6 +8,8 @@ from typing import Any
 
 import typer
 
+from acdc.cli.processes import is_first
+
 __all__ = ["answer"]
 
 
@@ -41,7 +43,8 @@ def answer(
     from graphs.files.whole import json_indented, write_json
 
     if out is not None:
-        write_json(out, summary())
+        if is_first():
+            write_json(out, summary())
         written = f"written to {out}"
     if as_json:
         typer.echo(json_indented(summary()))

@@ -305,14 +305,21 @@ def active_latents(
 ) -> list[tuple[int, ...]]:
     """Latents that are active anywhere in the clean or the corrupt run, by dictionary."""
     model = experiment.model
-    found = [torch.zeros(d.n_latents, dtype=torch.bool, device=model.device) for d in dictionaries]
-    for batch in experiment.batches:
+    sizes = [d.n_latents for d in dictionaries]
+
+    def active(i: int) -> torch.Tensor:
+        """``[latent]``, one dictionary after the other."""
+        found = [torch.zeros(n, dtype=torch.bool, device=model.device) for n in sizes]
+        batch = experiment.batches[i]
         for tokens in (batch.clean, batch.corrupt):
             trace = model.forward(tokens)
-            for dictionary, active in zip(dictionaries, found, strict=True):
+            for dictionary, own in zip(dictionaries, found, strict=True):
                 x = activation(model, trace, dictionary.reads)
-                active |= (dictionary.encode(x) != 0).flatten(0, 1).any(0)
-    return [tuple(active.nonzero()[:, 0].tolist()) for active in found]
+                own |= (dictionary.encode(x) != 0).flatten(0, 1).any(0)
+        return torch.cat(found)
+
+    found = experiment.sum_of_batches(active).split(sizes)
+    return [tuple(own.nonzero()[:, 0].tolist()) for own in found]
 
 
 def _reading_together(

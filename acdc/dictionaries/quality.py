@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -225,8 +225,11 @@ def quality_on_task(
     """
     model = experiment.model
     measured = _Measurement(dictionary, model, others)
-    loss, kl, metric = _Scores(), _Scores(), _Scores()
-    for batch in experiment.batches:
+
+    def sums(i: int) -> Tensor:
+        """Sums over a batch: of the measurement, of loss, KL and metric."""
+        batch, loss, kl, metric = experiment.batches[i], _Scores(), _Scores(), _Scores()
+        measured.clear()
         measured.count(batch.corrupt)
         rows = [final[:, batch.scored].flatten(0, 1) for final in measured.finals(batch.clean)]
         for part, logprobs in _logprobs(model, rows):
@@ -234,7 +237,12 @@ def quality_on_task(
             loss.add([METRICS["nll"](p, targets) for p in logprobs])
             kl.add([_kl(logprobs[0], p) for p in logprobs])
         metric.add_sums([experiment.measure(x, batch) for x in rows], batch.n_rows)
-    return measured.quality(loss, kl, experiment.metric.name, metric)
+        return torch.cat([*measured.sums(), *(one.as_tensor() for one in (loss, kl, metric))])
+
+    *of_tokens, loss, kl, metric = experiment.sum_of_batches(sums).split([*measured.sizes, 4, 4, 4])
+    measured.take(of_tokens)
+    scores = [_Scores.of(x) for x in (loss, kl, metric)]
+    return measured.quality(scores[0], scores[1], experiment.metric.name, scores[2])
 
 
 def qualities_on_task(experiment: Experiment) -> list[Quality]:
@@ -250,6 +258,17 @@ class _Scores:
 
     def __init__(self) -> None:
         self.sums, self.n = np.zeros(3), 0
+
+    @classmethod
+    def of(cls, numbers: Tensor) -> Self:
+        """Undo :meth:`as_tensor`."""
+        scores = cls()
+        scores.sums, scores.n = numbers[:3].numpy(), int(numbers[3])
+        return scores
+
+    def as_tensor(self) -> Tensor:
+        """The three sums and the number, in float64 on the CPU."""
+        return torch.tensor([*self.sums.tolist(), self.n], dtype=torch.double)
 
     def add(self, values: Sequence[Tensor]) -> None:
         """Count the values of some rows, by run."""
@@ -274,11 +293,27 @@ class _Measurement:
         layer = dictionary.writes.layer
         into = [d for d in others if d.W_later is not None and d.writes.layer < layer]
         self.earlier = [d.to(model.device, model.dtype) for d in into]
-        device = model.device
-        self.active = torch.zeros(dictionary.n_latents, dtype=torch.int64, device=device)
-        self.sum = torch.zeros(dictionary.d_out, dtype=torch.float64, device=device)
+        self.sizes = dictionary.n_latents, dictionary.d_out, 3
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin anew."""
+        device, (n_latents, d_out, _) = self.model.device, self.sizes
+        self.active = torch.zeros(n_latents, dtype=torch.int64, device=device)
+        self.sum = torch.zeros(d_out, dtype=torch.float64, device=device)
         self.squares = self.errors = 0.0
         self.n_tokens = 0
+
+    def sums(self) -> list[Tensor]:
+        """All that was counted, of :attr:`sizes`, in float64 on the CPU."""
+        scalars = torch.tensor([self.squares, self.errors, self.n_tokens], dtype=torch.double)
+        return [self.active.cpu().double(), self.sum.cpu(), scalars]
+
+    def take(self, sums: Sequence[Tensor]) -> None:
+        """Undo :meth:`sums`."""
+        active, total, (squares, errors, n_tokens) = sums
+        self.active, self.sum = active.long(), total
+        self.squares, self.errors, self.n_tokens = float(squares), float(errors), int(n_tokens)
 
     def finals(self, tokens: Tensor) -> list[Tensor]:
         """Final streams of the model, with the reconstruction and with zeros in its place."""

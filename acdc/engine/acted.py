@@ -21,7 +21,8 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from acdc.engine.experiment import Batch, Experiment
+from acdc.engine.batch import Batch
+from acdc.engine.experiment import Experiment
 from acdc.engine.metrics import Targets
 from acdc.engine.patched import EdgeWeights, PatchedModel, PatchedRun, PlainRuns
 from acdc.engine.stages import Inputs, Stage

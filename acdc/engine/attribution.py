@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -27,7 +28,9 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from acdc.engine.experiment import Batch, Experiment
+from acdc.engine.batch import Batch
+from acdc.engine.experiment import Experiment
+from acdc.engine.processes import Told
 from acdc.engine.program import Program
 from acdc.engine.stages import Gradients, Stage, Transcoder
 from acdc.engine.values import (
@@ -234,15 +237,12 @@ def _sums(
     follow.  Stages whose edges fit into a quarter of the memory (one at least) are done together;
     the passes are made anew for the next.
     """
-    n_spans, start = experiment.n_spans, experiment.outline.start
-    groups = _stage_groups(experiment, memory // (4 * 8 * n_spans))
-    for i, group in enumerate(groups):
-        stages = experiment.program.stages[group.start : group.stop]
-        first, last = int(start[stages[0].ports.start]), int(start[stages[-1].ports.stop])
-        scores = torch.zeros(n_spans, last - first, dtype=torch.double)
-        tell = progress if i == len(groups) - 1 else lambda n_prompts: None
-        _add_scores(experiment, points, scores, group, 1 / n_points, memory, tell)
-        yield first, scores.numpy()
+    groups = _stage_groups(experiment, memory // (4 * 8 * experiment.n_spans))
+    for n, group in enumerate(groups):
+        first = experiment.outline.start[experiment.program.stages[group.start].ports.start]
+        tell = Told(progress if n == len(groups) - 1 else lambda n_prompts: None)
+        of = partial(_scores, experiment, points, group, 1 / n_points, memory, tell)
+        yield int(first), experiment.sum_of_batches(of, told=tell).numpy()
 
 
 def _stage_groups(experiment: Experiment, most: int) -> list[range]:
@@ -258,18 +258,22 @@ def _stage_groups(experiment: Experiment, most: int) -> list[range]:
     return groups
 
 
-def _add_scores(
+def _scores(
     experiment: Experiment,
     points: Points,
-    scores: Tensor,
     group: range,
     weight: float,
     memory: int,
     progress: Callable[[int], None],
-) -> None:
-    """Add the weighted sums over all prompts to ``scores [span, place]`` of a group of stages."""
+    i: int,
+) -> Tensor:
+    """Weighted sums over the prompts of batch ``i``, ``[span, place]`` of a group of stages."""
     start = experiment.outline.start
     keys = tuple(key for stage in experiment.program.stages for key in stage.sees_gradients)
+    stages = experiment.program.stages[group.start : group.stop]
+    places = start - start[stages[0].ports.start]
+    n_places = int(places[stages[-1].ports.stop])
+    scores = torch.zeros(experiment.n_spans, n_places, dtype=torch.double)
     at_base: list[Gradients] = []
 
     def base_run(batch: Batch) -> Trace:
@@ -277,7 +281,7 @@ def _add_scores(
         return at_base[-1].trace
 
     shares = isinstance(points, AtBase) and not experiment.holds_base
-    parts = parts_of(experiment, memory, base_run if shares else None)
+    parts = parts_of(experiment, i, memory, base_run if shares else None)
     for batch, program, base, other, differences in parts:
         stages = program.stages[group.start : group.stop]
         chunk = chunk_size(program, differences, memory)
@@ -299,9 +303,9 @@ def _add_scores(
                     rows = Written(program, differences, tokens, at, some[0].blocks, room=room)
                     for stage in stages:
                         seen = program.senders_seen(stage)
-                        first = start - start[stages[0].ports.start]
-                        _accumulate(stage, seen, first, found, rows, scores[span], weight)
+                        _accumulate(stage, seen, places, found, rows, scores[span], weight)
             del found
+    return scores
 
 
 def _together(points: Iterable[Point], most: int) -> Iterator[list[Point]]:
@@ -465,23 +469,28 @@ def integrate_nodes(
     program, n_spans = experiment.program, experiment.graph.shape.n_spans
     writing = [stage for stage in program.stages if stage.blocks]
     keys: list[Key] = [("embeds", 0), *(stage.written_at for stage in writing)]
-    totals = []
-    for batch, own, base, other, differences in parts_of(experiment, memory):
-        total = torch.zeros(batch.n_prompts, program.n_senders, n_spans, dtype=torch.double)
-        inside = torch.eye(n_spans, dtype=torch.double)[list(batch.spans)]  # (pos, span)
-        for point in points(batch, base, other):
-            found = gradients(experiment, batch, point, keys, own.model)
-            # token and position embeddings are added: they share a gradient
-            effects = [program.blocks[0].pull(found.tokens(("embeds", 0)))]
-            for stage in writing:
-                effects += stage.effects(found, [program.blocks[b] for b in stage.blocks])
-            for block, change, g in zip(program.blocks, differences, effects, strict=True):
-                each = torch.linalg.vecdot(change, g).unflatten(1, batch.clean.shape)
-                by_span = each.double().cpu() @ inside  # (sender, batch, span)
-                total[:, block.start : block.stop] += by_span.transpose(0, 1) / n_points
-            progress(batch.n_prompts)
-        totals.append(total.flatten(1))
-    return torch.cat(totals).numpy()
+    tell = Told(progress)
+
+    def of(i: int) -> Tensor:
+        totals = []
+        for batch, own, base, other, differences in parts_of(experiment, i, memory):
+            total = torch.zeros(batch.n_prompts, program.n_senders, n_spans, dtype=torch.double)
+            inside = torch.eye(n_spans, dtype=torch.double)[list(batch.spans)]  # (pos, span)
+            for point in points(batch, base, other):
+                found = gradients(experiment, batch, point, keys, own.model)
+                # token and position embeddings are added: they share a gradient
+                effects = [program.blocks[0].pull(found.tokens(("embeds", 0)))]
+                for stage in writing:
+                    effects += stage.effects(found, [program.blocks[b] for b in stage.blocks])
+                for block, change, g in zip(program.blocks, differences, effects, strict=True):
+                    each = torch.linalg.vecdot(change, g).unflatten(1, batch.clean.shape)
+                    by_span = each.double().cpu() @ inside  # (sender, batch, span)
+                    total[:, block.start : block.stop] += by_span.transpose(0, 1) / n_points
+                tell(batch.n_prompts)
+            totals.append(total.flatten(1))
+        return torch.cat(totals)
+
+    return torch.cat(experiment.by_batch(of, told=tell)).numpy()
 
 
 def node_scores(
@@ -505,27 +514,29 @@ def _side_by_side(parts: list[Tensor], room: Room) -> Tensor:
 
 
 def parts_of(
-    experiment: Experiment, memory: int, base_run: Callable[[Batch], Trace] | None = None
+    experiment: Experiment,
+    i: int,
+    memory: int,
+    base_run: Callable[[Batch], Trace] | None = None,
 ) -> Iterator[tuple[Batch, Program, Trace, Trace, Values]]:
-    """Yield parts of the prompts that fit: program, plain runs and senders' differences.
+    """Yield parts of a batch that fit: prompts, program, plain runs and senders' differences.
 
     Differences ``ablated_u - base_u`` are ``[sender, token, width]`` by block.  ``base_run`` makes
     the run that ablation starts from; None: an ordinary pass.
     """
-    program = experiment.program
-    for whole in experiment.batches:
-        n_prompts = max(1, memory // bytes_per_prompt(experiment, whole.clean.shape[1]))
-        for batch in whole.split(n_prompts):
-            with torch.no_grad():
-                tokens, others = experiment.runs(batch)
-                base = experiment.model.forward(tokens) if base_run is None else base_run(batch)
-                other = experiment.model.forward(others)
-                values = program.values(base)
-                ablated = experiment.ablated_values(program.values(other), values)
-                pairs = zip(ablated, values, strict=True)
-                differences = [(a - b).flatten(1, 3) for a, b in pairs]
-                own = experiment.program_on(batch, base)
-            yield batch, own, base, other, differences
+    program, whole = experiment.program, experiment.batches[i]
+    n_prompts = max(1, memory // bytes_per_prompt(experiment, whole.clean.shape[1]))
+    for batch in whole.split(n_prompts):
+        with torch.no_grad():
+            tokens, others = experiment.runs(batch)
+            base = experiment.model.forward(tokens) if base_run is None else base_run(batch)
+            other = experiment.model.forward(others)
+            values = program.values(base)
+            ablated = experiment.ablated_values(program.values(other), values)
+            pairs = zip(ablated, values, strict=True)
+            differences = [(a - b).flatten(1, 3) for a, b in pairs]
+            own = experiment.program_on(batch, base)
+        yield batch, own, base, other, differences
 
 
 def chunk_size(program: Program, differences: Values, memory: int) -> int:

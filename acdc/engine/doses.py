@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,9 +23,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from acdc.engine.attribution import bytes_per_prompt, parts_of
-from acdc.engine.experiment import Batch, Experiment
+from acdc.engine.batch import Batch
+from acdc.engine.experiment import Experiment
 from acdc.engine.incremental import IncrementalRun
 from acdc.engine.patched import PatchedModel
+from acdc.engine.processes import Told
 from acdc.engine.program import Program
 from acdc.engine.values import Values
 from acdc.errors import OptionError
@@ -70,26 +73,31 @@ def node_doses(
     if experiment.crosses_layers:
         return _by_whole_passes(experiment, senders, coefficients, progress, of_senders=True)
     graph = experiment.whole_graph
-    values, slopes = np.zeros((len(senders), len(coefficients))), np.zeros(len(senders))
-    c = torch.as_tensor(coefficients).to(experiment.model.W_U)
-    for batch, program, base, _, differences in parts_of(experiment, memory):
-        each = batch.n_prompts * bytes_per_prompt(experiment, batch.clean.shape[1])
-        for i, sender in enumerate(senders.tolist()):
-            node, span = int(graph.sender_component[sender]), int(graph.sender_span[sender])
-            b, change = _change(program, differences, node, span, batch)
-            with torch.no_grad():
-                found = [
-                    _rerun(experiment, batch, program, base, b, some, change)
-                    for some in c.split(max(1, memory // each))
-                ]
-            values[i] += torch.cat(found).double().cpu().numpy()
-            with torch.enable_grad():
-                zero = c.new_zeros(1, requires_grad=True)
-                at_base = _rerun(experiment, batch, program, base, b, zero, change)
-                (slope,) = torch.autograd.grad(at_base.sum(), zero)
-            slopes[i] += float(slope)
-            progress(batch.n_prompts)
-    return values / experiment.n_rows, slopes / experiment.n_rows
+    c, tell = torch.as_tensor(coefficients).to(experiment.model.W_U), Told(progress)
+
+    def sums(i: int) -> Tensor:
+        """``[sender, coefficient and slope]``: sums over the rows of a batch."""
+        total = torch.zeros(len(senders), len(c) + 1, dtype=torch.double)
+        for batch, program, base, _, differences in parts_of(experiment, i, memory):
+            each = batch.n_prompts * bytes_per_prompt(experiment, batch.clean.shape[1])
+            for row, sender in zip(total, senders.tolist(), strict=True):
+                node, span = int(graph.sender_component[sender]), int(graph.sender_span[sender])
+                b, change = _change(program, differences, node, span, batch)
+                with torch.no_grad():
+                    found = [
+                        _rerun(experiment, batch, program, base, b, some, change)
+                        for some in c.split(max(1, memory // each))
+                    ]
+                with torch.enable_grad():
+                    zero = c.new_zeros(1, requires_grad=True)
+                    at_base = _rerun(experiment, batch, program, base, b, zero, change)
+                    found += torch.autograd.grad(at_base.sum(), zero)
+                row += torch.cat(found).cpu().double()
+                tell(batch.n_prompts)
+        return total
+
+    found = experiment.sum_of_batches(sums, told=tell).numpy() / experiment.n_rows
+    return found[:, :-1], found[:, -1]
 
 
 def _change(
@@ -180,15 +188,15 @@ def _slopes(experiment: Experiment, *, of_senders: bool) -> NDArray[np.float64]:
     """Derivative at c = 0 of every edge or sender, of one patched pass forward and backward."""
     graph = experiment.graph
     n = graph.n_senders if of_senders else graph.n_edges
-    total, patched = np.zeros(n), _in_parts(experiment)
-    for i in range(len(patched.experiment.batches)):
+    patched = _in_parts(experiment)
+
+    def slopes(i: int) -> Tensor:
         with torch.enable_grad():
             weights = _intact(experiment, n).requires_grad_(True)
-            (found,) = torch.autograd.grad(
-                patched.rows(i, weights, of_senders=of_senders).sum(), weights
-            )
-        total -= found.double().cpu().numpy()  # the weight is 1 - c
-    return total / experiment.n_rows
+            rows = patched.rows(i, weights, of_senders=of_senders)
+            return -torch.autograd.grad(rows.sum(), weights)[0]  # the weight is 1 - c
+
+    return patched.experiment.sum_of_batches(slopes).numpy() / experiment.n_rows
 
 
 def _intact(experiment: Experiment, n: int) -> Tensor:
@@ -220,10 +228,9 @@ def _by_whole_passes(
         for k, c in enumerate(coefficients.tolist()):
             weights = _intact(experiment, n)
             weights[int(one)] -= c
+            rows = partial(patched.rows, weights=weights, of_senders=of_senders)
             with torch.no_grad():
-                for part in range(len(experiment.batches)):
-                    rows = patched.rows(part, weights, of_senders=of_senders)
-                    values[i, k] += float(rows.double().sum())
+                values[i, k] = torch.cat(experiment.by_batch(rows)).sum()
         progress(len(experiment.task))
     slopes = _slopes(experiment, of_senders=of_senders)[np.asarray(which)]
     return values / experiment.n_rows, slopes

@@ -7,7 +7,7 @@ length (no padding enters a score) and chunked; values are means over all scored
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, Self
@@ -21,8 +21,10 @@ from torch import Tensor
 from acdc.ablations.base import ABLATIONS, OTHER_RUN, Ablation
 from acdc.dictionaries.attachment import Attachment
 from acdc.dictionaries.experts import ExpertAttachment
+from acdc.engine.batch import Batch, sum_of, targets_of
 from acdc.engine.constants import Constants
-from acdc.engine.metrics import Metric, Targets, at_least_float32
+from acdc.engine.metrics import Metric, at_least_float32
+from acdc.engine.processes import Numbers, Told, by_chunk, here
 from acdc.engine.program import Program
 from acdc.engine.values import Values
 from acdc.errors import TaskError
@@ -33,57 +35,11 @@ from acdc.tasks.positions import Positions
 from graphs import Graph, component_graph
 from graphs.graph import Outline, outline
 
-__all__ = ["Batch", "Experiment"]
+__all__ = ["Experiment"]
 
 _LOGITS_BYTES = 24 << 20
 """Logits of the whole vocabulary are computed in parts of this size: small enough that the
 allocator keeps the memory instead of asking the system for fresh pages each time."""
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Prompt pairs of one length, with their spans at the same positions.
-
-    Parameters
-    ----------
-    clean, corrupt
-        ``[batch, pos]`` token ids.
-    scored
-        ``[n]`` positions whose logits are scored; the last one by default.
-    targets
-        Answers of the ``batch * n`` scored rows.
-    spans
-        ``[pos]``: index of the span that each position is in; 0 in a graph without spans.
-    """
-
-    clean: Tensor
-    corrupt: Tensor
-    scored: Tensor
-    targets: Targets
-    spans: tuple[int, ...]
-
-    @property
-    def n_prompts(self) -> int:
-        """Prompts in the batch."""
-        return len(self.clean)
-
-    @property
-    def n_rows(self) -> int:
-        """Scored rows: prompts times scored positions."""
-        return len(self.clean) * len(self.scored)
-
-    def split(self, n_prompts: int) -> Iterator[Batch]:
-        """Yield parts of at most ``n_prompts`` prompts."""
-        each = len(self.scored)
-        for start in range(0, self.n_prompts, n_prompts):
-            part = slice(start, start + n_prompts)
-            rows = slice(start * each, (start + n_prompts) * each)
-            yield replace(
-                self,
-                clean=self.clean[part],
-                corrupt=self.corrupt[part],
-                targets=self.targets.rows(rows),
-            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,20 +188,64 @@ class Experiment:
 
     @cached_property
     def batches(self) -> tuple[Batch, ...]:
-        """The task's pairs, at most ``batch_size`` each.
+        """The task's pairs, at most ``batch_size`` each, however many processes share them.
 
-        Those of one length go together that have the same scored positions and spans.
+        Those of one length go together that have the same scored positions and spans.  What a
+        metric compares with is in the batches of this process alone (:meth:`by_batch`).
         """
         groups: dict[tuple[int, tuple[int, ...], tuple[int, ...]], list[Pair]] = defaultdict(list)
         for row, pair in enumerate(self.task.pairs, 1):
             self._check_answers(row, pair)
             self._check_tokens(row, pair)
             groups[len(pair.clean), pair.scored, self._spans(row, pair)].append(pair)
-        return tuple(
-            self._batch(pairs[i : i + self.batch_size], spans)
+        parts = (
+            (pairs[start : start + self.batch_size], spans)
             for (_, _, spans), pairs in sorted(groups.items())
-            for i in range(0, len(pairs), self.batch_size)
+            for start in range(0, len(pairs), self.batch_size)
         )
+        return tuple(self._batch(i, pairs, spans) for i, (pairs, spans) in enumerate(parts))
+
+    def by_batch(
+        self,
+        of: Callable[[int], Tensor],
+        *,
+        which: Sequence[int] | None = None,
+        about: Iterable[bytes] = (),
+        told: Told | None = None,
+    ) -> list[Tensor]:
+        """Compute something of every batch, each in one of the processes that share them.
+
+        Parameters
+        ----------
+        of
+            Index in :attr:`batches` -> a tensor; only called for batches of this process.
+        which
+            Indices, for some of the batches; None: all.
+        about, told
+            As of :func:`acdc.engine.processes.by_chunk`.
+
+        Returns
+        -------
+        list
+            The tensors in the order of the batches, in float64 on the CPU.
+        """
+        chunks = range(len(self.batches)) if which is None else which
+        device = self.model.device
+        found = by_chunk(chunks, _in_float64(of), device=device, about=about, told=told)
+        return [x for (x,) in found]
+
+    def sum_of_batches(
+        self,
+        of: Callable[[int], Tensor],
+        *,
+        which: Sequence[int] | None = None,
+        told: Told | None = None,
+    ) -> Tensor:
+        """Sum of what :meth:`by_batch` computes, in the order of the batches; little is held."""
+        chunks = range(len(self.batches)) if which is None else which
+        device = self.model.device
+        found = by_chunk(chunks, _in_float64(of), device=device, one_by_one=True, told=told)
+        return sum_of(x for (x,) in found)
 
     @cached_property
     def edge_place(self) -> tuple[NDArray[np.int64], ...]:
@@ -314,13 +314,13 @@ class Experiment:
         except TaskError as error:
             raise TaskError(f"row {row}: {error}") from error
 
-    def _batch(self, pairs: list[Pair], spans: tuple[int, ...]) -> Batch:
+    def _batch(self, i: int, pairs: list[Pair], spans: tuple[int, ...]) -> Batch:
         device = self.model.device
         clean = torch.tensor([p.clean for p in pairs], device=device)
         corrupt = torch.tensor([p.corrupt for p in pairs], device=device)
         scored = torch.tensor(pairs[0].scored, device=device)
-        targets = _targets(pairs, device).repeat(len(scored))
-        if self.metric.compares is not None:
+        targets = targets_of(pairs, device).repeat(len(scored))
+        if self.metric.compares is not None and here().owns(i):
             logits = self.logits(self.model.forward(clean), scored, None)
             targets = replace(targets, clean=self.metric.compares(at_least_float32(logits)))
         return Batch(clean, corrupt, scored, targets, spans)
@@ -366,14 +366,16 @@ class Experiment:
     @torch.no_grad()
     def plain_values(self, which: Literal["clean", "corrupt"]) -> Float[np.ndarray, " prompt"]:
         """``[prompt]``: as :meth:`plain`, see :meth:`per_prompt`."""
-        rows = []
-        for batch in self.batches:
+
+        def rows(i: int) -> Tensor:
+            batch = self.batches[i]
             final = self.model.forward(getattr(batch, which)).final
             assert final is not None
-            rows.append(self.measure_rows(final[:, batch.scored].flatten(0, 1), batch))
-        return self.per_prompt(rows)
+            return self.measure_rows(final[:, batch.scored].flatten(0, 1), batch)
 
-    def per_prompt(self, rows: list[Tensor]) -> NDArray[np.float64]:
+        return self.per_prompt(self.by_batch(rows, about=[which.encode()]))
+
+    def per_prompt(self, rows: Sequence[Tensor]) -> NDArray[np.float64]:
         """Metric of each prompt, from that of the scored rows.
 
         Parameters
@@ -482,18 +484,6 @@ class Experiment:
         return [x[0].expand_as(y) for x, y in zip(embeds, base.embeds, strict=True)]
 
 
-def _targets(pairs: list[Pair], device: torch.device) -> Targets:
-    """Answers of every prompt, one row each."""
-    width = max(len(p.answers) + len(p.wrong_answers) for p in pairs)
-    tokens = torch.zeros(len(pairs), width, dtype=torch.long)
-    answer = torch.zeros(len(pairs), width)
-    wrong = torch.zeros(len(pairs), width)
-    for i, pair in enumerate(pairs):
-        n = len(pair.answers)
-        both = pair.answers + pair.wrong_answers
-        tokens[i, : len(both)] = torch.tensor(both, dtype=torch.long)
-        if pair.answers:
-            answer[i, :n] = 1 / n
-        if pair.wrong_answers:
-            wrong[i, n : len(both)] = 1 / len(pair.wrong_answers)
-    return Targets(tokens.to(device), answer.to(device), wrong.to(device))
+def _in_float64(of: Callable[[int], Tensor]) -> Callable[[int], Numbers]:
+    """What is computed of a batch, in float64 on the CPU."""
+    return lambda i: [of(i).detach().cpu().double()]

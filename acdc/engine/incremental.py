@@ -9,7 +9,7 @@ many scenarios are evaluated on one extra axis, recomputing only what a
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from acdc.ablations.base import ZERO
+from acdc.engine.batch import sum_of
 from acdc.engine.experiment import Experiment
 from acdc.engine.inputs import Changes, Input, Output, Places, Sums, insert
 from acdc.engine.moved import Read
@@ -35,7 +36,15 @@ ONE_CIRCUIT = (
     "with acdc at one threshold, or choose eap-ig"
 )
 
-__all__ = ["ONE_CIRCUIT", "BatchState", "IncrementalRun", "Outcome", "Work"]
+__all__ = [
+    "ONE_CIRCUIT",
+    "BatchPlans",
+    "BatchState",
+    "IncrementalRun",
+    "Outcome",
+    "Outcomes",
+    "Work",
+]
 
 
 @dataclass
@@ -92,8 +101,12 @@ class Outcome:
     outputs: dict[int, Output] = field(default_factory=dict)
 
 
-class BatchState:
-    """Current values of all nodes on one batch.
+Outcomes = dict[int, Outcome]
+"""By index of the batch: of those of this process that the evaluation can change."""
+
+
+class BatchPlans:
+    """What an evaluation on one batch recomputes, and what that costs: known to every process.
 
     Parameters
     ----------
@@ -101,43 +114,28 @@ class BatchState:
         Model, metric, intervention and direction.
     i
         Which of its batches: prompts of one length.
-    places, units
-        Where values are kept, and what recomputes each unit with live norms; the same for all
-        batches.
+    touched
+        ``[sender, pos]``: where what an ablated edge carries differs at all.
+    units
+        What recomputes each unit with live norms; the same for all batches.
     """
 
     def __init__(
-        self, experiment: Experiment, i: int, places: Places, units: dict[int, Unit]
+        self, experiment: Experiment, i: int, touched: NDArray[np.bool_], units: dict[int, Unit]
     ) -> None:
-        self.experiment, self.batch = experiment, experiment.batches[i]
-        self.graph = experiment.graph
-        start = Start(experiment, i)
-        self.model = start.program.model
-        own = start.program is experiment.program
-        self.units = units if own else units_of(start.program, experiment.components.unit)
-        self.inputs = (
-            Sums(start, places, experiment, self.batch)
-            if experiment.ablation.carries == ZERO
-            else Changes(start, places)
-        )
-        self.touched = self.inputs.ablation.somewhere()  # (sender, pos)
+        self.experiment, self.batch, self.touched = experiment, experiment.batches[i], touched
+        self.graph, self.units = experiment.graph, units
+        self.model = experiment.model
         self.device = self.batch.clean.device
         self.n_pos = self.batch.clean.shape[1]
         self.scored = tuple(self.batch.scored.tolist())
-        attentions = [layer.attention for layer in self.model.layers]
-        masks = [attention.mask(self.n_pos, self.device) for attention in attentions]
-        self.now = Projections(start.placed, start.z, masks, self.n_pos)
         self.planner = Planner(
             self.graph,
             self.n_pos,
             self.scored,
-            causal=all(attention.causal for attention in attentions),
+            causal=all(layer.attention.causal for layer in self.model.layers),
             spans=self.batch.spans,
         )
-        self._logits = len(experiment.components.receivers) - 1
-        self._metric: float | None = None
-
-    # -- planning ---------------------------------------------------------------------------
 
     def plan(self, edges: Int[np.ndarray, " edge"]) -> Plan:
         """Plan the evaluation of changes along edges of one receiver."""
@@ -191,7 +189,39 @@ class BatchState:
         rows = self.batch.n_rows * self._n_logits
         return self.model.W_U.element_size() * (self.batch.n_prompts * cells + 3 * rows)
 
-    # -- evaluation -------------------------------------------------------------------------
+    def finish(self, receiver: int, kept_edges: Int[np.ndarray, " kept"]) -> None:
+        """Record which edges of a receiver stay, also of those that nothing was evaluated for."""
+        self.planner.finish(receiver, kept_edges)
+
+
+class BatchState(BatchPlans):
+    """Current values of all nodes on one batch.
+
+    Parameters
+    ----------
+    experiment, i, units
+        As of :class:`BatchPlans`.
+    places
+        Where values are kept; the same for all batches.
+    """
+
+    def __init__(
+        self, experiment: Experiment, i: int, places: Places, units: dict[int, Unit]
+    ) -> None:
+        start = Start(experiment, i)
+        self.inputs = (
+            Sums(start, places, experiment, experiment.batches[i])
+            if experiment.ablation.carries == ZERO
+            else Changes(start, places)
+        )
+        own = start.program is experiment.program
+        units = units if own else units_of(start.program, experiment.components.unit)
+        super().__init__(experiment, i, self.inputs.ablation.somewhere(), units)
+        self.model = start.program.model
+        masks = [layer.attention.mask(self.n_pos, self.device) for layer in self.model.layers]
+        self.now = Projections(start.placed, start.z, masks, self.n_pos)
+        self._logits = len(experiment.components.receivers) - 1
+        self._metric: float | None = None
 
     def evaluate(
         self,
@@ -241,8 +271,6 @@ class BatchState:
         rows = insert(current, new.read, new.flow.positions, self.scored)
         return self.experiment.measure(rows.flatten(1, 2), self.batch, self.model)
 
-    # -- committing -------------------------------------------------------------------------
-
     def commit(self, outcome: Outcome, scenario: int) -> None:
         """Make one scenario the current state."""
         self._metric = None
@@ -266,8 +294,8 @@ class BatchState:
         self.now.moved.put(self.now.own, read)
 
     def finish(self, receiver: int, kept_edges: Int[np.ndarray, " kept"]) -> None:
-        """Record which edges of a receiver stay, also of those that nothing was evaluated for."""
-        self.planner.finish(receiver, kept_edges)
+        """As :meth:`BatchPlans.finish`."""
+        super().finish(receiver, kept_edges)
         if isinstance(self.inputs, Sums):
             self.inputs.keep(*self._place(receiver), self._senders(kept_edges))
 
@@ -281,6 +309,14 @@ class IncrementalRun:
         Model, prompts, metric, intervention and direction.
     memory
         Bytes that one evaluation's scenarios may take.
+
+    Attributes
+    ----------
+    states
+        By index of the batch: the state of those that this process has
+        (:mod:`acdc.engine.processes`).
+    batches
+        Of every batch what it takes to plan: what is evaluated together follows from all of them.
     """
 
     def __init__(self, experiment: Experiment, memory: int = 1 << 30) -> None:
@@ -289,25 +325,33 @@ class IncrementalRun:
         self.experiment, self.graph, self.memory = experiment, experiment.graph, memory
         places = Places(experiment.program)
         units = units_of(experiment.program, experiment.components.unit)
+        self.states: dict[int, BatchState] = {}
+
+        def begin(i: int) -> Tensor:
+            state = self.states[i] = BatchState(experiment, i, places, units)
+            return torch.from_numpy(state.touched)
+
         with torch.no_grad():
-            self.states = [
-                BatchState(experiment, i, places, units) for i in range(len(experiment.batches))
-            ]
+            touched = experiment.by_batch(begin)
+        self.batches = [
+            self.states.get(i) or BatchPlans(experiment, i, where.bool().numpy(), units)
+            for i, where in enumerate(touched)
+        ]
         self.work = Work()
 
     def can_change(self, edges: Int[np.ndarray, " edge"]) -> Bool[np.ndarray, " edge"]:
         """``[edge]``: False where ablating the edge changes the metric by exactly zero."""
-        return np.any([state.can_change(edges) for state in self.states], axis=0)
+        return np.any([batch.can_change(edges) for batch in self.batches], axis=0)
 
     def finish(self, receiver: int, kept_edges: Int[np.ndarray, " kept"]) -> None:
         """Record which edges of a receiver stay; see :meth:`graphs.plan.Planner.finish`."""
-        for state in self.states:
-            state.finish(receiver, kept_edges)
+        for batch in self.batches:
+            batch.finish(receiver, kept_edges)
 
     @torch.no_grad()
     def keep(self) -> Iterator[NDArray[np.generic]]:
         """Yield what :meth:`restore` needs, beside the edges that are finished."""
-        for state in self.states:
+        for state in self.states.values():
             yield from state.keep()
 
     @torch.no_grad()
@@ -319,24 +363,24 @@ class IncrementalRun:
         StateError
             If no search of this experiment can have kept it.
         """
-        for state in self.states:
+        for state in self.states.values():
             state.restore(read)
 
     def capacity(self, edges: Int[np.ndarray, " edge"]) -> int:
         """How many scenarios over these edges fit into the memory bound."""
-        each = sum(state.bytes_per_scenario(state.plan(edges)) for state in self.states)
+        each = sum(batch.bytes_per_scenario(batch.plan(edges)) for batch in self.batches)
         return max(1, self.memory // max(each, 1))
 
     def overhead(self, edges: Int[np.ndarray, " edge"]) -> float:
         """How many scenarios cost as much as starting a batch of them, roughly."""
-        costs = [state.cost(state.plan(edges)) for state in self.states]
+        costs = [batch.cost(batch.plan(edges)) for batch in self.batches]
         once, each = (sum(c) for c in zip(*costs, strict=True))
         return once / each if each else 1.0
 
     @torch.no_grad()
     def evaluate(
         self, edges: Int[np.ndarray, " edge"], scenarios: Shaped[np.ndarray, "scenario edge"]
-    ) -> tuple[Float[np.ndarray, " scenario"], list[Outcome | None]]:
+    ) -> tuple[Float[np.ndarray, " scenario"], Outcomes]:
         """Mean metric of every scenario, and what is needed to commit one.
 
         Parameters
@@ -347,35 +391,38 @@ class IncrementalRun:
             ``[scenario, edge]``: which of them a scenario ablates on top of the current state;
             of a scenario that is not committed also a coefficient, how much of it.
         """
-        outcomes: list[Outcome | None] = []
-        total = np.zeros(len(scenarios))
-        for state in self.states:
+        outcomes: Outcomes = {}
+
+        def values(i: int) -> Tensor:
+            state = self.states[i]
             plan = state.plan(edges)
             if not plan.reaches_logits:
-                outcomes.append(None)
-                total += state.metric()
-                continue
-            outcome = state.evaluate(edges, scenarios, plan)
-            outcomes.append(outcome)
-            total += outcome.values.double().cpu().numpy()
-            self.work.n_nodes += len(plan.steps) * len(scenarios)
-            self.work.n_node_positions += plan.n_positions * len(scenarios)
-        self.work.n_evaluations += len(scenarios)
-        return total / self.experiment.n_rows, outcomes
+                return torch.tensor([state.metric()], dtype=torch.double).expand(len(scenarios))
+            outcomes[i] = state.evaluate(edges, scenarios, plan)
+            return outcomes[i].values
 
-    def commit(self, outcomes: Sequence[Outcome | None], scenario: int) -> None:
+        found = self.experiment.by_batch(values, about=[edges.tobytes(), scenarios.tobytes()])
+        for batch in self.batches:
+            plan = batch.plan(edges)
+            if plan.reaches_logits:
+                self.work.n_nodes += len(plan.steps) * len(scenarios)
+                self.work.n_node_positions += plan.n_positions * len(scenarios)
+        self.work.n_evaluations += len(scenarios)
+        return sum_of(found).numpy() / self.experiment.n_rows, outcomes
+
+    def commit(self, outcomes: Outcomes, scenario: int) -> None:
         """Make one evaluated scenario the current state."""
-        for state, outcome in zip(self.states, outcomes, strict=True):
-            if outcome is not None:
-                state.commit(outcome, scenario)
+        for i, outcome in outcomes.items():
+            self.states[i].commit(outcome, scenario)
 
     def fork(self) -> IncrementalRun:
         """Copy the state, sharing what never changes and the count of work."""
         shared: list[object] = [self.experiment, self.experiment.model, self.work]
         shared += [self.graph, self.graph.components]
-        for state in self.states:
-            shared += [state.batch, state.units, state.model, state.now.masks, state.touched]
-            shared += state.inputs.fixed
+        for batch in self.batches:
+            shared += [batch.batch, batch.units, batch.model, batch.touched]
+        for state in self.states.values():
+            shared += [state.now.masks, *state.inputs.fixed]
         return copy.deepcopy(self, {id(x): x for x in shared})
 
     def afresh(self) -> IncrementalRun:
@@ -387,4 +434,8 @@ class IncrementalRun:
     @torch.no_grad()
     def metric(self) -> float:
         """Mean metric of the current circuit."""
-        return sum(state.metric() for state in self.states) / self.experiment.n_rows
+
+        def value(i: int) -> Tensor:
+            return torch.tensor(self.states[i].metric(), dtype=torch.double)
+
+        return float(sum_of(self.experiment.by_batch(value))) / self.experiment.n_rows

@@ -21,7 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from acdc.engine.experiment import Batch, Experiment
+from acdc.engine.batch import Batch
+from acdc.engine.experiment import Experiment
 from acdc.engine.moved import Moved
 from acdc.engine.program import Program
 from acdc.engine.start import Start

@@ -26,7 +26,8 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from acdc.engine.experiment import Batch, Experiment
+from acdc.engine.batch import Batch
+from acdc.engine.experiment import Experiment
 from acdc.engine.program import Program
 from acdc.engine.stages import (
     Heads,
@@ -104,9 +105,12 @@ class PatchedModel:
             ``[prompt]``, see :meth:`Experiment.per_prompt`; its mean is :meth:`metric`.
         """
         weights = _Mask(self.edges, mask)
-        batches = range(len(self.experiment.batches))
-        rows = [PatchedRun(self.plain(i), weights, weights.alive).rows()[0] for i in batches]
-        return self.experiment.per_prompt(rows)
+
+        def rows(i: int) -> Tensor:
+            return PatchedRun(self.plain(i), weights, weights.alive).rows()[0]
+
+        experiment = self.experiment
+        return experiment.per_prompt(experiment.by_batch(rows, about=[mask.tobytes()]))
 
     @torch.no_grad()
     def values_at_logits(
@@ -128,10 +132,14 @@ class PatchedModel:
             ``[cut, prompt]``, otherwise as :meth:`values`.
         """
         weights = _Mask(self.edges, mask)
-        batches = range(len(self.experiment.batches))
-        rows = [PatchedRun(self.plain(i), weights, weights.alive).rows(cuts) for i in batches]
+
+        def rows(i: int) -> Tensor:
+            return PatchedRun(self.plain(i), weights, weights.alive).rows(cuts)
+
+        experiment = self.experiment
+        found = experiment.by_batch(rows, about=[mask.tobytes(), cuts.tobytes()])
         return np.stack(
-            [self.experiment.per_prompt([of[cut] for of in rows]) for cut in range(len(cuts))]
+            [experiment.per_prompt([of[cut] for of in found]) for cut in range(len(cuts))]
         )
 
     def full_values(self) -> Float[np.ndarray, " prompt"]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from acdc.engine.incremental import IncrementalRun, Outcome
+from acdc.engine.incremental import IncrementalRun, Outcomes
 from acdc.engine.moved import Read, StateError
 from acdc.engine.referee import Referee
 
@@ -94,7 +94,7 @@ class _Batch:
     edges: Edges
     guesses: NDArray[np.bool_]
     values: NDArray[np.float64]
-    outcomes: Sequence[Outcome | None]
+    outcomes: Outcomes
     n_decided: int = 0
     accepted: int | None = None
 

@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 from scipy.stats import bootstrap
 from torch import Tensor
 
-from acdc.engine.experiment import Batch, Experiment
+from acdc.engine.batch import Batch
+from acdc.engine.experiment import Experiment
 from acdc.engine.metrics import METRICS, at_least_float32
 
 __all__ = ["LEAST_MORE", "LEAST_RIGHT", "Ability", "ability"]
@@ -161,30 +162,32 @@ def ability(experiment: Experiment) -> Ability:
         Model, prompts and metric; intervention and direction play no role.
     """
     answered = all(pair.answers for pair in experiment.task.pairs)
-    right: dict[str, list[Tensor]] = {"clean": [], "corrupt": []}
-    values: dict[str, list[Tensor]] = {"clean": [], "corrupt": []}
-    margins: dict[str, list[Tensor]] = {"clean": [], "corrupt": []}
     opposed = answered and all(pair.wrong_answers for pair in experiment.task.pairs)
-    for batch in experiment.batches:
-        for which in values:
-            final = experiment.model.forward(getattr(batch, which)).final
+
+    def figures(i: int) -> Tensor:
+        """``[figure, row]``: metric, margin and whether it is right, of either run."""
+        batch, found = experiment.batches[i], []
+        for tokens in (batch.clean, batch.corrupt):
+            final = experiment.model.forward(tokens).final
             assert final is not None
             rows = final[:, batch.scored].flatten(0, 1)
-            values[which].append(experiment.measure_rows(rows, batch))
+            found.append(experiment.measure_rows(rows, batch))
             if opposed:
                 logits = experiment.model.unembed(rows, batch.targets.tokens)
-                margins[which].append(METRICS["logit_diff"](logits, batch.targets))
+                found.append(METRICS["logit_diff"](logits, batch.targets))
             if answered:
-                right[which].append(_right(experiment, rows, batch))
-    clean, corrupt = (experiment.per_prompt(values[which]) for which in ("clean", "corrupt"))
+                found.append(_right(experiment, rows, batch).to(found[0]))
+        return torch.stack(found)
+
+    by_figure = zip(*experiment.by_batch(figures), strict=True)
+    values = [experiment.per_prompt(rows) for rows in by_figure]
+    (clean, *of_clean), (corrupt, *of_corrupt) = np.split(np.stack(values), 2)
     return Ability(
-        experiment.per_prompt(right["clean"]) if answered else None,
-        experiment.per_prompt(right["corrupt"]) if answered else None,
+        of_clean[-1] if answered else None,
+        of_corrupt[-1] if answered else None,
         -experiment.metric.sign * (clean - corrupt),
         all(pair.clean == pair.corrupt for pair in experiment.task.pairs),
-        experiment.per_prompt(margins["clean"]) - experiment.per_prompt(margins["corrupt"])
-        if opposed
-        else None,
+        of_clean[0] - of_corrupt[0] if opposed else None,
     )
 
 

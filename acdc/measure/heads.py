@@ -36,7 +36,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from acdc.engine.attribution import Point, gradients
-from acdc.engine.experiment import Batch, Experiment
+from acdc.engine.batch import Batch
+from acdc.engine.experiment import Experiment
 from acdc.engine.head_parts import HeadParts, PromptsRun, Written, head_parts
 from acdc.engine.metrics import Metric, Targets, get_metric
 from acdc.engine.values import Values

@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from acdc.engine.attribution import AtBase, Point, Points, integrate
-from acdc.engine.experiment import Batch, Experiment
+from acdc.engine.batch import Batch
+from acdc.engine.experiment import Experiment
 from acdc.engine.stages import SEVERAL_PLACES
 from acdc.engine.work import Work
 from acdc.methods.base import NoOptions, method

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from acdc.engine.attribution import Written, chunk_size, token_chunks
 from acdc.engine.experiment import Experiment
+from acdc.engine.processes import Told
 from acdc.engine.values import Rows
 from acdc.engine.work import Work
 from acdc.methods.base import NoOptions, Score, method
@@ -57,23 +58,31 @@ def ifr(
     """
     graph, model, program = experiment.graph, experiment.model, experiment.program
     n_read = [high - low for low, high in map(program.senders_seen, program.stages)]
-    totals = [np.zeros((graph.shape.n_spans, n)) for n in n_read]  # of each stage
-    n_prompts = np.zeros(graph.shape.n_spans)
+    n_prompts, tell = np.zeros(graph.shape.n_spans), Told(work.progress)
     for batch in experiment.batches:
+        n_prompts[list(set(batch.spans))] += batch.n_prompts
+
+    def shares(i: int) -> Tensor:
+        """``[span, sender]`` of one stage after the other: sums over the prompts of a batch."""
+        totals, batch = np.zeros((graph.shape.n_spans, sum(n_read))), experiment.batches[i]
         trace = model.forward(experiment.runs(batch)[0])
         values = [value.flatten(1, 3) for value in program.values(trace)]
         chunk = chunk_size(program, values, work.memory)
-        n_prompts[list(set(batch.spans))] += batch.n_prompts
         for span, tokens in token_chunks(batch.spans, batch.n_prompts, chunk, batch.clean.device):
             weight = 1 / batch.spans.count(span)  # a prompt's positions count as much as another's
             written = Written(program, values, tokens, trace, frozen=True)
-            for stage, total in zip(program.stages, totals, strict=True):
+            by_stage = np.split(totals[span], np.cumsum(n_read)[:-1])  # views
+            for stage, total in zip(program.stages, by_stage, strict=True):
                 low, high = program.senders_seen(stage)
                 stream = trace.at(stage.stream).flatten(0, 1)[tokens]
-                total[span] += weight * _shares(
+                total += weight * _shares(
                     list(written.between(low, high, stage.n_mlps)), stream, high - low
                 )
-        work.progress(batch.n_prompts)
+        tell(batch.n_prompts)
+        return torch.from_numpy(totals)
+
+    found = experiment.sum_of_batches(shares, told=tell).numpy()
+    totals = np.split(found, np.cumsum(n_read)[:-1], axis=1)
     spans, receiver, sender = experiment.edge_place
     scores = np.zeros(graph.n_edges)
     for stage, total in zip(program.stages, totals, strict=True):

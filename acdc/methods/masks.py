@@ -52,6 +52,7 @@ from torch import Tensor
 
 from acdc.engine.experiment import Experiment
 from acdc.engine.patched import PatchedModel
+from acdc.engine.processes import Numbers, by_chunk
 from acdc.engine.steps import in_steps
 from acdc.engine.work import Work
 from acdc.errors import OptionError
@@ -388,13 +389,19 @@ class _Loss:
         self._batches, self._model = parts.batches, PatchedModel(parts, memory)
         every = torch.ones(n_masks, device=experiment.model.device)
         with torch.no_grad():
-            self._base = [self._rows(i, every) for i in range(len(self._batches))]
-            empty = [self._rows(i, 0 * every) for i in range(len(self._batches))]
+            self._base, empty = (self._of_all(masks) for masks in (every, 0 * every))
         gap = torch.cat([abs(a - b) for a, b in zip(self._base, empty, strict=True)]).mean()
         self._scale = 1 / gap if gap > 0 else torch.ones_like(gap)
 
     def _rows(self, i: int, masks: Tensor) -> Tensor:
         return self._model.rows(i, self._weights(masks), of_senders=self._of_senders)
+
+    def _of_all(self, masks: Tensor) -> list[Tensor]:
+        """By part: what :meth:`_rows` gives, on the model's device."""
+        experiment = self._model.experiment
+        precise = torch.promote_types(experiment.model.dtype, torch.float32)
+        rows = experiment.by_batch(lambda i: self._rows(i, masks))
+        return [x.to(masks.device, precise) for x in rows]
 
     def _parts(self, step: int) -> tuple[int, ...]:
         return self._steps[step % len(self._steps)]
@@ -407,15 +414,18 @@ class _Loss:
         """Loss of masks ``[prompt, mask]``, mean over the rows of a step, and its gradient."""
         parts = self._parts(step)
         n_rows = sum(self._batches[i].n_rows for i in parts)
-        loss, gradients = 0.0, []
-        masks = z.split([self._batches[i].n_prompts for i in parts])
-        for i, some in zip(parts, masks, strict=True):
-            some = some.clone().requires_grad_()
+        sizes = [self._batches[i].n_prompts for i in parts]
+        masks = dict(zip(parts, z.split(sizes), strict=True))
+
+        def of(i: int) -> Numbers:
+            some = masks[i].clone().requires_grad_()
             share = self._scale * (self._batches[i].n_rows / n_rows)
-            part = (self._rows(i, some) - self._base[i]).abs().mean() * share
-            gradients += torch.autograd.grad(part, some)
-            loss += float(part.detach())
-        return loss, torch.cat(gradients)
+            loss = (self._rows(i, some) - self._base[i]).abs().mean() * share
+            return [loss.detach(), *torch.autograd.grad(loss, some)]
+
+        found = list(by_chunk(parts, of, device=z.device, about=[str(step).encode()]))
+        loss = sum(float(of_part) for of_part, _ in found)
+        return loss, torch.cat([gradient.to(z) for _, gradient in found])
 
 
 def _between(start: float, end: float, part: float) -> float:

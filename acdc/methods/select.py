@@ -25,9 +25,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from acdc.engine.experiment import Experiment
+from acdc.engine.processes import Numbers, by_chunk
 from acdc.errors import OptionError
 from acdc.measure.curves import ranked_scores, smallest_faithful
 from acdc.measure.evaluation import Evaluator
@@ -203,16 +205,28 @@ class Chooser:
             return self._widened(select_top(self._graph, ranked, n, absolute=False))
         if self._selection.how == "greedy":
             return self._widened(select_greedy(self._graph, ranked, n, absolute=False))
-        found = select_optimal(
-            self._graph,
-            self._worth[self._allowed],
-            n,
-            most=self._most(n),
-            seconds=self._selection.seconds,
-        )
+        found = self._solved(n)
         mask = self._widened(found.mask)
         self._programs[mask.tobytes()] = found
         return mask
+
+    def _solved(self, n: int) -> Optimal:
+        """Solve the program in one process for all: how far it comes is a matter of time."""
+
+        def solve(_: int) -> Numbers:
+            best = select_optimal(
+                self._graph,
+                self._worth[self._allowed],
+                n,
+                most=self._most(n),
+                seconds=self._selection.seconds,
+            )
+            figures = [best.score, best.bound, best.heuristic, best.n_variables, best.seconds]
+            return [torch.from_numpy(best.mask), torch.tensor(figures, dtype=torch.double)]
+
+        ((mask, figures),) = by_chunk(range(1), solve)
+        score, bound, heuristic, n_variables, seconds = figures.tolist()
+        return Optimal(mask.numpy(), score, bound, heuristic, int(n_variables), seconds)
 
     def _most(self, n: int) -> list[tuple[Mask, int]]:
         """Kinds of edges of which at most so many may be in."""

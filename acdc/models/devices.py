@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch.torch_version import TorchVersion
 
+from acdc.engine.processes import here
 from acdc.errors import DeviceError
 
 __all__ = ["resolve_device", "resolve_dtype"]
@@ -21,12 +22,13 @@ wrong, and before that other operations did (TransformerLens, ``utilities/device
 
 
 def resolve_device(device: str) -> torch.device:
-    """Return the torch device of a name.
+    """Return the torch device of a name; ``cuda`` for several processes is one of its own each.
 
     Raises
     ------
     DeviceError
-        If this machine does not have it, or this torch computes wrong numbers on it.
+        If this machine does not have it, this torch computes wrong numbers on it, or it is not
+        enough for several processes (:meth:`acdc.engine.processes.Processes.device`).
     """
     there = _available()
     try:
@@ -46,7 +48,7 @@ def resolve_device(device: str) -> torch.device:
             f"device 'mps': torch {torch.__version__} computes wrong numbers on it; update torch "
             f"to {_MPS_RIGHT} or later, or choose cpu"
         )
-    return found
+    return here().device(found)
 
 
 def _available() -> list[str]:

@@ -21,6 +21,7 @@ from acdc.engine.attribution import node_scores
 from acdc.engine.checkpoint import Checkpoint
 from acdc.engine.constants import FILE_NAME, Constants, load_constants
 from acdc.engine.experiment import Experiment
+from acdc.engine.processes import by_chunk, here
 from acdc.engine.stages import NOT_TRAINED
 from acdc.engine.work import Work
 from acdc.errors import AbilityError, DictionaryError, OptionError, UnknownNameError
@@ -134,6 +135,7 @@ def discover(
     checkpoint
         Folder of the run, if what ``acdc`` has decided is to be kept there while it works: a
         killed search then goes on where it was.  :meth:`Run.save` to it removes that again.
+        Several processes keep none.
     sites
         With latents or neurons: which are nodes, as ``run.circuit.graph.shape.site_at`` of an
         earlier run has them, so that the two have one graph; None: chosen on these prompts.
@@ -171,7 +173,7 @@ def discover(
     work = Work(memory, reporter.advance, reporter.note)
     with timer.phase("load"), reporter.phase("load model and task", None):
         able, experiment, attached, tokenizer = prepare(settings, memory, sites, strict)
-    if checkpoint is not None:
+    if checkpoint is not None and here().size == 1:
         identity = {**settings.plain(), **_fingerprint(experiment), "versions": versions()}
         work = replace(work, checkpoint=Checkpoint(checkpoint, identity))
     if experiment.ablation.trained:
@@ -197,7 +199,7 @@ def discover(
             "n_select": split.n_select,
             "task_info": experiment.task.info,
             "model_info": model_info(experiment, settings),
-            "forwards": passes.n,
+            "forwards": passes.of_all,
             **found.details,
             **latent_details(attached, evaluator, found.circuit, qualities),
             **mixture_details(experiment, attached),
@@ -242,6 +244,14 @@ class Passes:
     """Forward passes of one prompt whose logits were looked at; None if they are not counted."""
 
     n: int | None = None
+
+    @property
+    def of_all(self) -> int | None:
+        """Those of all processes."""
+        if self.n is None:
+            return None
+        us, own = here(), [torch.tensor(self.n)]
+        return sum(int(n) for (n,) in by_chunk(range(us.size), lambda rank: own))
 
 
 @contextmanager

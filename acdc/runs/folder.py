@@ -21,6 +21,7 @@ from typing import Any
 from acdc.ablations import ABLATIONS
 from acdc.engine.checkpoint import Checkpoint
 from acdc.engine.constants import FILE_NAME, Constants, load_constants
+from acdc.engine.processes import here
 from acdc.errors import CircuitFileError, OutputError
 from acdc.files.objects import JsonObject
 from acdc.measure.evaluation import Evaluation
@@ -196,7 +197,12 @@ def save_summary(
 
 
 def write_output(file: Path, text: str, *, overwrite: bool = False) -> Path:
-    """Write a file whole or not at all; OutputError if it exists or cannot be written."""
+    """Write a file whole or not at all; OutputError if it exists or cannot be written.
+
+    Of several processes the first one writes, and no other; so do all functions here.
+    """
+    if not here().is_first:
+        return file
     if file.exists() and not overwrite:
         raise OutputError(f"{str(file)!r} exists: choose another, or pass overwrite")
     try:
@@ -222,6 +228,8 @@ def write_folder(
     Errors as :meth:`Run.save`.
     """
     folder = check_output(folder, overwrite=overwrite)
+    if not here().is_first:
+        return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with new_files(folder, then=lambda: then(folder)) as new:
@@ -263,6 +271,8 @@ def check_output(folder: str | Path, *, overwrite: bool) -> Path:
         the checkpoint of a killed run (unless ``overwrite``).
     """
     path = Path(folder)
+    if not here().is_first:
+        return path
     finish_killed(path)
     try:
         there = next(p for p in (path, *path.absolute().parents) if p.exists())
