@@ -213,7 +213,7 @@ def test_low_precision_spans_and_neurons() -> None:
     alike(split, find, 2)
 
     def attached(one: Experiment) -> tuple[Any, ...]:
-        own = copy.deepcopy(exact)  # neurons are read in its modules, which remember what they saw
+        own = copy.deepcopy(exact)  # neurons are read by hooks on its modules
         found = attach_neurons(replace(one, model=own, in_float32=None), max_neurons=6)
         return repr(found.summary()), METHODS["eap-ig"].scores(found.experiment)
 
