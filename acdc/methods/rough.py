@@ -57,4 +57,3 @@ class Rough:
     def learn(self, circuit: Circuit, threshold: float) -> None:
         """Expect what a search at a threshold has measured."""
         self.expected = np.where(self.candidates(threshold), circuit.scores, self.scores)
-

@@ -2,8 +2,8 @@
 
 Without a threshold and a number of edges tau is searched for on a log scale.  Where circuits become
 faithful is found by rough searches first: on a few of the prompts, of the edges with the largest
-attribution scores alone (:mod:`acdc.methods.rough`).  From there on every search is a whole one, and
-the circuit is exactly the one that ACDC finds at the tau that is returned.
+attribution scores alone (:mod:`acdc.methods.rough`).  From there on every search is a whole one,
+and the circuit is exactly the one that ACDC finds at the tau that is returned.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from acdc.measure.evaluation import (
     standard_error,
 )
 from acdc.methods.base import Found
-from acdc.tasks.split import some_prompts
 from graphs import Circuit
 
 __all__ = ["DEFAULT", "at_threshold", "n_searches"]
@@ -38,7 +37,7 @@ _NEAR = 1.15
 """Or one that is not faithful was found at a tau at most so many times as large."""
 
 _SLOPES = 0.3, 0.45
-"""What faithfulness falls by where tau is e times as large, of circuits that are faithful or not."""
+"""What faithfulness falls by where tau is e times as large, where it is faithful or not."""
 
 _MOST, _BISECTIONS = 13, 12
 """Searches at most, for a faithful circuit and for one of a size."""
@@ -48,8 +47,8 @@ _ROUGH = 0.15
 
 DEFAULT = (
     "default tau: searched on a log scale, first roughly, for a circuit of faithfulness "
-    f"{DEFAULT_FAITHFULNESS} (with a standard error to spare) and at most {_CLOSE:g} more; or until "
-    f"a tau at most {_NEAR:g} times as large is too large"
+    f"{DEFAULT_FAITHFULNESS} (with a standard error to spare) and at most {_CLOSE:g} more; or "
+    f"until a tau at most {_NEAR:g} times as large is too large"
 )
 """What happens without a threshold and a number of edges."""
 
@@ -185,7 +184,7 @@ class _Bracket:
         if self.low is not None and self.high is not None:
             width = math.log(self.high.tau / self.low.tau)
             share = (self.low.spare - _AIM) / (self.low.spare - self.high.spare)
-            return self.low.tau * math.exp(width * min(max(share, 0.2), 0.8))
+            return self.low.tau * math.exp(width * min(max(share, 0.3), 0.7))
         one = self.low or self.high
         assert one is not None
         step = max(abs(one.spare - _AIM) / _SLOPES[not one.faithful], self.least)
