@@ -1,4 +1,4 @@
-"""What ``acdc bench accuracy`` shows of its cells: a table, Markdown, ROC plots, the README.
+"""What ``acdc bench accuracy`` shows of its cells: a table, Markdown, ROC plots, the docs.
 
 Everything here is a function of the stored cells alone, so that a file of results and what is
 printed of it cannot differ.
@@ -38,7 +38,7 @@ _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#
 _STYLES = ("-", "--", ":")
 _MOST_NAMES = 12
 _FAMILIES = {"tracr": "compiled", "planted": "planted", "trained": "trained"}
-"""What the README calls models, by how their names begin."""
+"""What the table of the docs calls models, by how their names begin."""
 
 
 def run_table(cells: Iterable[Cell]) -> RichTable:
@@ -156,7 +156,7 @@ def markdown(cells: Sequence[Cell]) -> str:
 
 
 def readme_table(cells: Sequence[Cell]) -> str:
-    """Return what stands between the markers of the README: methods by groups of models."""
+    """Return what stands between the markers of a page of docs: methods by groups of models."""
     known = [cell for cell in cells if _scored(cell, "edges")]
     groups = list(dict.fromkeys(map(_group, known)))
     counts = [len({c["subject"] for c in known if _group(c) == group}) for group in groups]
@@ -311,7 +311,7 @@ def write_report(cells: Sequence[Cell], folder: Path) -> list[str]:
 
 
 def check_readme(path: Path) -> str:
-    """Return a README's text; OutputError unless it has the two markers once, in order."""
+    """Return a page's text; OutputError unless it has the two markers once, in order."""
     text = read_text(path, _MOST_README, OutputError)
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise OutputError(
@@ -322,7 +322,7 @@ def check_readme(path: Path) -> str:
 
 
 def update_readme(cells: Sequence[Cell], path: Path) -> None:
-    """Replace what stands between a README's markers by the table of the cells."""
+    """Replace what stands between a page's markers by the table of the cells."""
     text = check_readme(path)
     before, rest = text.split(BEGIN)
     after = rest.split(END)[1]

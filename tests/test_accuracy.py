@@ -1,4 +1,4 @@
-"""``bench accuracy``: a tiny table, stopping and going on, and the README's copy of the table."""
+"""``bench accuracy``: a tiny table, stopping and going on, and the table in the docs."""
 
 from __future__ import annotations
 
@@ -303,8 +303,8 @@ def test_readme_is_changed_between_its_markers_only(
         accuracy_report.check_readme(tmp_path / "gone.md")
 
 
-def test_the_readmes_table_is_that_of_the_stored_results() -> None:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_table_of_the_docs_is_that_of_the_stored_results() -> None:
+    readme = (ROOT / "docs" / "explanation" / "accuracy.md").read_text(encoding="utf-8")
     cells = read_cells(STORED)
     assert readme.split(BEGIN)[1].split(END)[0] == f"\n{readme_table(cells)}"
     assert (STORED.parent / "results.md").read_text(encoding="utf-8") == markdown(cells)

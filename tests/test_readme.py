@@ -1,4 +1,4 @@
-"""The README's Python block runs, its commands exist, and what it prints is what comes out."""
+"""The README's Python block runs, and what it and the page of tests print is what comes out."""
 
 from __future__ import annotations
 
@@ -12,8 +12,12 @@ import quick
 from acdc.cli import main
 from acdc.tasks import TASKS
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-COMMANDS = set(re.findall(r"`acdc ([a-z-]+)", README))
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EVIDENCE = (ROOT / "docs" / "explanation" / "evidence.md").read_text(encoding="utf-8")
+COMMANDS = set(
+    re.findall(r"`acdc ([a-z-]+)", (ROOT / "docs" / "reference" / "commands.md").read_text())
+)
 
 
 def test_the_python_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,7 +61,7 @@ def test_its_table_has_the_rows_shown(
         assert f"│ {name} " in README
 
 
-def test_commands_named_in_the_readme_have_help(capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_of_the_table_have_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert {"discover", "sweep", "evaluate", "compare", "export", "list"} <= COMMANDS
     for command in COMMANDS:
         with pytest.raises(SystemExit) as stop:
@@ -80,10 +84,10 @@ def test_the_tests_of_the_default_circuit_are_those_shown(
     low, high = said["faithfulness_low"], said["faithfulness_high"]
     assert (
         f"faithfulness  {said['faithfulness']:.4g} (95 % interval {low:.4g} to {high:.4g})"
-        in README
+        in EVIDENCE
     )
     for verdict in said["tests"]["verdicts"]:
         word = "pass" if verdict["passed"] else "FAIL"
         start = rf"{verdict['test']} +{word} +p {verdict['p_value']:.2g} +"
-        (shown,) = re.findall(rf"^{start}(.+?)(?: \.\.\.)?$", README, re.MULTILINE)
+        (shown,) = re.findall(rf"^{start}(.+?)(?: \.\.\.)?$", EVIDENCE, re.MULTILINE)
         assert verdict["says"].startswith(shown)

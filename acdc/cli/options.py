@@ -22,7 +22,7 @@ Guess = Annotated[
 Trust = Annotated[
     bool, typer.Option("--trust-remote-code", help="Let the model's folder run its own code.")
 ]
-Tests = Annotated[bool, typer.Option("--tests/--no-tests", help="The tests of a circuit (README).")]
+Tests = Annotated[bool, typer.Option("--tests/--no-tests", help="The tests of a circuit.")]
 OtherModel = Annotated[
     bool,
     typer.Option("--other-model", help="Use a reference of another model; the result says so."),

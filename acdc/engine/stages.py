@@ -4,12 +4,13 @@
 stage                receivers                    writes
 ===================  ===========================  =================================================
 :class:`Heads`       q, k and v of a layer        its heads
-:class:`LatentHeads` likewise                     latents of its z or output, and their error node
+``LatentHeads``      likewise                     latents of its z or output, and their error node
 :class:`Mlp`         the MLP                      the MLP
 :class:`LatentMlp`   the MLP                      latents of its output, and their error node
 :class:`NeuronMlp`   the MLP                      its neurons, and their error node
-:class:`Transcoder`  every latent (or neuron) and latents (neurons), and their error node
-                     the error node for itself
+:class:`Transcoder`  every latent (or neuron),    latents (neurons), and their error node
+                     and the error node, for
+                     itself
 :class:`.Experts`    every expert for itself      the experts of a mixture
                      (and a free router)
 :class:`CrossLayer`  likewise                     latents that write at later MLPs, too, and their

@@ -6,12 +6,12 @@ the metric of one prompt, and L(C) for the mean of (s(C) - s(M))^2 over the prom
 ============  ===================================================  ======================
 test          null hypothesis H0                                   C passes if H0 is
 ============  ===================================================  ======================
-equivalence   |P(s(C) > s(M)) - 1/2| <= epsilon                    kept
+equivalence   ``|P(s(C) > s(M)) - 1/2| <= epsilon``                kept
 independence  s(-C) and s(M) are independent                       kept
 minimality    for every edge e of C: P(d(e) > d(r)) >= quantile    kept
 sufficiency   P(L(C) < L(R)) <= quantile                           rejected
 necessity     P(L(-C) > L(-R')) <= quantile                        rejected
-completeness  mean over K of |F(C-K) - F(M-K)| <= tolerance        kept
+completeness  mean over K of ``|F(C-K) - F(M-K)|`` <= tolerance    kept
 ============  ===================================================  ======================
 
 R is a random circuit of at least as many edges (:class:`graphs.sample.PathSampler`), R' one of
@@ -256,7 +256,7 @@ class Knockout:
 
     @property
     def difference(self) -> float:
-        """What C misses: |F(C-K) - F(M-K)|."""
+        """What C misses: ``|F(C-K) - F(M-K)|``."""
         return abs(self.circuit - self.model)
 
 
@@ -440,7 +440,7 @@ def _all_alike(evaluator: Evaluator, trials: Trials) -> tuple[Verdict, ...]:
 def equivalence(candidate: Candidate, trials: Trials) -> Verdict:
     """Test whether circuit and model are equally often the better one.
 
-    The p-value is that of |k/n - 1/2|, k of n prompts being won by the circuit, under the
+    The p-value is that of ``|k/n - 1/2|``, k of n prompts being won by the circuit, under the
     least favourable odds that H0 allows, 1/2 + epsilon.
     """
     difference = candidate.circuit - candidate.model
@@ -460,7 +460,7 @@ def equivalence(candidate: Candidate, trials: Trials) -> Verdict:
 
 
 def equivalence_p_value(wins: float, n: int, epsilon: float) -> float:
-    """P(|K/n - 1/2| >= |wins/n - 1/2|) for K binomial with n and 1/2 + epsilon."""
+    """``P(|K/n - 1/2| >= |wins/n - 1/2|)`` for K binomial with n and 1/2 + epsilon."""
     k = np.arange(n + 1)
     as_far = np.abs(k / n - 0.5) >= abs(wins / n - 0.5) - 1e-12
     return min(1.0, float(stats.binom.pmf(k, n, 0.5 + epsilon)[as_far].sum()))
