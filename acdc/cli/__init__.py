@@ -21,6 +21,7 @@ import typer
 from acdc.cli.asked import Command, MethodCommand
 from acdc.cli.circuits import export, latents
 from acdc.cli.comparison import compare
+from acdc.cli.demo import demo
 from acdc.cli.development import develop
 from acdc.cli.discovery import conditions, discover, stability, sweep
 from acdc.cli.doses import dose
@@ -70,6 +71,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {  # in the order of acdc --help
     "shared": shared,
     "match": match,
     "list": list_,
+    "demo": demo,
 }
 _WITH_METHODS = ("discover", "study", "stability", "conditions", "groups", "develop")
 for _name, _command in _COMMANDS.items():

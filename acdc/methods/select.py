@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from acdc.ablations.base import OTHER_RUN
 from acdc.engine.experiment import Experiment
 from acdc.engine.processes import Numbers, by_chunk
 from acdc.errors import OptionError
@@ -108,8 +109,7 @@ def select(experiment: Experiment, scores: Scores, selection: Selection) -> Sele
     """
     if not scores.any():
         raise OptionError(
-            f"every edge has score 0 under metric {experiment.metric.name!r}: the method sees "
-            "nothing there (kl and mse are flat at the clean run); choose eap-ig or another metric"
+            f"every edge has score 0 under metric {experiment.metric.name!r}: {_why_zero(experiment)}"
         )
     if selection.allowed is not None and not selection.allowed.any():
         raise OptionError("stable: no edge's score keeps its sign over prompts; lower the share")
@@ -131,6 +131,21 @@ def select(experiment: Experiment, scores: Scores, selection: Selection) -> Sele
             else chooser(min(selection.n_edges or 0, experiment.graph.n_edges))
         )
     return Selected(mask, chooser.ranking, chooser.details(mask))
+
+
+def _why_zero(experiment: Experiment) -> str:
+    """Say why a method sees nothing, and what helps."""
+    pairs = experiment.task.pairs
+    if experiment.ablation.carries == OTHER_RUN and all(p.clean == p.corrupt for p in pairs):
+        return (
+            "clean and corrupt prompts are the same, so that patching changes nothing; corrupt them"
+        )
+    if experiment.metric.compares is not None:
+        return (
+            "it is flat at the clean run, where the method looks; choose eap-ig, which looks along "
+            "the way, or another metric"
+        )
+    return "no edge changes it; choose another metric, intervention or other prompts"
 
 
 def _chooses_size(selection: Selection) -> bool:
