@@ -99,7 +99,11 @@ class Evaluator:
         OptionError
             If the metric is no finite number: what the model or the constants say overflows.
         """
-        value = self._patched.metric(mask)
+        return self.evaluation(self.values(mask))
+
+    def evaluation(self, values: NDArray[np.float64]) -> Evaluation:
+        """Say of a circuit how good it is, given its metric ``[prompt]``; errors as above."""
+        value = float(values.mean())
         for name, number in (("full", self.full), ("empty", self.empty), ("circuit", value)):
             if not math.isfinite(number):
                 raise OptionError(

@@ -20,6 +20,7 @@ from acdc.methods import tau
 from acdc.methods.base import Found, Score, method
 from acdc.methods.candidates import Candidates, narrow
 from acdc.methods.eap import Integration, eap, eap_ig
+from acdc.methods.rough import Rough
 from acdc.settings import option
 from graphs import Circuit, Graph
 from graphs.order import edge_order, receiver_order
@@ -276,6 +277,28 @@ def _search(experiment: Experiment, options: Options, work: Means, two_sided: bo
     expected = expected_changes(experiment, options, work.memory)
     start = _shared_start(experiment, options, work)
 
+    def rough() -> tuple[Experiment, Callable[[float], Circuit]]:
+        nonlocal expected
+        guess = Rough(experiment, work.memory)
+        few = None if guess.few.crosses_layers else IncrementalRun(guess.few, work.memory)
+
+        def run_roughly(threshold: float) -> Circuit:
+            nonlocal expected
+            circuit, _ = acdc(
+                guess.few,
+                threshold,
+                expected=guess.expected,
+                candidates=guess.candidates(threshold),
+                two_sided=two_sided,
+                memory=work.memory,
+                start=few,
+            )
+            guess.learn(circuit, threshold)
+            expected = guess.expected
+            return circuit
+
+        return guess.few, run_roughly
+
     def run(threshold: float) -> Found:
         nonlocal expected
         circuit, counts = acdc(
@@ -292,7 +315,7 @@ def _search(experiment: Experiment, options: Options, work: Means, two_sided: bo
         details = {"threshold": threshold, "guess": options.guess, "work": asdict(counts)}
         return Found(circuit, details)
 
-    return tau.at_threshold(experiment, options.threshold, options.n_edges, run)
+    return tau.at_threshold(experiment, options.threshold, options.n_edges, run, rough)
 
 
 def _shared_start(experiment: Experiment, options: Options, work: Means) -> IncrementalRun | None:

@@ -1,27 +1,54 @@
-"""Which threshold: ACDC is run at several until the circuit is as asked for."""
+"""Which threshold: ACDC is run at several until the circuit is as asked for.
+
+Without a threshold and a number of edges tau is searched for on a log scale.  Where circuits become
+faithful is found by rough searches first: on a few of the prompts, of the edges with the largest
+attribution scores alone (:mod:`acdc.methods.rough`).  From there on every search is a whole one,
+and the circuit is exactly the one that ACDC finds at the tau that is returned.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from acdc.engine.experiment import Experiment
-from acdc.measure.evaluation import DEFAULT_FAITHFULNESS, Evaluator
+from acdc.measure.evaluation import (
+    DEFAULT_FAITHFULNESS,
+    Evaluator,
+    is_faithful,
+    standard_error,
+)
 from acdc.methods.base import Found
+from graphs import Circuit
 
 __all__ = ["DEFAULT", "at_threshold", "n_searches"]
 
-_TAUS = tuple(scale / 10**power for power in range(2, 7) for scale in (3.0, 1.0))
-"""Thresholds that are tried by default, as fractions of the metric's gap: 3 %, 1 %, 0.3 % ..."""
+_FIRST, _TOP, _BOTTOM = 0.003, 1.0, 1e-6
+"""Tau that is tried first, and between which: fractions of the metric's gap."""
 
-_FIRST = _TAUS.index(0.003)
-"""Which is tried first: what most circuits need is not far from it."""
+_CLOSE = 0.075
+"""A circuit is small enough whose faithfulness is at most so much above what it has to be."""
 
-_BISECTIONS, _REFINEMENTS = 12, 3
+_AIM = _CLOSE / 2
+"""What is aimed at."""
+
+_NEAR = 1.15
+"""Or one that is not faithful was found at a tau at most so many times as large."""
+
+_SLOPES = 0.3, 0.45
+"""What faithfulness falls by where tau is e times as large, where it is faithful or not."""
+
+_MOST, _BISECTIONS = 13, 12
+"""Searches at most, for a faithful circuit and for one of a size."""
+
+_ROUGH = 0.15
+"""How near to faithful a rough search has to come for the tau to be guessed from it."""
 
 DEFAULT = (
-    "default tau: the largest of 3 %, 1 %, 0.3 %, ... of the metric's gap whose circuit has "
-    f"faithfulness {DEFAULT_FAITHFULNESS}"
+    "default tau: searched on a log scale, first roughly, for a circuit of faithfulness "
+    f"{DEFAULT_FAITHFULNESS} (with a standard error to spare) and at most {_CLOSE:g} more; or "
+    f"until a tau at most {_NEAR:g} times as large is too large"
 )
 """What happens without a threshold and a number of edges."""
 
@@ -31,6 +58,7 @@ def at_threshold(
     threshold: float | None,
     n_edges: int | None,
     run: Callable[[float], Found],
+    rough: Callable[[], tuple[Experiment, Callable[[float], Circuit]]] | None = None,
 ) -> Found:
     """Run at the threshold that is asked for, or look for one.
 
@@ -45,11 +73,14 @@ def at_threshold(
         that is faithful.
     run
         ``tau -> Found``.
+    rough
+        Returns an experiment on few of the prompts, and ``tau -> circuit`` on it: about what
+        ``run`` finds, in a fraction of the time; None: the first tau is the same for all.
     """
     if n_edges is not None:
         return _of_size(experiment, n_edges, run)
     if threshold is None:
-        return _of_faithfulness(experiment, run)
+        return _of_faithfulness(experiment, run, rough)
     return run(threshold)
 
 
@@ -57,7 +88,7 @@ def n_searches(threshold: float | None, n_edges: int | None) -> int:
     """At how many thresholds :func:`at_threshold` runs at most."""
     if threshold is not None:
         return 1
-    return _BISECTIONS if n_edges is not None else len(_TAUS) + _REFINEMENTS
+    return _BISECTIONS if n_edges is not None else _MOST
 
 
 def _gap(experiment: Experiment) -> float:
@@ -66,46 +97,136 @@ def _gap(experiment: Experiment) -> float:
     return abs(evaluator.full - evaluator.empty)
 
 
-def _of_faithfulness(experiment: Experiment, run: Callable[[float], Found]) -> Found:
-    """Raise tau while the circuit is faithful, or lower it until it is; then halve the last step.
+@dataclass(frozen=True, eq=False)
+class _Try:
+    """A circuit, and how good it is.
+
+    Parameters
+    ----------
+    tau, found
+        What it was found at, and what was found.
+    faithful
+        Whether it is, with a standard error to spare.
+    spare
+        By how much its faithfulness is above what it has to be, negative where it is not faithful.
+    distance
+        How far its faithfulness is from 1.
+    """
+
+    tau: float
+    found: Found
+    faithful: bool
+    spare: float
+    distance: float
+
+
+def _judge(evaluator: Evaluator, tau: float, found: Found, *, seen: bool = False) -> _Try:
+    """Measure a circuit; on prompts that it was found on (``seen``) no error is to spare."""
+    values = evaluator.values(found.circuit.in_circuit)
+    value = evaluator.evaluation(values).faithfulness
+    if value is None:
+        return _Try(tau, found, True, 0.0, 0.0)
+    level = DEFAULT_FAITHFULNESS
+    full, empty = evaluator.full_values, evaluator.empty_values
+    error = 0.0 if seen else standard_error(values, full, empty)
+    faithful = is_faithful(value, level, error)
+    spare = value - min(error, 1 - level) - level
+    if not faithful:  # also one that overshoots
+        spare = min(spare, 2 - level - value - _AIM, -0.005)
+    return _Try(tau, found, faithful, spare, abs(value - 1))
+
+
+class _Bracket:
+    """Taus between which circuits cease to be faithful.
+
+    Parameters
+    ----------
+    gap
+        Of the metric.
+
+    Attributes
+    ----------
+    low, high
+        The largest tau whose circuit is faithful, the smallest one above it whose circuit is not.
+    nearest
+        Of all that were tried, the one whose faithfulness is nearest to 1.
+    least
+        The least step where all that were tried are faithful, or all are not: twice the last.
+    """
+
+    def __init__(self, gap: float) -> None:
+        self.gap = gap
+        self.low: _Try | None = None
+        self.high: _Try | None = None
+        self.nearest: _Try | None = None
+        self.least = math.log(_NEAR)
+
+    def add(self, tried: _Try) -> None:
+        """Narrow it."""
+        if tried.faithful:
+            self.low = tried
+        else:
+            self.high = tried
+        if self.nearest is None or tried.distance < self.nearest.distance:
+            self.nearest = tried
+
+    @property
+    def is_done(self) -> bool:
+        """Whether there is nothing left to try."""
+        if self.low is not None and self.high is not None:
+            return self.high.tau <= _NEAR * self.low.tau
+        if self.low is not None:
+            return self.low.tau >= _TOP * self.gap
+        return self.high is not None and self.high.tau <= _BOTTOM * self.gap
+
+    def between(self) -> float:
+        """Where a circuit is expected to be just faithful."""
+        if self.low is not None and self.high is not None:
+            width = math.log(self.high.tau / self.low.tau)
+            share = (self.low.spare - _AIM) / (self.low.spare - self.high.spare)
+            return self.low.tau * math.exp(width * min(max(share, 0.3), 0.7))
+        one = self.low or self.high
+        assert one is not None
+        step = max(abs(one.spare - _AIM) / _SLOPES[not one.faithful], self.least)
+        self.least *= 2
+        tau = one.tau * math.exp(min(step, math.log(10)) * (1 if one.faithful else -1))
+        return min(max(tau, _BOTTOM * self.gap), _TOP * self.gap)
+
+
+def _of_faithfulness(
+    experiment: Experiment,
+    run: Callable[[float], Found],
+    rough: Callable[[], tuple[Experiment, Callable[[float], Circuit]]] | None,
+) -> Found:
+    """Look for the smallest faithful circuit, see :data:`DEFAULT`.
 
     Where none is: the one that comes nearest.
     """
     gap = _gap(experiment)
+    tau = _FIRST * gap if rough is None or not gap else _roughly(gap, *rough())
     evaluator = Evaluator(experiment.selection)
-    distances: list[tuple[float, int, Found]] = []
+    bracket = _Bracket(gap)
+    for _ in range(_MOST):
+        tried = _judge(evaluator, tau, run(tau))
+        bracket.add(tried)
+        if (tried.faithful and tried.spare <= _CLOSE) or bracket.is_done:
+            break
+        tau = bracket.between()
+    best = bracket.low or bracket.nearest
+    assert best is not None
+    return best.found
 
-    def attempt(tau: float) -> tuple[Found, bool]:
-        found = run(tau)
-        mask = found.circuit.in_circuit
-        value = evaluator.faithfulness(mask)
-        distances.append((0.0 if value is None else abs(value - 1), len(distances), found))
-        return found, evaluator.is_surely_faithful(mask, DEFAULT_FAITHFULNESS)
 
-    taus = [fraction * gap for fraction in _TAUS]
-    tried: dict[int, tuple[Found, bool]] = {}
-
-    def is_faithful(i: int) -> bool:
-        if i not in tried:
-            tried[i] = attempt(taus[i])
-        return tried[i][1]
-
-    i = _FIRST
-    while i > 0 and is_faithful(i) and is_faithful(i - 1):
-        i -= 1
-    while not is_faithful(i):
-        if i == len(taus) - 1:
-            return min(distances)[-1]
-        i += 1
-    best, low, high = tried[i][0], taus[i], taus[i - 1] if i else 2 * taus[0]
-    for _ in range(_REFINEMENTS):
-        middle = math.sqrt(high * low)
-        found, faithful = attempt(middle)
-        if faithful:
-            low, best = middle, found
-        else:
-            high = middle
-    return best
+def _roughly(gap: float, few: Experiment, search: Callable[[float], Circuit]) -> float:
+    """Tau at which rough circuits are just faithful on the prompts that they are found on."""
+    evaluator, bracket, tau = Evaluator(few), _Bracket(gap), _FIRST * gap
+    for _ in range(_MOST):
+        tried = _judge(evaluator, tau, Found(search(tau)), seen=True)
+        bracket.add(tried)
+        tau = bracket.between()
+        if abs(tried.spare - _AIM) <= _ROUGH or bracket.is_done:
+            break
+    return tau
 
 
 def _of_size(experiment: Experiment, n_edges: int, run: Callable[[float], Found]) -> Found:

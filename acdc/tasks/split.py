@@ -6,7 +6,7 @@ keeps off a share of them.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from acdc.errors import OptionError
 from acdc.tasks.base import Pair, Task
 
-__all__ = ["check_holdout", "held_out", "select_pairs"]
+__all__ = ["check_holdout", "held_out", "select_pairs", "some_prompts"]
 
 
 def check_holdout(share: float) -> None:
@@ -67,3 +67,20 @@ def select_pairs(task: Task, pairs: tuple[Pair, ...], **info: Any) -> Task:
         "lengths": {str(length): lengths[length] for length in sorted(lengths)},
     }
     return replace(task, pairs=pairs, info=about | info)
+
+
+def some_prompts(task: Task, n_prompts: int) -> Task:
+    """Return the task with at most so many of its pairs, of few lengths: quick to run.
+
+    Up to half of them are of the length that is most common, up to half of the next one, ...; in
+    each, the first.
+    """
+    if len(task) <= n_prompts:
+        return task
+    alike = defaultdict[tuple[int, tuple[int, ...]], list[Pair]](list)
+    for pair in task.pairs:
+        alike[len(pair.clean), pair.scored].append(pair)
+    chosen: list[Pair] = []
+    for pairs in sorted(alike.values(), key=len, reverse=True):
+        chosen += pairs[: (n_prompts + 1) // 2 if len(alike) > 1 else n_prompts]
+    return replace(task, pairs=tuple(chosen[:n_prompts]))
