@@ -109,7 +109,8 @@ def select(experiment: Experiment, scores: Scores, selection: Selection) -> Sele
     """
     if not scores.any():
         raise OptionError(
-            f"every edge has score 0 under metric {experiment.metric.name!r}: {_why_zero(experiment)}"
+            f"every edge has score 0 under metric {experiment.metric.name!r}: "
+            f"{_why_zero(experiment)}"
         )
     if selection.allowed is not None and not selection.allowed.any():
         raise OptionError("stable: no edge's score keeps its sign over prompts; lower the share")
