@@ -12,23 +12,33 @@ from test_cli import Call
 call = test_cli.call
 
 
+@pytest.mark.slow
 def test_the_whole_story_in_one_command(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     said = call("demo", "docstring")
     assert said.status == 0
-    for command in ("acdc discover docstring", "acdc evaluate runs/demo", "acdc report runs/demo"):
-        assert command in said.out
-    run, tested = (
-        json.loads(Path(f"runs/demo/{n}.json").read_text()) for n in ("run", "evaluation")
-    )
+    for step in ("discover docstring", "evaluate runs/demo", "report runs/demo"):
+        assert f"acdc {step}" in said.out
+    files = (Path("runs/demo") / name for name in ("run.json", "evaluation.json"))
+    run, tested = (json.loads(file.read_text()) for file in files)
     assert run["n_edges_kept"] == tested["n_edges_kept"] > 0
     assert tested["tests"]
     assert Path("runs/demo/report.html").stat().st_size > 10_000
-    again = call("demo", "docstring")
-    assert again.status == 2
-    assert "--overwrite" in again.err
+
+
+def test_what_is_there_is_not_written_over(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs/demo").mkdir(parents=True)
+    Path("runs/demo/mine").touch()
+    for arguments, why in ((("demo",), "--overwrite"), (("demo", "icl"), "icl")):
+        said = call(*arguments)
+        assert said.status == 2
+        assert why in said.err
+    assert sorted(path.name for path in Path("runs").rglob("*")) == ["demo", "mine"]
 
 
 @pytest.mark.parametrize("method", ["eap", "eap-ig"])

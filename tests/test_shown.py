@@ -19,7 +19,7 @@ from graphs import to_networkx
 
 call = test_cli.call
 PACKAGE = Path(acdc.__file__).parent
-WRITE_FILES_ALONE = {"export", "report"}
+WRITE_FILES_ALONE = {"demo", "export", "report"}
 
 
 @pytest.fixture

@@ -108,10 +108,8 @@ def select(experiment: Experiment, scores: Scores, selection: Selection) -> Sele
         If every score is 0, or none has a sign that is stable.
     """
     if not scores.any():
-        raise OptionError(
-            f"every edge has score 0 under metric {experiment.metric.name!r}: "
-            f"{_why_zero(experiment)}"
-        )
+        under = f"under metric {experiment.metric.name!r}"
+        raise OptionError(f"every edge has score 0 {under}: {_why_zero(experiment)}")
     if selection.allowed is not None and not selection.allowed.any():
         raise OptionError("stable: no edge's score keeps its sign over prompts; lower the share")
     rankings = [selection.ranking] if selection.ranking else list(RANKINGS)
@@ -138,9 +136,7 @@ def _why_zero(experiment: Experiment) -> str:
     """Say why a method sees nothing, and what helps."""
     pairs = experiment.task.pairs
     if experiment.ablation.carries == OTHER_RUN and all(p.clean == p.corrupt for p in pairs):
-        return (
-            "clean and corrupt prompts are the same, so that patching changes nothing; corrupt them"
-        )
+        return "clean and corrupt prompts are the same: give corrupt ones that differ"
     if experiment.metric.compares is not None:
         return (
             "it is flat at the clean run, where the method looks; choose eap-ig, which looks along "
