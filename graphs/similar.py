@@ -27,9 +27,9 @@ def similar_nodes(
 ) -> list[tuple[str, ...]]:
     """Return sets of at least two nodes with similar neighbours, the largest scores first.
 
-    Two nodes are as similar as the mean of two cosines: of the scores of their edges in, by sender
-    and port, and of their edges out, by receiver.  In a set every two are similar (complete
-    linkage), of one kind and at one span, and no edge joins them.
+    Nodes of a set are in the graph's order.  Two nodes are as similar as the mean of two cosines:
+    of the scores of their edges in, by sender and port, and of their edges out, by receiver.  In a
+    set every two are similar (complete linkage), of one kind and at one span, and no edge joins them.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def similar_nodes(
     graph = circuit.graph
     edges = np.flatnonzero(mask)
     scores = circuit.scores[edges]
-    ends: dict[tuple[str, str], float] = defaultdict(float)
+    ends: set[tuple[str, str]] = set()
     inputs: dict[str, dict[str, float]] = defaultdict(dict)
     outputs: dict[str, dict[str, float]] = defaultdict(dict)
     for edge, score in zip(edges.tolist(), scores.tolist(), strict=True):
@@ -55,7 +55,7 @@ def similar_nodes(
         for node in graph.fed_by(receiver).tolist():
             name = graph.nodes[node]
             inputs[name][f"{sender}{graph.port[receiver]}"] = score
-            ends[sender, name] += abs(score)
+            ends.add((sender, name))
     names = [name for name in outputs if name in inputs and _kind(name) is not None]
     worth = {name: sum(map(abs, outputs[name].values())) for name in names}
     names = sorted(names, key=lambda name: -worth[name])[:_MOST]
@@ -63,17 +63,24 @@ def similar_nodes(
         return []
     alike = (_cosines([inputs[n] for n in names]) + _cosines([outputs[n] for n in names])) / 2
     distance = 1 - np.clip(alike, 0, 1)
-    for i, one in enumerate(names):
-        for j, other in enumerate(names[:i]):
-            joined = (one, other) in ends or (other, one) in ends
-            if joined or _kind(one, one_layer) != _kind(other, one_layer):
-                distance[i, j] = distance[j, i] = _APART
+    kinds = [_kind(name, one_layer) for name in names]
+    numbers = np.array([kinds.index(kind) for kind in kinds])
+    distance[numbers[:, None] != numbers] = _APART
+    place = {name: i for i, name in enumerate(names)}
+    for one, other in ends:
+        if one in place and other in place:
+            distance[place[one], place[other]] = distance[place[other], place[one]] = _APART
     np.fill_diagonal(distance, 0)
     tree = linkage(squareform(distance, checks=False), "complete")
     sets: dict[int, list[str]] = defaultdict(list)
     for name, number in zip(names, fcluster(tree, 1 - least, "distance").tolist(), strict=True):
         sets[number].append(name)
-    found = [tuple(members) for members in sets.values() if len(members) > 1]
+    order = graph.sender_index
+    found = [
+        tuple(sorted(members, key=lambda name: order[name]))
+        for members in sets.values()
+        if len(members) > 1
+    ]
     return sorted(found, key=lambda members: -sum(worth[name] for name in members))
 
 
@@ -95,6 +102,8 @@ def _cosines(rows: list[dict[str, float]]) -> NDArray[np.float64]:
     for i, row in enumerate(rows):
         for name, value in row.items():
             values[i, columns[name]] = value
+    largest = np.abs(values).max(axis=1, keepdims=True, initial=0.0)
+    values = np.divide(values, largest, out=values, where=largest > 0)  # squares stay finite
     length = np.linalg.norm(values, axis=1, keepdims=True)
     unit = np.divide(values, length, out=np.zeros_like(values), where=length > 0)
     return unit @ unit.T

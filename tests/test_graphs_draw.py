@@ -24,6 +24,7 @@ from graphs import (
     compare,
     component_graph,
     prune,
+    read_dot,
     render,
     to_dot,
     to_dot_comparison,
@@ -31,6 +32,7 @@ from graphs import (
 from graphs.known.compare import Overlap
 from graphs.pictures.layout import place
 from graphs.pictures.rendering import _FONTCONFIG, _font, draw_dot
+from graphs.pictures.simplify import simplify
 
 DOCSTRING_EDGES = """
 a0.h5->a1.h2<k> a0.h5->a1.h2<q> a0.h5->a1.h4<v> a0.h5->a2.h0<k> a0.h5->a2.h0<q> a0.h5->a3.h0<v>
@@ -95,7 +97,7 @@ def test_heads_mlps_and_ports_look_different():
     dot = to_dot(Circuit.from_edges(graph, ["input->a0.h1<k>", "a0.h1->m0", "m0->logits"]))
     view = pygraphviz.AGraph(string=dot)
     assert view.get_node("m0").attr["shape"] == "hexagon"
-    assert ">0.1<" in view.get_node("a0.h1").attr["label"]
+    assert ">a0.h1<" in view.get_node("a0.h1").attr["label"]
     assert 'PORT="k"' in view.get_node("a0.h1").attr["label"]
     assert 'PORT="q"' not in view.get_node("a0.h1").attr["label"]
     assert view.get_node("a0.h1").attr["tooltip"] == "a0.h1"
@@ -112,12 +114,22 @@ def test_ranks_go_from_input_to_logits():
     assert all(len(kind) == 1 for kind in kinds)
 
 
-def test_edges_that_prune_drops_are_not_drawn():
+def test_edges_on_no_path_are_marked_and_the_first_to_go():
     graph = component_graph(GraphShape(2, 2))
     names = ["input->m0", "m0->logits", "a0.h1->m1", "input->a1.h0<q>"]
-    nodes, edges = drawn(to_dot(Circuit.from_edges(graph, names)))
+    circuit = Circuit.from_edges(graph, names)
+    dot = to_dot(circuit)
+    _, edges = drawn(dot)
+    assert set(edges) == set(names)
+    styles = {name: edges[name].get("style", "solid") for name in names}
+    assert list(styles.values()) == ["solid", "solid", "dotted", "dotted"]
+    assert "2 on no path dotted" in dot
+    assert "</B></FONT> on no path" in dot
+    without = to_dot(circuit, max_edges=3)
+    nodes, edges = drawn(without)
     assert set(edges) == {"input->m0", "m0->logits"}
     assert nodes == {"input", "m0", "logits"}
+    assert "2 on no path not drawn" in without
 
 
 def test_score_sets_colour_and_width():
@@ -188,17 +200,88 @@ def test_max_edges_draws_the_strongest_and_says_so():
     circuit = scored(200)
     dot = to_dot(circuit, max_edges=50)
     _, edges = drawn(dot)
-    assert 0 < len(edges) <= 50
-    assert f"{circuit.n_edges} of 32,491 edges · the {len(edges)} strongest drawn" in dot
+    assert 45 < n_lines(dot) <= 50 < len(edges)
+    left = circuit.n_edges - len(edges)
+    assert f"32,491 edges · the {len(edges)} strongest drawn, {left} left out" in dot
 
 
 def test_a_picture_has_what_a_reader_takes_in_and_its_text_has_all():
     circuit = scored(200)
     dot = to_dot(circuit)
     _, edges = drawn(dot)
-    assert 50 < len(edges) <= 60
+    assert 50 < n_lines(dot) <= 60
     assert set(edges) < set(circuit.edges())
     assert f"{circuit.n_edges} of 32,491 edges · the {len(edges)} strongest drawn" in dot
+
+
+def n_lines(dot: str) -> int:
+    """Lines that stand for edges."""
+    view = pygraphviz.AGraph(string=dot)
+    return sum(": " in (edge.attr["tooltip"] or "") for edge in view.edges_iter())
+
+
+def test_every_drawn_edge_is_on_a_path_and_the_strongest_is_drawn():
+    for shape in (
+        GraphShape(12, 12),
+        GraphShape(6, 8, 2),
+        GraphShape(4, 4, spans=("A", "B"), scored_spans=("B",)),
+    ):
+        circuit = scored(300, shape)
+        for most in (20, 60):
+            shown = simplify(circuit, circuit.in_circuit, most)
+            assert (prune(circuit.graph, shown.mask) == shown.mask).all()
+            assert shown.mask.any()
+            scores = np.abs(circuit.scores) * circuit.in_circuit
+            assert shown.mask[scores.argmax()]
+            assert n_lines(to_dot(circuit, max_edges=most)) <= most
+
+
+def alike() -> Circuit:
+    """Two groups of heads in a row, every one of the second reading every one of the first."""
+    graph = component_graph(GraphShape(2, 6, has_mlp=False))
+    names = [f"input->a0.h{i}<{p}>" for i in range(6) for p in "qkv"]
+    names += [f"a0.h{i}->a1.h{j}<{p}>" for i in range(6) for j in range(4) for p in "kv"]
+    names += [f"a1.h{j}->logits" for j in range(4)]
+    circuit = Circuit.from_edges(graph, names, helps=1)
+    circuit.scores[:] *= np.linspace(1, 2, graph.n_edges)
+    return circuit
+
+
+def test_ports_are_merged_and_heads_put_together_before_anything_is_dropped(tmp_path):
+    circuit = alike()  # 18 + 48 + 4 edges, 6 + 24 + 4 lines once merged, 3 between groups
+    for most, lines, merged, grouped in ((70, 70, 0, 0), (69, 34, 1, 0), (33, 3, 1, 1)):
+        dot = to_dot(circuit, max_edges=most)
+        assert n_lines(dot) == lines
+        assert ("strongest drawn" in dot) is False
+        assert (">qkv<" in dot) == merged
+        assert ("a0.h0, h1, h2,<BR/>h3, h4, h5" in dot) == grouped
+        assert ("read and are read alike" in dot) == grouped
+        (tmp_path / "c.dot").write_text(dot)
+        again = read_dot(tmp_path / "c.dot")
+        assert (again.in_circuit == circuit.in_circuit).all()
+        assert (again.scores == circuit.scores * circuit.in_circuit).all()
+        render(dot, tmp_path / "c.svg")
+    marked = to_dot(circuit, max_edges=33, highlight=["a1.h3"])
+    assert 'BORDER="2"' in re.search(r'"a1.h0" \[.*', marked)[0]
+
+
+def test_the_legend_has_strokes_as_wide_as_lines():
+    dot = to_dot(scored(50))
+    widths = [int(height) for height in re.findall(r'HEIGHT="(\d+)" FIXEDSIZE', dot)]
+    assert len(widths) == 3
+    assert widths == sorted(widths, reverse=True)
+    largest = np.abs(scored(50).scores[scored(50).in_circuit]).max()
+    said = re.findall(r">([\d.,]+)&#160;&#160;</FONT>", dot)
+    assert [float(x.replace(",", "")) for x in said] == pytest.approx(
+        [largest, largest / 4, largest / 16], rel=0.05
+    )
+    assert "FIXEDSIZE" not in to_dot(docstring())  # all scores are the same
+
+
+def test_layers_of_a_dense_picture_are_bands():
+    dot = to_dot(scored(900), max_edges=None)
+    assert dot.count("subgraph cluster_layer") == 6
+    assert "cluster_layer" not in to_dot(scored(900))
 
 
 def test_highlight():

@@ -135,7 +135,7 @@ def test_a_picture_counts_edges_as_the_table_does(run: Run) -> None:
     kept = run.circuit.in_circuit.copy()
     kept[list(run.circuit.graph.edge_names()).index("a3.h0->logits")] = True
     dot = to_dot(replace(run.circuit, in_circuit=kept))
-    assert "8 of 353 edges \u00b7 1 on no path not drawn" in dot
+    assert "8 of 353 edges \u00b7 1 on no path dotted" in dot
     assert "7 of 353 edges \u00b7 acdc" in to_dot(run.circuit)
 
 

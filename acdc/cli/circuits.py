@@ -50,7 +50,7 @@ def export(
         ),
     ] = None,
     max_edges: Annotated[
-        int | None, typer.Option("--max-edges", help="Draw at most so many edges (default: 60).")
+        int | None, typer.Option("--max-edges", help="Draw at most so many lines (default: 60).")
     ] = None,
     negate: Annotated[
         bool,

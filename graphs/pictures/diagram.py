@@ -39,7 +39,8 @@ HEADING = 22  # points over the highest node of a band
 PORT_FILL = {"q": "#E3B4D1", "k": "#A5D8F3", "v": "#F3C77A"}
 MERGED_FILL = "#D9D9D9"
 CROWDED, DENSE = 40, 250  # lines, above which another layout is used
-_WIDEST = 24  # latents side by side
+_WIDEST = 14  # latents side by side
+_MOST_NAMES, _NAMES_IN_ROW = 9, 3  # of nodes that are drawn as one
 _MOST_FEEDS = 300  # lines from components to their latents, above which they are left out
 
 _KV = re.compile(r"a(\d+)\.kv(\d+)")
@@ -60,6 +61,9 @@ class Line:
         The edges that the line stands for.
     color, width, style
         How it looks; styles are Graphviz's ``solid``, ``dashed`` and ``dotted``.
+    senders
+        Of each edge, where the line joins groups of nodes; such a line is no part of what is read
+        back.
     """
 
     sender: str
@@ -70,15 +74,20 @@ class Line:
     color: str = GREY
     width: float = 1.0
     style: str = "solid"
+    senders: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Caption:
-    """Text over the picture: a bold title, a plain line, and legend entries in DOT's HTML."""
+    """Text over the picture: a bold title, a plain line, and legend entries in DOT's HTML.
+
+    ``widths`` are of strokes in the legend, with what a line of that width says.
+    """
 
     title: str = ""
     subtitle: str = ""
     legend: tuple[str, ...] = ()
+    widths: tuple[tuple[float, str], ...] = ()
 
 
 @dataclass
@@ -89,20 +98,33 @@ class _Row:
     nodes: list[str] = field(default_factory=list)
 
 
-def group_edges(graph: Graph, edges: Iterable[int], *, merge: bool) -> dict[tuple, list[int]]:
+def group_edges(
+    graph: Graph,
+    edges: Iterable[int],
+    *,
+    merge: bool,
+    stands_for: Mapping[str, str] | None = None,
+) -> dict[tuple, list[int]]:
     """Group edge indices into lines, keyed by ``(sender, node, port)``.
 
     With ``merge``, the q, k and v edges from one sender to one head become one line.
+    ``stands_for`` names nodes that are drawn as another one.
     """
     lines: dict[tuple, list[int]] = {}
+    drawn_as = stands_for or {}
     for edge in edges:
         name = graph.receivers[graph.edge_receiver[edge]]
         sender, node = graph.senders[graph.edge_sender[edge]], _PORT.sub("", name)
+        sender, node = drawn_as.get(sender, sender), drawn_as.get(node, node)
         lines.setdefault((sender, node, "" if merge else _port(name)), []).append(int(edge))
     if not merge:
         return lines
     return {
-        (sender, node, "".join(sorted(map(_port, _receivers(graph, group)), key="qkv".find))): group
+        (
+            sender,
+            node,
+            "".join(sorted({*map(_port, _receivers(graph, group))}, key="qkv".find)),
+        ): group
         for (sender, node, _), group in lines.items()
     }
 
@@ -114,6 +136,7 @@ def diagram(
     caption: Caption,
     attributes: Mapping[str, str] | None = None,
     highlight: Iterable[str] = (),
+    groups: Mapping[str, Sequence[str]] | None = None,
 ) -> str:
     """Return the DOT text of a picture.
 
@@ -130,6 +153,8 @@ def diagram(
         Further graph attributes to write, as text.
     highlight
         Names of nodes with a heavy outline.
+    groups
+        Nodes that are drawn as one: the first of them, which lines name, -> all of them.
 
     Returns
     -------
@@ -139,7 +164,8 @@ def diagram(
     """
     ports = _ports(lines)
     rows = _rows(graph, lines)
-    fed = _fed_heads(graph, lines)
+    together = dict(groups or {})
+    fed = _fed_heads(graph, lines, together)
     if len(fed) > _MOST_FEEDS:
         fed = [pair for pair in fed if _is_kv(pair[0]) or _is_move(*pair)]
     marked, senders = set(highlight), {line.sender for line in lines}
@@ -153,11 +179,20 @@ def diagram(
     text += _graph_settings(graph, len(lines), placement, caption, attributes or {})
     text += _axis(rows, placement)
     text += _bands(placement)
+    text += _stripes(rows, placement)
     for i, row in enumerate(rows):
         text.append(f"  {{ rank=same; axis{i};")
         text += [
-            f"    {_node(name, ports.get(name, ()), name in senders, name in marked, placement)}"
+            f"    {_node(name, look, placement)}"
             for name in row.nodes
+            for look in [
+                _Look(
+                    ports.get(name, ()),
+                    name in senders,
+                    bool(marked & {name, *together.get(name, ())}),
+                    tuple(together.get(name, (name,))),
+                )
+            ]
         ]
         text.append("  }")
     text += [_edge(line, placement, len(lines)) for line in lines]
@@ -194,17 +229,21 @@ def _ports(lines: list[Line]) -> dict[str, tuple[str, ...]]:
     return {node: tuple(sorted(names, key=order.index)) for node, names in used.items()}
 
 
-def _fed_heads(graph: Graph, lines: list[Line]) -> list[tuple[str, str]]:
+def _fed_heads(
+    graph: Graph, lines: list[Line], groups: Mapping[str, Sequence[str]]
+) -> list[tuple[str, str]]:
     """Pairs of a drawn node and another drawn one, a sender, that it feeds.
 
     The first are shared key-value heads, heads, MLPs and cuts that feed latents, and heads at the
     span of their keys and values, which feed themselves at the spans that read them.
     """
     senders = {line.sender for line in lines}
+    drawn_as = {name: first for first, names in groups.items() for name in names}
     pairs: dict[tuple[str, str], None] = {}
     for line in sorted(lines, key=lambda line: _place(line.node)):
         for receiver in line.receivers:
-            fed = (graph.nodes[i] for i in graph.fed_by(graph.receiver_index[receiver]))
+            nodes = (graph.nodes[i] for i in graph.fed_by(graph.receiver_index[receiver]))
+            fed = (drawn_as.get(name, name) for name in nodes)
             pairs |= {(line.node, name): None for name in fed if name in senders - {line.node}}
     return list(pairs)
 
@@ -302,6 +341,7 @@ def _graph_settings(
     }
     if placement is not None:
         above = placement.top + 62 + (HEADING if placement.bands else 0)
+        above += 14 if caption.widths else 0
         settings |= {"layout": "nop2", "lp": f"{placement.middle:.0f},{above:.0f}"}
     for key, value in shape_to_config(graph.shape).items():
         settings[key] = str(value).lower() if isinstance(value, bool) else str(value)
@@ -332,10 +372,26 @@ def _caption(caption: Caption) -> str:
         rows.append(f'<FONT POINT-SIZE="10">{plain(caption.subtitle)}</FONT>')
     if caption.legend:
         rows.append(f'<FONT POINT-SIZE="9">{"&#160;&#160; ".join(caption.legend)}</FONT>')
+    if caption.widths:
+        rows.append(_widths(caption.widths))
     if not rows:
         return '""'
     cells = "".join(f"<TR><TD>{row}</TD></TR>" for row in rows)
     return f'<<TABLE BORDER="0" CELLBORDER="0" CELLSPACING="1" CELLPADDING="1">{cells}</TABLE>>'
+
+
+def _widths(widths: Sequence[tuple[float, str]]) -> str:
+    """Strokes as wide as lines are, each with what it says."""
+    cells = "".join(
+        f'<TD><TABLE BORDER="0" CELLBORDER="0" CELLSPACING="0" CELLPADDING="0"><TR><TD WIDTH="26" '
+        f'HEIGHT="{max(1, round(width))}" FIXEDSIZE="TRUE" BGCOLOR="{AXIS}"></TD></TR></TABLE></TD>'
+        f'<TD ALIGN="LEFT"><FONT POINT-SIZE="9">{plain(says)}&#160;&#160;</FONT></TD>'
+        for width, says in widths
+    )
+    return (
+        '<TABLE BORDER="0" CELLBORDER="0" CELLSPACING="2" CELLPADDING="0"><TR>'
+        f'<TD><FONT POINT-SIZE="9">|score|&#160;</FONT></TD>{cells}</TR></TABLE>'
+    )
 
 
 def _axis(rows: list[_Row], placement: Placement | None) -> list[str]:
@@ -369,20 +425,46 @@ def _bands(placement: Placement | None) -> list[str]:
     return text
 
 
-def _node(
-    name: str, ports: tuple[str, ...], writes: bool, marked: bool, placement: Placement | None
-) -> str:
+def _stripes(rows: list[_Row], placement: Placement | None) -> list[str]:
+    """A pale stripe behind every other layer, where nodes are placed and no span has a band."""
+    if placement is None or placement.bands:
+        return []
+    heights: dict[int, list[float]] = {}
+    for row in rows:
+        layer = _place(row.nodes[0])[0]
+        heights.setdefault(layer, []).append(placement.centre[row.nodes[0]][1])
+    right = max(x for x, _ in placement.centre.values()) + 60
+    return [
+        f'  subgraph cluster_layer{layer} {{ graph [bb="{placement.left - 30:.1f},'
+        f'{min(ys) - 32:.1f},{right:.1f},{max(ys) + 32:.1f}", style="filled,rounded", '
+        f'color="{BAND}", fillcolor="{BAND}"]; }}'
+        for i, (layer, ys) in enumerate(sorted(heights.items()))
+        if i % 2 and 0 <= layer < 10**9
+    ]
+
+
+@dataclass(frozen=True)
+class _Look:
+    """Of one node: its ports, whether it writes here, its outline, and the nodes that it is."""
+
+    ports: tuple[str, ...]
+    writes: bool
+    marked: bool
+    names: tuple[str, ...]
+
+
+def _node(name: str, what: _Look, placement: Placement | None) -> str:
     """Text of one node; heads that only read here, for another span, are pale."""
-    pen = 2.0 if marked else 0.8
-    color = HIGHLIGHT if marked else OUTLINE
-    layer, _, number = _place(name)
+    pen = 2.0 if what.marked else 0.8
+    color = HIGHLIGHT if what.marked else OUTLINE
+    rows = _label_rows(what.names)
     if _KV.fullmatch(split_span(name)[0]):
-        look = f"label={_table(f'kv {layer}.{number}', ports, KV_FILL, color, pen)}"
+        look = f"label={_table(rows, what.ports, KV_FILL, color, pen)}"
     elif latent := parse_latent(name):
-        look = _latent_look(name, latent[0], latent[1], color, pen)
+        look = _latent_look(rows, latent[0], latent[1], color, pen)
     elif name[0] == "a":
-        fill = HEAD_FILL if writes or not split_span(name)[1] else KV_FILL
-        look = f"label={_table(f'{layer}.{number}', ports, fill, color, pen)}"
+        fill = HEAD_FILL if what.writes or not split_span(name)[1] else KV_FILL
+        look = f"label={_table(rows, what.ports, fill, color, pen)}"
     else:
         shape = 'hexagon, margin="0.02,0.02", width=0.62, height=0.32'
         if name[0] != "m":
@@ -393,12 +475,22 @@ def _node(
     if placement is not None:
         x, y = placement.centre[name]
         look += f', pos="{x:.1f},{y:.1f}"'
-    return f'"{name}" [{look}, tooltip="{name}"];'
+    return f'"{name}" [{look}, tooltip="{", ".join(what.names)}"];'
 
 
-def _latent_look(name: str, kind: str, where: str, color: str, pen: float) -> str:
+def _label_rows(names: Sequence[str]) -> list[str]:
+    """Names of the nodes that are drawn as one, a few in a row: ``a4.h1, h4, h6``."""
+    first, *others = (split_span(name)[0] for name in names)
+    shown = [first, *(name.partition(".")[2] for name in others)]
+    if len(shown) > _MOST_NAMES:
+        shown = [*shown[: _MOST_NAMES - 1], f"{len(shown) - _MOST_NAMES + 1} more"]
+    rows = [shown[i : i + _NAMES_IN_ROW] for i in range(0, len(shown), _NAMES_IN_ROW)]
+    return [", ".join(row) + ("," if row is not rows[-1] else "") for row in rows]
+
+
+def _latent_look(rows: Sequence[str], kind: str, where: str, color: str, pen: float) -> str:
     """Small boxes for latents, dashed grey ones for error nodes, flat ones for cuts."""
-    label, size = split_span(name)[0], 'margin="0.04,0.02", width=0.2, height=0.18, fontsize=8'
+    label, size = "\\n".join(rows), 'margin="0.04,0.02", width=0.2, height=0.18, fontsize=8'
     fill, style = LATENT_FILL[where], "filled"
     if kind == "cut":
         size, style = 'margin="0.12,0.02", width=1.2, height=0.18, fontsize=9', "filled,rounded"
@@ -410,8 +502,9 @@ def _latent_look(name: str, kind: str, where: str, color: str, pen: float) -> st
     )
 
 
-def _table(label: str, ports: tuple[str, ...], fill: str, color: str, pen: float) -> str:
-    """Label of a head: its name over the ports in use."""
+def _table(rows: Sequence[str], ports: tuple[str, ...], fill: str, color: str, pen: float) -> str:
+    """Label of a head, or of some drawn as one: the names over the ports in use."""
+    label = "<BR/>".join(rows)
     cells = "".join(
         f'<TD PORT="{p}" BGCOLOR="{PORT_FILL.get(p, MERGED_FILL)}" BORDER="0" CELLPADDING="1" '
         f'WIDTH="{PORT_WIDTH[len(p)]}" HEIGHT="11"><FONT POINT-SIZE="8">{p}</FONT></TD>'
@@ -429,7 +522,8 @@ def _table(label: str, ports: tuple[str, ...], fill: str, color: str, pen: float
 def _edge(line: Line, placement: Placement | None, n_lines: int) -> str:
     tail = f'"{line.sender}":n' if n_lines > CROWDED else f'"{line.sender}"'
     head = f'"{line.node}":{line.port}:s' if line.port else f'"{line.node}":s'
-    names = ", ".join(f"{line.sender}->{receiver}" for receiver in line.receivers)
+    senders = line.senders or (line.sender,) * len(line.receivers)
+    names = ", ".join(f"{u}->{v}" for u, v in zip(senders, line.receivers, strict=True))
     shown = ", ".join(f"{score:.4g}" for score in line.scores)
     color = line.color + ("B0" if placement is not None else "")
     look = f'color="{color}", penwidth={line.width:.2f}'
@@ -437,6 +531,8 @@ def _edge(line: Line, placement: Placement | None, n_lines: int) -> str:
         look += f", style={line.style}"
     if placement is not None:
         look += f', pos="{placement.path(line.sender, line.node, line.port)}"'
+    if line.senders:
+        return f'  {tail} -> {head} [{look}, tooltip="{names}: {shown}"];'
     return (
         f'  {tail} -> {head} [{look}, tooltip="{names}: {shown}", '
         f'receiver="{" ".join(line.receivers)}", score="{" ".join(map(repr, line.scores))}"];'

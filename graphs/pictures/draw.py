@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import urllib.parse
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from graphs.pictures.diagram import (
     swatch,
 )
 from graphs.pictures.rendering import FORMATS, draw_dot
-from graphs.select import Mask, prune, select_top
+from graphs.pictures.simplify import Simplified, simplify
+from graphs.select import Mask, prune
 
 __all__ = ["render", "styled_lines", "to_dot", "to_svg"]
 
@@ -46,18 +48,21 @@ def to_dot(
     Layers run from bottom to top.  A line is blue where the edge helps and vermilion where it
     hurts (``circuit.info["helps"]`` is the sign of a score that helps; without it the colour is
     the score's sign), and its width is the score's size; it ends in the q, k or v port of a head.
-    Above 220 lines the q, k and v lines from one sender to one head are merged into one, whose
-    port then reads ``qk``.
+    Where there are more lines than asked for, the q, k and v lines from one sender to one head
+    are merged into one, whose port then reads ``qk``; then nodes of a layer that read and are read
+    alike are drawn as one; and only then the weakest edges are left out
+    (:mod:`graphs.pictures.simplify`).  Above 220 lines q, k and v are merged anyway.
 
     Parameters
     ----------
     circuit
-        What is drawn, pruned: edges on no path from the embeddings to ``logits`` are not shown.
+        What is drawn.  Edges on no path from the embeddings to ``logits`` are dotted, and left out
+        where other edges are, too.
     title
         The bold first line; by default the task and model in ``circuit.info``.  Empty for a
         picture without title and legend.
     max_edges
-        Draw at most so many edges (those that :func:`graphs.select_top` gives); None for all.
+        Draw at most so many lines; None for all edges, each as it is.
     highlight
         Names of nodes to give a heavy outline.
 
@@ -77,15 +82,19 @@ def to_dot(
     for name in marked:
         if name not in graph.nodes:
             raise GraphError(f"highlight {name!r}: no such node; {did_you_mean(name, graph.nodes)}")
-    drawn = _drawn_edges(circuit, max_edges)
-    lines = styled_lines(circuit, drawn)
-    caption = Caption() if title == "" else _caption(circuit, drawn, title)
+    kept = prune(graph, circuit.in_circuit)
+    shown = simplify(circuit, kept, max_edges)
+    lines = styled_lines(circuit, shown.mask, merge=shown.merge, stands_for=shown.stands_for)
+    loose = _on_no_path(circuit, kept, shown, max_edges)
+    caption = Caption() if title == "" else _caption(circuit, kept, shown, loose, lines, title)
+    written = {f"{line.sender}->{v}" for line in lines if not line.senders for v in line.receivers}
     return diagram(
         graph,
-        lines,
+        [*lines, *(replace(line, **_LOOSE) for line in styled_lines(circuit, loose))],
         caption=caption,
-        attributes=_data(circuit, drawn),
+        attributes=_data(circuit, circuit.graph.edge_mask(written) | loose),
         highlight=marked,
+        groups=shown.groups,
     )
 
 
@@ -124,12 +133,16 @@ def render(
     write_whole(path, draw_dot(text, chosen))
 
 
-def _drawn_edges(circuit: Circuit, max_edges: int | None) -> Mask:
-    kept = prune(circuit.graph, circuit.in_circuit)
-    if max_edges is None or kept.sum() <= max_edges:
-        return kept
-    ranked = np.where(kept, np.abs(circuit.scores), -1.0)
-    return kept & select_top(circuit.graph, ranked, max_edges, absolute=False)
+_LOOSE: dict[str, Any] = {"style": "dotted", "color": GREY, "width": 0.9}
+"""How lines of edges on no path look."""
+
+
+def _on_no_path(circuit: Circuit, kept: Mask, shown: Simplified, most: int | None) -> Mask:
+    """Edges on no path, if the picture has all others and room for them; none otherwise."""
+    loose = circuit.in_circuit & ~kept
+    room = most is None or int(circuit.in_circuit.sum()) <= most
+    fits = room and bool((shown.mask == kept).all()) and not circuit.graph.shape.spans
+    return loose if fits else np.zeros_like(loose)
 
 
 def _data(circuit: Circuit, drawn: Mask) -> dict[str, str]:
@@ -143,7 +156,13 @@ def _data(circuit: Circuit, drawn: Mask) -> dict[str, str]:
     return {key: text for key, text in (("undrawn", undrawn), ("info", info)) if text}
 
 
-def styled_lines(circuit: Circuit, drawn: Mask) -> list[Line]:
+def styled_lines(
+    circuit: Circuit,
+    drawn: Mask,
+    *,
+    merge: bool = False,
+    stands_for: Mapping[str, str] | None = None,
+) -> list[Line]:
     """Return the lines of some edges, coloured by sign and sized by score.
 
     Parameters
@@ -151,12 +170,17 @@ def styled_lines(circuit: Circuit, drawn: Mask) -> list[Line]:
     circuit
         Whose scores are shown.
     drawn
-        ``[edge]``; above 220 lines those of q, k and v from one sender to one head are merged.
+        ``[edge]``.
+    merge
+        Whether those of q, k and v from one sender to one head are one; above 220 they are.
+    stands_for
+        Nodes that are drawn as another one.
     """
     graph, edges = circuit.graph, np.flatnonzero(drawn)
-    groups = group_edges(graph, edges, merge=False)
+    groups = group_edges(graph, edges, merge=merge, stands_for=stands_for)
     if len(groups) > MERGE_ABOVE:
-        groups = group_edges(graph, edges, merge=True)
+        groups = group_edges(graph, edges, merge=True, stands_for=stands_for)
+    joined = {*(stands_for or {}), *(stands_for or {}).values()}
     crowd = float(np.clip(np.sqrt(80 / max(len(groups), 1)), 0.35, 1.0))
     largest = float(np.abs(circuit.scores[edges]).max(initial=0.0))
     uniform = _uniform(circuit, drawn)
@@ -174,6 +198,9 @@ def styled_lines(circuit: Circuit, drawn: Mask) -> list[Line]:
                 tuple(scores.tolist()),
                 color=GREY if uniform else _shade(strongest * (_helps(circuit) or 1), size),
                 width=crowd * (0.5 + 3.2 * size),
+                senders=tuple(graph.senders[graph.edge_sender[e]] for e in group)
+                if joined & {sender, node}
+                else (),
             )
         )
     return lines
@@ -199,22 +226,50 @@ def _shade(score: float, size: float) -> str:
     return "#" + "".join(f"{round(255 - strength * (255 - c)):02X}" for c in channels)
 
 
-def _caption(circuit: Circuit, drawn: Mask, title: str | None) -> Caption:
+def _caption(
+    circuit: Circuit,
+    kept: Mask,
+    shown: Simplified,
+    loose: Mask,
+    lines: Sequence[Line],
+    title: str | None,
+) -> Caption:
     info, graph = circuit.info, circuit.graph
     named = [str(info[key]) for key in ("task", "model") if info.get(key)]
-    kept = int(prune(graph, circuit.in_circuit).sum())
+    n_kept, n_drawn = int(kept.sum()), int(shown.mask.sum())
     parts = [f"{circuit.n_edges:,} of {graph.n_edges:,} edges"]
-    if kept < circuit.n_edges:
-        parts.append(f"{circuit.n_edges - kept:,} on no path not drawn")
-    if drawn.sum() < kept:
-        parts.append(f"the {int(drawn.sum()):,} strongest drawn")
+    if n_kept < circuit.n_edges:
+        how = "dotted" if loose.any() else "not drawn"
+        parts.append(f"{circuit.n_edges - n_kept:,} on no path {how}")
+    if n_drawn < n_kept:
+        parts.append(f"the {n_drawn:,} strongest drawn, {n_kept - n_drawn:,} left out")
     parts += [str(info[key]) for key in ("method", "metric") if info.get(key)]
     if isinstance(info.get("faithfulness"), int | float):
         parts.append(f"faithfulness {info['faithfulness']:.3f}")
+    legend = list(_legend(circuit, shown.mask))
+    if graph.shape.spans:
+        legend.append("pale: only read here, by a later column")
+    if shown.groups:
+        legend.append("several names: nodes that read and are read alike")
+    if loose.any():
+        legend.append(swatch(GREY, "on no path", "\u00b7 \u00b7 \u00b7"))
     return Caption(
         title=" \u00b7 ".join(named) if title is None else title,
         subtitle=" \u00b7 ".join(parts),
-        legend=_legend(circuit, drawn),
+        legend=tuple(legend),
+        widths=() if _uniform(circuit, shown.mask) else _widths(circuit, shown.mask, lines),
+    )
+
+
+def _widths(circuit: Circuit, drawn: Mask, lines: Sequence[Line]) -> tuple[tuple[float, str], ...]:
+    """Three widths of the legend: of the largest score, a quarter and a sixteenth of it."""
+    largest = float(np.abs(circuit.scores[drawn]).max())
+    widest = max(line.width for line in lines)
+    narrow = widest * 0.5 / 3.7  # the width of a score of 0
+    shares = (1.0, 0.25, 0.0625)
+    return tuple(
+        (narrow + (widest - narrow) * share**0.5, f"{float(f'{largest * share:.2g}'):,g}")
+        for share in shares
     )
 
 
@@ -222,10 +277,9 @@ def _legend(circuit: Circuit, drawn: Mask) -> tuple[str, ...]:
     if _uniform(circuit, drawn):
         return ()
     scores = circuit.scores[drawn]
-    widest = f"width: |score|, at most {np.abs(scores).max():.3g}"
     helps = _helps(circuit)
     if helps == 0:
-        return (swatch(BLUE, "in the circuit (its score has no sign)"), widest)
+        return (swatch(BLUE, "in the circuit (its score has no sign)"),)
     above, below = ("score > 0", "score < 0") if helps is None else ("helps", "hurts")
     signed = scores * (helps or 1)
     entries = []
@@ -233,4 +287,4 @@ def _legend(circuit: Circuit, drawn: Mask) -> tuple[str, ...]:
         entries.append(swatch(BLUE, above))
     if (signed < 0).any():
         entries.append(swatch(VERMILION, below))
-    return (*entries, widest)
+    return tuple(entries)

@@ -103,7 +103,7 @@ class Placement:
 
     def _half_width(self, node: str) -> float:
         """Half the width of a drawn head."""
-        return max(19.0, sum(_port_widths(self.ports.get(node, ()))) / 2 + 4)
+        return max(24.0, sum(_port_widths(self.ports.get(node, ()))) / 2 + 4)
 
     def _half(self, node: str) -> float:
         """Half the height of a drawn node."""
