@@ -23,6 +23,12 @@ def pytest_configure(config: pytest.Config) -> None:
     quick.install()
 
 
+@pytest.fixture(autouse=True)
+def fast_low_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let models of low precision be computed in it whatever the machine, as on a GPU."""
+    monkeypatch.setattr("acdc.models.devices.computes_fast", lambda dtype: True)
+
+
 @pytest.fixture(scope="session")
 def data() -> Path:
     """Return the folder of test data."""

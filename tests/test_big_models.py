@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,13 @@ from acdc.engine.experiment import Experiment
 from acdc.engine.metrics import get_metric
 from acdc.engine.patched import PatchedModel, alive_before_logits
 from acdc.engine.stages import Heads
-from acdc.methods.eap import eap
+from acdc.files import tensors
+from acdc.methods.acdc import acdc
+from acdc.methods.eap import eap, eap_ig
+from acdc.models import devices, load_model
 from acdc.models.lowering.model import LoweredModel
+from acdc.models.stored import Stored
+from acdc.runs.discover import discover
 
 
 def experiment_of(family: str) -> Experiment:
@@ -88,3 +94,97 @@ def test_passes_are_not_made_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     frozen = replace(experiment, norms="frozen")
     PatchedModel(frozen).values(mask)
     assert n[0] == 5 * n_batches
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama whose weights are stored as bfloat16."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
+        tie_word_embeddings=True, bos_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    path = tmp_path_factory.mktemp("llama")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).bfloat16().save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def slow_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU that computes in bfloat16 slowly."""
+    monkeypatch.setattr("acdc.models.devices.computes_fast", lambda dtype: dtype == torch.float32)
+
+
+def _answers(model: LoweredModel) -> list[Any]:
+    """Scores and metrics of some methods."""
+    task = o.small_task(0, n_prompts=4)
+    found: list[Any] = []
+    for metric in ("logit_diff", "kl"):
+        experiment = Experiment(model, task, get_metric(metric), 2)
+        scores = eap_ig(experiment)
+        mask = np.abs(scores) > np.median(np.abs(scores))
+        found += [scores, PatchedModel(experiment).values(mask)]
+    circuit, _ = acdc(experiment, 1e-3)
+    return [*found, circuit.scores, circuit.in_circuit]
+
+
+@pytest.mark.usefixtures("slow_cpu")
+def test_weights_in_bfloat16_are_computed_in_float32(folder: Path) -> None:
+    """On a slow CPU: half the memory, and the answers of these weights in float32, bit for bit."""
+    model, _ = load_model(folder, dtype="bfloat16")
+    assert (model.kept_dtype, model.dtype) == (torch.bfloat16, torch.float32)
+    matrices = [W for layer in model.layers for W in layer.attention.W.values()]
+    assert all(isinstance(W, Stored) and W.raw.dtype == torch.bfloat16 for W in matrices)
+    assert all(isinstance(layer.mlp.W_out, Stored) for layer in model.layers if layer.mlp)
+    whole, _ = load_model(folder, dtype="float32")
+    assert whole.kept_dtype == torch.float32
+    for got, expected in zip(_answers(model), _answers(whole), strict=True):
+        assert np.array_equal(got, expected)
+
+
+@pytest.mark.usefixtures("slow_cpu")
+def test_a_run_says_that_it_is_computed_in_float32(folder: Path, tmp_path: Path) -> None:
+    """On the terminal and in run.json; with a CPU that is fast nothing is said."""
+    run = discover(o.small_task(0), model=str(folder), dtype="bfloat16", method="eap", n_edges=10)
+    assert any("arithmetic is float32" in text for text in run.claim.warnings)
+    run.save(tmp_path / "run")
+    assert "arithmetic is float32" in (tmp_path / "run" / "run.json").read_text()
+
+
+def test_a_cpu_says_what_it_computes_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what it has; GPUs are asked nothing."""
+    monkeypatch.undo()
+    for flags, fast in (({"avx512_bf16": True}, True), ({"avx512_bf16": False}, False)):
+        monkeypatch.setattr("torch.cpu.get_capabilities", lambda flags=flags: flags, raising=False)
+        assert devices.computes_fast(torch.bfloat16) == fast
+        assert not devices.computes_fast(torch.float16)
+        used = torch.bfloat16 if fast else torch.float32
+        assert devices.arithmetic_of(torch.device("cpu"), torch.bfloat16) == used
+        assert devices.arithmetic_of(torch.device("cuda"), torch.bfloat16) == torch.bfloat16
+    assert devices.computes_fast(torch.float32)
+
+
+def test_loading_casts_weights_one_by_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file is opened anew again and again, so that what was read of it is let go."""
+    opened: list[Any] = []
+    monkeypatch.setattr("acdc.files.tensors._MOST_OPEN", 1000)
+    start = tensors.safe_open
+    monkeypatch.setattr(tensors, "safe_open", lambda *a, **k: opened.append(a) or start(*a, **k))
+    model, _ = load_model(folder, dtype="float32")
+    assert len(opened) > 10
+    monkeypatch.undo()
+    again, _ = load_model(folder, dtype="float32")
+    assert torch.equal(model.W_U, again.W_U)
+    assert torch.equal(model.layers[1].attention.W["q"], again.layers[1].attention.W["q"])
+
+
+def test_a_large_unembedding_is_cast_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few outputs at a time, the same up to rounding."""
+    W, x = torch.randn(70, 8).bfloat16(), torch.randn(3, 8)
+    stored = Stored(W, torch.float32, torch.device("cpu"))
+    monkeypatch.setattr("acdc.models.stored._MOST_SCRATCH", 160)
+    torch.testing.assert_close(torch.nn.functional.linear(x, stored), x @ W.float().T)

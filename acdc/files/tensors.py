@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -29,11 +29,16 @@ _BROKEN = (
     LookupError,
     AttributeError,
 )
+_MOST_OPEN = 128 << 20
+"""Bytes that are read of a file before it is opened anew."""
 _MAX_HEADER = 32 << 20  # bytes; 100,000 tensors take 10 MiB
 
 
 def read_safetensors(
-    path: str | os.PathLike[str], failure: type[InputError] = InputError, what: str | None = None
+    path: str | os.PathLike[str],
+    failure: type[InputError] = InputError,
+    what: str | None = None,
+    cast: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Return the tensors of a file by name, on the CPU.
 
@@ -45,6 +50,8 @@ def read_safetensors(
         What is raised.
     what
         What the message calls the file; None: its path.
+    cast
+        What becomes of each tensor as it is read; None: it stays as it is.
 
     Raises
     ------
@@ -57,10 +64,32 @@ def read_safetensors(
             n_header = int.from_bytes(file.read(8), "little")
         if n_header > _MAX_HEADER:
             raise SafetensorError(f"its header would take {n_header:,} bytes")
-        return load_file(path)
+        return load_file(path) if cast is None else _cast_one_by_one(path, cast)
     except _BROKEN as error:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise failure(f"{what or path} is no readable safetensors file: {line}") from error
+
+
+def _cast_one_by_one(
+    path: str | os.PathLike[str], cast: Callable[[Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """Read tensors and cast each at once; the file is opened anew where much has been read.
+
+    What was read of a file stays in memory for as long as it is open.
+    """
+    found: dict[str, Tensor] = {}
+    with safe_open(path, framework="pt") as file:
+        names = list(file.keys())
+    while len(found) < len(names):
+        n_bytes = 0
+        with safe_open(path, framework="pt") as file:
+            for name in names[len(found) :]:
+                value = file.get_tensor(name)
+                found[name] = cast(value)
+                n_bytes += value.nbytes
+                if n_bytes > _MOST_OPEN:
+                    break
+    return found
 
 
 def check_floating(

@@ -18,7 +18,7 @@ import torch
 
 from acdc.errors import DeviceError, ModelError, UnknownNameError
 from acdc.files.folders import local_folder
-from acdc.models.devices import resolve_device, resolve_dtype
+from acdc.models.devices import arithmetic_of, resolve_device, resolve_dtype
 from acdc.models.folder import ModelFolder, read_object
 from acdc.models.steps import split_step, step_folder
 from acdc.registry import Registry
@@ -81,7 +81,9 @@ def load_model(
     device
         ``cpu``, ``cuda``, ``cuda:N`` or ``mps``; a model that is loaded stays where it is.
     dtype
-        ``float32``, ``float64``, ``bfloat16`` or ``float16``; likewise.
+        ``float32``, ``float64``, ``bfloat16`` or ``float16``; likewise.  On a CPU that computes in
+        one of the last two slowly, weights are of that type and are cast layer by layer as they
+        are used: arithmetic is in float32 (:mod:`acdc.models.stored`).
     split_qkv, split_embed
         Granularity of the graph, see :class:`graphs.GraphShape`.
     trust_remote_code
@@ -104,6 +106,7 @@ def load_model(
         If this machine lacks the device, or the type is unknown.
     """
     from acdc.models.lowering import lower
+    from acdc.models.stored import keep_stored
 
     if not isinstance(model, str | Path):
         return _loaded(model, split_qkv=split_qkv, split_embed=split_embed)
@@ -113,7 +116,10 @@ def load_model(
         raise DeviceError("device 'mps' has no float64: choose float32 or another device")
     path = _find(name_or_path)
     with quiet(), torch.random.fork_rng(devices=[]):
-        bridge, tokenizer = _load(path, name_or_path, place, number, trust_remote_code)
+        use = arithmetic_of(place, number)
+        bridge, tokenizer = _load(path, name_or_path, place, number, use, trust_remote_code)
+        if use != number:
+            keep_stored(bridge, number, use, place)
         name = name_or_path if path is None else _short_name(name_or_path, path)
         lowered = lower(bridge, split_qkv=split_qkv, split_embed=split_embed, name=name)
     return lowered, tokenizer
@@ -141,19 +147,28 @@ def _loaded(given: Any, *, split_qkv: bool, split_embed: bool) -> Loaded:
 
 
 def _load(
-    path: Path | None, name: str, device: torch.device, dtype: torch.dtype, trust_remote_code: bool
+    path: Path | None,
+    name: str,
+    device: torch.device,
+    keep: torch.dtype,
+    use: torch.dtype,
+    trust_remote_code: bool,
 ) -> tuple[Any, Tokenizer | None]:
-    """Return bridge and tokenizer of a local folder, or of a name on the hub."""
+    """Return bridge and tokenizer of a local folder, or of a name on the hub.
+
+    ``use`` is the type of the bridge; weights that may be kept in ``keep`` are, if they are read
+    one by one.
+    """
     from acdc.models.hugging_face import load_hugging_face
     from acdc.models.legacy import OWNERS, load_legacy
     from acdc.models.native import load_native
 
     if path is None and name.startswith(OWNERS):
-        return load_legacy(name, device, dtype)
+        return load_legacy(name, device, use)
     folder = ModelFolder.on_hub(name) if path is None else ModelFolder(path)
     if path is not None and not is_hugging_face(folder):
-        return load_native(folder, device, dtype)
-    return load_hugging_face(folder, device, dtype, trust_remote_code=trust_remote_code)
+        return load_native(folder, device, use)
+    return load_hugging_face(folder, device, keep, use, trust_remote_code=trust_remote_code)
 
 
 def _find(name: str) -> Path | None:

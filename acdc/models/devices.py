@@ -8,7 +8,7 @@ from torch.torch_version import TorchVersion
 from acdc.engine.processes import here
 from acdc.errors import DeviceError
 
-__all__ = ["resolve_device", "resolve_dtype"]
+__all__ = ["arithmetic_of", "computes_fast", "resolve_device", "resolve_dtype"]
 
 _DTYPES = {
     "float32": torch.float32,
@@ -49,6 +49,31 @@ def resolve_device(device: str) -> torch.device:
             f"to {_MPS_RIGHT} or later, or choose cpu"
         )
     return here().device(found)
+
+
+_FAST = {
+    torch.bfloat16: ("avx512_bf16", "amx_bf16", "bf16"),
+    torch.float16: ("avx512_fp16", "amx_fp16", "fp16"),
+}
+"""What a CPU has, as torch names it, that computes in a type; without, it is many times slower."""
+
+
+def computes_fast(dtype: torch.dtype) -> bool:
+    """Whether this machine's CPU computes in a type no slower than in float32.
+
+    Read from what the CPU says of itself, so that it is the same in every run on a machine.
+    """
+    if dtype not in _FAST:
+        return True
+    if not hasattr(torch.cpu, "get_capabilities"):  # an older torch
+        return False
+    found = torch.cpu.get_capabilities()
+    return any(found.get(name, False) for name in _FAST[dtype])
+
+
+def arithmetic_of(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """Return the type that a model whose weights are of a type is computed in on a device."""
+    return dtype if device.type != "cpu" or computes_fast(dtype) else torch.float32
 
 
 def _available() -> list[str]:

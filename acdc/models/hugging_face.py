@@ -19,10 +19,11 @@ from torch import Tensor
 
 from acdc.errors import ModelError, did_you_mean
 from acdc.files.pickled import read_pt
-from acdc.files.tensors import check_floating, read_safetensors
+from acdc.files.tensors import FLOATING, check_floating, read_safetensors
 from acdc.models.configuration import check_configuration, check_relations
 from acdc.models.folder import ModelFolder, check_sizes, foreign_errors, read_object
 from acdc.models.lowering.families import check_architecture
+from acdc.models.stored import Stored
 from acdc.models.tokenizer import TextTokenizer, read_tokenizer
 
 __all__ = ["load_hugging_face", "read_module"]
@@ -33,7 +34,12 @@ _IGNORED_BUFFERS = re.compile(r"\b(attn|attention)\.(masked_)?bias$|\binv_freq$"
 
 
 def load_hugging_face(
-    folder: ModelFolder, device: torch.device, dtype: torch.dtype, *, trust_remote_code: bool
+    folder: ModelFolder,
+    device: torch.device,
+    keep: torch.dtype,
+    use: torch.dtype,
+    *,
+    trust_remote_code: bool,
 ) -> tuple[Any, TextTokenizer | None]:
     """Return a bridge around a model, and its tokenizer.
 
@@ -45,8 +51,8 @@ def load_hugging_face(
     folder
         With ``config.json``, ``model.safetensors`` or ``pytorch_model.bin`` (or the parts of them
         that an ``.index.json`` lists), and perhaps a tokenizer.
-    device, dtype
-        Where and in which precision.
+    device, keep, use
+        Where, in which precision weights are kept, and in which they are computed with.
     trust_remote_code
         Let Python code in the folder run.
 
@@ -61,38 +67,44 @@ def load_hugging_face(
 
     values = read_object(folder.path / "config.json")
     if trust_remote_code and values.get("auto_map"):
-        module, architecture = _with_own_code(folder, dtype)
+        module, architecture = _with_own_code(folder, use)
     else:
-        module, architecture = read_module(folder, values, dtype)
+        module, architecture = read_module(folder, values, keep, use)
         trust_remote_code = False
-    module = module.to(device)
+    module = module if device.type == "cpu" else module.to(device)
     tokenizer = read_tokenizer(folder, module.config, trust_remote_code=trust_remote_code)
     bridge = build_bridge_from_module(
         module,
         architecture,
         hf_config=module.config,
-        dtype=dtype,
+        dtype=use,
         device=device,
         model_name=str(folder.source),
     )
     return bridge, tokenizer
 
 
-def read_module(folder: ModelFolder, values: dict[str, Any], dtype: torch.dtype) -> tuple[Any, str]:
+def read_module(
+    folder: ModelFolder,
+    values: dict[str, Any],
+    keep: torch.dtype,
+    use: torch.dtype | None = None,
+) -> tuple[Any, str]:
     """Return the module of a model that transformers knows, and its architecture.
 
     Parameters
     ----------
-    folder, dtype
-        As of :func:`load_hugging_face`.
+    folder, keep, use
+        As of :func:`load_hugging_face`; ``use`` is ``keep`` if None.
     values
         Content of its ``config.json``.
     """
+    use = use or keep
     import transformers
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     architecture = _architecture(folder, values)
-    state = _read_weights(folder)
+    state = _read_weights(folder, keep, use)
     default = CONFIG_MAPPING[values["model_type"]]()
     where = f"{folder}: no usable config.json"
     fields = check_configuration(values, default, state, where)
@@ -109,7 +121,7 @@ def read_module(folder: ModelFolder, values: dict[str, Any], dtype: torch.dtype)
             None,
             config=config,
             state_dict=state,
-            dtype=dtype,
+            dtype=use,
             attn_implementation="eager",  # what the bridge runs and the lowering writes out
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are refused below, with their names
@@ -164,12 +176,15 @@ def _check_report(folder: ModelFolder, report: dict[str, Any]) -> None:
 # --- weights ------------------------------------------------------------------------------
 
 
-def _read_weights(folder: ModelFolder) -> dict[str, Tensor]:
-    """Return the weights by name, without masks and rotary tables of old checkpoints."""
+def _read_weights(folder: ModelFolder, keep: torch.dtype, use: torch.dtype) -> dict[str, Tensor]:
+    """Return the weights by name, without masks and rotary tables of old checkpoints.
+
+    Each is cast as it is read, so that two copies of the model never stand side by side.
+    """
     start = f"{folder}: no usable weights"
     state: dict[str, Tensor] = {}
     for path in _weight_files(folder, start):
-        for key, value in _read_part(folder, path, start).items():
+        for key, value in _read_part(folder, path, start, keep, use).items():
             if key in state:
                 raise ModelError(f"{start}: {key!r} stands in two files")
             if not _IGNORED_BUFFERS.search(key):
@@ -206,12 +221,24 @@ def _part(folder: ModelFolder, name: str, start: str) -> Path:
     return path
 
 
-def _read_part(folder: ModelFolder, path: Path, start: str) -> dict[str, Tensor]:
+def _read_part(
+    folder: ModelFolder, path: Path, start: str, keep: torch.dtype, use: torch.dtype
+) -> dict[str, Tensor]:
+    def cast(value: Tensor) -> Tensor:
+        if value.dtype not in FLOATING:
+            return value  # which is refused by name
+        rounded = value.to(keep)
+        if keep == use or value.ndim < 2:
+            return rounded.to(use)
+        return Stored(rounded, use, torch.device("cpu"))
+
     if path.suffix == ".safetensors":
-        return read_safetensors(path, ModelError, f"{start}: {path.name}")
+        return read_safetensors(path, ModelError, f"{start}: {path.name}", cast)
     found = read_pt(path, ModelError, f"{folder}: its .bin file")
     if not isinstance(found, dict) or not all(isinstance(x, Tensor) for x in found.values()):
         raise ModelError(f"{start}: {path.name} holds something else than tensors by name")
+    for key in list(found):
+        found[key] = cast(found[key])
     return found
 
 

@@ -17,7 +17,10 @@ from acdc.files.objects import JsonObject
 from acdc.models import where_from
 from acdc.models.lowering import LoweredModel
 
-__all__ = ["Identity", "identity_of", "read_identity", "sizes_of", "weights_digest"]
+__all__ = ["Identity", "exact_digest", "identity_of", "read_identity", "sizes_of", "weights_digest"]
+
+_PART = 1 << 22
+"""Numbers of a weight that are looked at together."""
 
 
 @dataclass(frozen=True)
@@ -100,10 +103,19 @@ def weights_digest(model: LoweredModel) -> str:
     Loaded in float32, float64 or bfloat16 a model has the same one.  Empty for one in float16,
     which rounds otherwise.
     """
-    if model.dtype == torch.float16:
-        return ""
+    return "" if model.kept_dtype == torch.float16 else _digest(model, torch.bfloat16)
+
+
+def exact_digest(model: LoweredModel) -> str:
+    """Digest of the same weights, to the last bit."""
+    return _digest(model, torch.float64)
+
+
+def _digest(model: LoweredModel, dtype: torch.dtype) -> str:
+    """Digest of what heads write and of the unembedding in some type, part by part."""
     found = hashlib.sha256()
     for weight in (model.W_U, *(layer.attention.W_O for layer in model.layers)):
-        rounded = weight.detach().to("cpu", torch.bfloat16).contiguous()
-        found.update(rounded.view(torch.uint8).numpy().tobytes())
+        for part in weight.detach().split(max(1, _PART // weight[0].numel())):
+            bits = part.to("cpu", dtype).contiguous().view(torch.uint8)
+            found.update(bits.numpy().data)
     return found.hexdigest()[:16]

@@ -31,7 +31,7 @@ from acdc.measure.evaluation import Evaluation, Evaluator
 from acdc.methods import Method, Score
 from acdc.methods.acdc import TWO_SIDED
 from acdc.methods.eap import between_inputs
-from acdc.models.identity import identity_of
+from acdc.models.identity import exact_digest, identity_of
 from acdc.models.lowering import LoweredModel
 from acdc.runs.claim import Claims
 from acdc.runs.folder import Run, Timer, versions
@@ -193,6 +193,7 @@ def discover(
         evaluation = evaluator.evaluate(found.circuit.in_circuit)
         qualities = qualities_on_task(experiment)
         doubts = [doubt for quality in qualities for doubt in quality.doubts]
+        doubts += said_of_arithmetic(experiment.model)
         claim = Claims(experiment, split, able).of(found.circuit, evaluation).but(*doubts)
         details = {
             "n_prompts": len(experiment.task),
@@ -325,11 +326,8 @@ def with_constants(
 
 def _fingerprint(experiment: Experiment) -> dict[str, str]:
     """Digests of prompts, weights, graph and dictionaries: files of one name may change."""
-    model = experiment.model
-    weights = [model.W_U, *(layer.attention.W_O for layer in model.layers)]
     parts = {
         "prompts": repr(experiment.task.pairs).encode(),
-        "weights": b"".join(w.detach().cpu().double().numpy().tobytes() for w in weights),
         "graph": " ".join((*experiment.graph.senders, *experiment.graph.receivers)).encode(),
         "mean_over": repr(experiment.mean_over).encode(),
         "dictionaries": " ".join(
@@ -337,7 +335,8 @@ def _fingerprint(experiment: Experiment) -> dict[str, str]:
             for attached in experiment.attachments
         ).encode(),
     }
-    return {name: hashlib.sha256(part).hexdigest()[:16] for name, part in parts.items()}
+    found = {name: hashlib.sha256(part).hexdigest()[:16] for name, part in parts.items()}
+    return {**found, "weights": exact_digest(experiment.model)}
 
 
 def attached_nodes(
@@ -479,6 +478,17 @@ def norms_details(
         return {}
     live = Evaluator(replace(experiment, norms="live")).faithfulness(circuit.in_circuit)
     return {"faithfulness_by_norms": {"frozen": evaluation.faithfulness, "live": live}}
+
+
+def said_of_arithmetic(model: LoweredModel) -> list[str]:
+    """Return what a run says of a model that is computed in another type than its weights'."""
+    kept, used = (str(x).removeprefix("torch.") for x in (model.kept_dtype, model.dtype))
+    if kept == used:
+        return []
+    return [
+        f"this CPU computes {kept} slowly: weights are {kept}, cast layer by layer, and arithmetic "
+        f"is {used}"
+    ]
 
 
 def model_info(experiment: Experiment, settings: Settings) -> dict[str, Any]:

@@ -109,10 +109,10 @@ def _method(value: Any) -> tuple[str, Any]:
 def _place(loaded: Loaded, asked: dict[str, Any]) -> dict[str, Any]:
     """Device and dtype of a model that is loaded, which are those of the run."""
     model, _ = loaded
-    device, dtype = str(model.device), str(model.dtype).removeprefix("torch.")
+    device, dtype = str(model.device), str(model.kept_dtype).removeprefix("torch.")
     for name, has, wanted in (
         ("device", model.device, resolve_device(asked.get("device", device))),
-        ("dtype", model.dtype, resolve_dtype(asked.get("dtype", dtype))),
+        ("dtype", model.kept_dtype, resolve_dtype(asked.get("dtype", dtype))),
     ):
         if has != wanted:
             raise OptionError(

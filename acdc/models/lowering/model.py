@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from acdc.models.lowering.attention import Attention
 from acdc.models.lowering.norm import Norm
+from acdc.models.stored import kept_in
 from graphs import GraphShape
 
 __all__ = ["FeedForward", "Key", "LoweredLayer", "LoweredModel", "RoutedMlp", "Trace"]
@@ -326,8 +327,13 @@ class LoweredModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the weights and of the stream."""
+        """Type of the stream, and of the weights where they are used."""
         return self.W_U.dtype
+
+    @property
+    def kept_dtype(self) -> torch.dtype:
+        """Type that the matrices are kept in, see :mod:`acdc.models.stored`."""
+        return kept_in(self.W_U)
 
     @property
     def d_model(self) -> int:

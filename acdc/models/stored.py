@@ -1,0 +1,175 @@
+"""Weights that are kept in one type, or one place, and used in another.
+
+A :class:`Stored` weight says that it is, say, float32 on a GPU; what it holds are bfloat16 numbers,
+perhaps in the memory of the host.  It is cast and moved when a product asks for it, a layer at a
+time, and forgotten again: autograd keeps the weight itself for the backward pass, not the copy.
+Results are those of a model loaded in that type from the same numbers, to the last bit.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+__all__ = ["Stored", "keep_stored", "kept_in"]
+
+_aten = torch.ops.aten
+_VIEWS = {
+    _aten.alias.default, _aten.as_strided.default, _aten.detach.default, _aten.expand.default,
+    _aten.permute.default, _aten.select.int, _aten.slice.Tensor, _aten.split.Tensor,
+    _aten.split_with_sizes.default, _aten.squeeze.default, _aten.squeeze.dim, _aten.t.default,
+    _aten.transpose.int, _aten.unbind.int, _aten.unsqueeze.default, _aten.view.default,
+    _aten._unsafe_view.default, _aten._reshape_alias.default,
+}  # fmt: skip
+"""What gives another view of the same numbers."""
+_PICKS = {
+    _aten.embedding.default, _aten.gather.default, _aten.index.Tensor, _aten.index_select.default
+}  # fmt: skip
+"""What takes a few of the numbers, which are then cast alone."""
+_MOST_SCRATCH = 1 << 26
+"""Numbers: what is larger is cast into memory of its own, which is given back."""
+
+
+class Stored(Tensor):
+    """A weight that is held in one type or place and used in another.
+
+    Parameters
+    ----------
+    raw
+        What is held.
+    dtype, device
+        What it says that it is.
+    """
+
+    raw: Tensor
+
+    @staticmethod
+    def __new__(cls, raw: Tensor, dtype: torch.dtype, device: torch.device) -> Stored:
+        """Return a tensor without numbers of its own."""
+        made: Stored = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls, raw.size(), strides=raw.stride(), storage_offset=raw.storage_offset(),
+            dtype=dtype, device=device,
+        )  # fmt: skip
+        return made
+
+    def __init__(self, raw: Tensor, dtype: torch.dtype, device: torch.device) -> None:
+        self.raw = raw
+
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
+        kept = f"{self.raw.dtype} on {self.raw.device}"
+        return f"Stored({tuple(self.shape)}, {self.dtype} on {self.device}, kept in {kept})"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Stored:
+        return self  # never written to
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]  # as torch calls it
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Look at the numbers held, or compute with a copy that is as it should be."""
+        if func in _VIEWS:
+            own = args[0]
+            seen = func(own.raw, *args[1:], **(kwargs or {}))
+            return tree_map(lambda x: Stored(x, own.dtype, own.device), seen)
+        if func in _PICKS and isinstance(args[0], Stored):
+            own = args[0]
+            there = tree_map(lambda x: _moved(x, own.raw.device), args[1:])
+            return func(own.raw, *there, **(kwargs or {})).to(own.device, own.dtype)
+        if func is _aten.mm.default and isinstance(args[1], Stored):
+            some = max(1, _MOST_SCRATCH // len(args[1]))
+            if args[1].shape[1] > some:  # an unembedding: a few of its outputs at a time
+                return torch.cat([args[0] @ part for part in args[1].split(some, dim=1)], dim=1)
+        scratch = _Scratch()
+        used = tree_map(scratch.used, (args, kwargs or {}))
+        return tree_map(scratch.own, func(*used[0], **used[1]))
+
+
+def _moved(x: Any, device: torch.device) -> Any:
+    return x.to(device) if isinstance(x, Tensor) else x
+
+
+class _Scratch:
+    """Copies of the weights that one operation reads, in memory that the next one uses again.
+
+    Fresh memory costs the system more than the cast does.
+    """
+
+    _rooms = threading.local()
+
+    def __init__(self) -> None:
+        self._used: list[Tensor] = []
+
+    def used(self, x: Any) -> Any:
+        """Return the copy of a stored weight, and anything else as it is."""
+        if not isinstance(x, Stored):
+            return x
+        raw = x.raw
+        if x.device.type != "cpu" or raw.numel() > _MOST_SCRATCH or raw.dtype == x.dtype:
+            return raw.to(x.device, x.dtype)
+        copy = torch.empty_like(raw, dtype=x.dtype, device="meta")  # dense, in the same order
+        room = self._room(len(self._used), x.dtype, raw.numel())
+        copy = room[: raw.numel()].as_strided(raw.size(), copy.stride())
+        self._used.append(room)
+        return copy.copy_(raw)
+
+    def own(self, x: Any) -> Any:
+        """Return a result, copied where it lies in memory that will be used again."""
+        if isinstance(x, Tensor) and not isinstance(x, Stored):
+            starts = {room.untyped_storage().data_ptr() for room in self._used}
+            return x.clone() if x.untyped_storage().data_ptr() in starts else x
+        return x
+
+    def _room(self, i: int, dtype: torch.dtype, n: int) -> Tensor:
+        rooms: dict[tuple[int, torch.dtype], Tensor] = self._rooms.__dict__.setdefault("of", {})
+        if (i, dtype) not in rooms or len(rooms[i, dtype]) < n:
+            rooms[i, dtype] = torch.empty(n, dtype=dtype)
+        return rooms[i, dtype]
+
+
+def keep_stored(
+    modules: nn.Module,
+    keep: torch.dtype,
+    use: torch.dtype,
+    device: torch.device,
+    held: Callable[[Tensor], Tensor] = lambda raw: raw,
+) -> None:
+    """Let the matrices of a module be kept in one type and used in another.
+
+    Vectors (norms, biases) are rounded to ``keep`` and kept in ``use``: they are few.
+
+    Parameters
+    ----------
+    modules
+        Its parameters are replaced; those that share a parameter go on sharing one.
+    keep, use
+        The types.
+    device
+        Where it is used.
+    held
+        Puts what is kept where it is to stay.
+    """
+    places: dict[int, tuple[nn.Parameter, list[tuple[nn.Module, str]]]] = {}
+    for module in modules.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None and parameter.is_floating_point():
+                places.setdefault(id(parameter), (parameter, []))[1].append((module, name))
+    while places:
+        _, (parameter, at) = places.popitem()  # so that each is given back in its turn
+        data = parameter.detach()
+        if data.ndim < 2:
+            data = data.to(keep).to(device, use)
+        elif not isinstance(data, Stored):
+            data = Stored(held(data.to(keep)), use, device)
+        kept = nn.Parameter(data, requires_grad=False)
+        for module, name in at:
+            module._parameters[name] = kept
+
+
+def kept_in(weight: Tensor) -> torch.dtype:
+    """Type in which a weight is held."""
+    return weight.raw.dtype if isinstance(weight, Stored) else weight.dtype
