@@ -145,6 +145,17 @@ def test_commands_of_blocks_run_from_top_to_bottom(page: Path, here: Path) -> No
         assert stop.value.code == 0, " ".join(words)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [p for p in PAGES if "jupytext:" in p.read_text()], ids=name)
+def test_notebooks_run_in_a_kernel(page: Path, here: Path) -> None:
+    """As Jupyter opens and runs them, on the model that comes with the package."""
+    jupytext, nbclient = pytest.importorskip("jupytext"), pytest.importorskip("nbclient")
+    notebook = jupytext.read(page)
+    assert sum(cell.cell_type == "code" for cell in notebook.cells) >= 5
+    where = {"metadata": {"path": str(here)}}
+    nbclient.NotebookClient(notebook, timeout=1800, resources=where).execute()
+
+
 # --- what else there is -------------------------------------------------------------------
 
 
