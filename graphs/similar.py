@@ -28,8 +28,9 @@ def similar_nodes(
     """Return sets of at least two nodes with similar neighbours, the largest scores first.
 
     Nodes of a set are in the graph's order.  Two nodes are as similar as the mean of two cosines:
-    of the scores of their edges in, by sender and port, and of their edges out, by receiver.  In a
-    set every two are similar (complete linkage), of one kind and at one span, and no edge joins them.
+    of the scores of their edges in, by sender and port, and of those of their edges out, by
+    receiver.  In a set every two are similar (complete linkage), of one kind and at one span, and
+    no edge joins them.
 
     Parameters
     ----------
