@@ -8,7 +8,7 @@ import json
 import random
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -127,6 +127,12 @@ def test_discover_save_load_evaluate(ln2: str, pairs: str, tmp_path: Path) -> No
     assert found.warnings[0] in run.claim.warnings
 
 
+def few_steps(method: str) -> dict[str, int]:
+    """Options that make the training of masks short."""
+    options = {one.name for one in fields(METHODS[method].options)}
+    return {"mask_steps": 20} if "mask_steps" in options else {}
+
+
 def test_reporter_counts_every_step(ln2: str, pairs: str) -> None:
     class Counting(acdc.runs.discover.Silent):
         def __init__(self) -> None:
@@ -143,7 +149,7 @@ def test_reporter_counts_every_step(ln2: str, pairs: str) -> None:
     for method in METHODS:
         reporter = Counting()
         chooses = method in ("acdc", "acdc-two-sided", "eap-acdc")
-        options: dict[str, Any] = {"threshold": 0.1} if chooses else {}
+        options: dict[str, Any] = {"threshold": 0.1} if chooses else few_steps(method)
         acdc.discover(pairs, model=ln2, method=method, reporter=reporter, **options)
         names = [name for name, _ in reporter.phases]
         assert names == ["load model and task", f"discover ({method})", "evaluate"]
@@ -327,7 +333,8 @@ def untouched() -> Any:
 def test_discover_leaves_the_global_state(
     ln2: str, pairs: str, tmp_path: Path, method: str
 ) -> None:
-    acdc.discover(pairs, model=ln2, method=method, n_prompts=2).save(tmp_path / "run")
+    run = acdc.discover(pairs, model=ln2, method=method, n_prompts=2, **few_steps(method))
+    run.save(tmp_path / "run")
 
 
 @pytest.mark.usefixtures("untouched")

@@ -40,6 +40,7 @@ CONTRACT = [
 COMMANDS = ["discover", "sweep", "stability", "evaluate", "export", "compare", "list"]
 FILES = ["circuit.dot", "circuit.json", "circuit.png", "circuit.svg", "run.json"]
 N_ROWS = 12
+FEW_PROMPTS = ("--n-prompts", 4, "--n-select", 8, "--n-test", 32)
 Rows = list[dict[str, Any]]
 
 
@@ -266,7 +267,7 @@ def test_a_file_without_holdout_is_used_whole_and_in_order(place: Path) -> None:
 
 def test_equal_seeds_give_equal_circuits(gpt2: Path, tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        run = ["discover", "ioi", "--model", gpt2, "--method", "eap", "--n-prompts", 4]
+        run = ["discover", "ioi", "--model", gpt2, "--method", "eap", *FEW_PROMPTS]
         assert status_of(*run, "--seed", seed, "--out", tmp_path / name) == 0
     a, b, c = ((tmp_path / name / "circuit.json").read_bytes() for name in "abc")
     assert a == b != c
@@ -300,7 +301,7 @@ def test_options_reach_the_run(place: Path, options: list[object], key: str, val
 def test_prepend_bos(gpt2: Path, tmp_path: Path) -> None:
     lengths = []
     for option in ("--prepend-bos", "--no-prepend-bos"):
-        run = ["discover", "ioi", "--model", gpt2, "--method", "eap", "--n-prompts", 2, option]
+        run = ["discover", "ioi", "--model", gpt2, "--method", "eap", *FEW_PROMPTS, option]
         assert status_of(*run, "--out", tmp_path / option) == 0
         summary = read(tmp_path / option / "run.json")
         assert summary["prepend_bos"] == (option == "--prepend-bos")
@@ -333,7 +334,7 @@ def test_names_with_spaces_and_other_letters(place: Path, call: Call) -> None:
 
 @pytest.mark.parametrize("method", ["acdc", "eap", "eap-ig"])
 def test_hugging_face_folder(gpt2: Path, tmp_path: Path, method: str) -> None:
-    run = ["discover", "ioi", "--model", gpt2, "--method", method, "--n-prompts", 4]
+    run = ["discover", "ioi", "--model", gpt2, "--method", method, *FEW_PROMPTS]
     assert status_of(*run, "--out", tmp_path / "run") == 0
     summary = read(tmp_path / "run" / "run.json")
     assert summary["n_edges_total"] == (12 + 5) + (72 + 10) + 11  # two layers, logits
@@ -411,7 +412,7 @@ def test_evaluate_on_something_else(place: Path, call: Call) -> None:
 def test_evaluate_on_another_task_forgets_what_belongs_to_the_first(
     gpt2: Path, tmp_path: Path, call: Call
 ) -> None:
-    run = ["discover", "docstring", "--model", gpt2, "--method", "eap", "--n-prompts", 3]
+    run = ["discover", "docstring", "--model", gpt2, "--method", "eap", *FEW_PROMPTS]
     options = ["--corruption", "random_doc", "--out", tmp_path / "run"]
     assert call(*run, *options).status == 0
     assert read(tmp_path / "run" / "run.json")["corruption"] == "random_doc"
