@@ -29,6 +29,15 @@ def fast_low_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("acdc.models.devices.computes_fast", lambda dtype: True)
 
 
+@pytest.fixture
+def shipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tasks run on the model that they run on for a user."""
+    from acdc.tasks import TASKS
+
+    monkeypatch.setattr(TASKS, "_things", dict(TASKS._things))
+    quick.restore()
+
+
 @pytest.fixture(scope="session")
 def data() -> Path:
     """Return the folder of test data."""

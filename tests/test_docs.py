@@ -25,6 +25,10 @@ from acdc.runs import prompts
 PAGES = pages()
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 SHELL = [block for block in BLOCKS if block.language in ("sh", "bash")]
+COMMANDED = [p for p in PAGES if any(b.page == p and "parsed" not in b.words for b in SHELL)]
+NOTEBOOKS = [
+    page for page in PAGES if page.read_text(encoding="utf-8").startswith("---\njupytext:")
+]
 
 
 def name(page: Path) -> str:
@@ -131,7 +135,8 @@ def test_commands_and_options_named_in_the_text_exist(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [p for p in PAGES if any(b in SHELL for b in blocks(p))], ids=name)
+@pytest.mark.usefixtures("shipped")
+@pytest.mark.parametrize("page", [p for p in COMMANDED if p not in NOTEBOOKS], ids=name)
 def test_commands_of_blocks_run_from_top_to_bottom(page: Path, here: Path) -> None:
     """Beside them stands ``runs/ioi``, unless they make it themselves."""
     write_files(page, here)
@@ -146,7 +151,7 @@ def test_commands_of_blocks_run_from_top_to_bottom(page: Path, here: Path) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [p for p in PAGES if "jupytext:" in p.read_text()], ids=name)
+@pytest.mark.parametrize("page", NOTEBOOKS, ids=name)
 def test_notebooks_run_in_a_kernel(page: Path, here: Path) -> None:
     """As Jupyter opens and runs them, on the model that comes with the package."""
     jupytext, nbclient = pytest.importorskip("jupytext"), pytest.importorskip("nbclient")

@@ -7,10 +7,8 @@ import re
 from pathlib import Path
 
 import pytest
-import quick
 
 from acdc.cli import main
-from acdc.tasks import TASKS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -25,13 +23,6 @@ def test_the_python_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     exec(compile(block, "README.md", "exec"), {})
     assert (tmp_path / "runs" / "my-ioi" / "run.json").exists()
-
-
-@pytest.fixture
-def shipped(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tasks run on the model that they run on for a user."""
-    monkeypatch.setattr(TASKS, "_things", dict(TASKS._things))
-    quick.restore()
 
 
 @pytest.mark.slow
