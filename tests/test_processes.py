@@ -8,17 +8,22 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import oracle
 import pytest
 import torch
 from in_threads import in_threads
 from numpy.typing import NDArray
 from oracle import labelled, small_model, small_task
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from acdc.ablations.mean import mean, mean_positional
 from acdc.ablations.optimal import optimal_constants
@@ -40,8 +45,11 @@ from acdc.measure.ability import ability
 from acdc.methods import METHODS
 from acdc.runs.folder import check_output, write_folder, write_output
 from acdc.settings import Settings
+from acdc.tasks.files import write_pairs
 from acdc.tasks.positions import find_positions
 from graphs import Circuit
+
+BESIDE = Path(__file__).parent
 
 TRAINED = {"mask_steps": 3, "sparsity": 0.6}
 ASKED: dict[str, dict[str, Any]] = {
@@ -313,3 +321,92 @@ def test_other_commands_refuse(
     assert said.out == ""
     line = f"acdc: heads under torchrun: processes share the prompts of {', '.join(SHARED)}; "
     assert said.err == (line + "start this one without it\n" if rank == 0 else "")
+
+
+# -- torchrun -----------------------------------------------------------------------------------
+
+
+def torchrun(n: int, *arguments: str | Path, **environment: str) -> tuple[int, list[str]]:
+    """Status, and what our processes said on standard error."""
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n),
+    ]  # fmt: skip
+    known = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads()), **environment}
+    ended = subprocess.run(
+        [*command, *map(str, arguments)], capture_output=True, text=True, timeout=300, env=known
+    )
+    return ended.returncode, [x for x in ended.stderr.splitlines() if x.startswith("acdc: ")]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a small random GPT-2 and prompts."""
+    folder = tmp_path_factory.mktemp("torchrun")
+    config = GPT2Config(n_layer=2, n_embd=16, n_head=2, n_positions=8, vocab_size=oracle.VOCAB)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        GPT2LMHeadModel(config).save_pretrained(folder / "model")
+    write_pairs(folder / "task.jsonl", small_task(1, n_prompts=14).pairs)
+    return folder
+
+
+def commands(place: Path, out: Path) -> list[list[str]]:
+    """Several methods and an evaluation, on three batches of prompts and more."""
+    common = [str(place / "task.jsonl"), "--model", str(place / "model"), "--batch-size", "3"]
+    common += ["--metric", "kl"]
+    tests = ["--n-random", "3", "--n-knockouts", "2", "--test-edges", "2", "--optimal"]
+    return [
+        ["discover", *common, "--threshold", "1e-6", "--out", f"{out}/acdc"],
+        ["discover", *common, "--method", "eap-ig", "--edges", "9", "--out", f"{out}/eap-ig"],
+        ["discover", *common, "--method", "edge-pruning", "--mask-steps", "3", "--edges", "9",
+         "--out", f"{out}/edge-pruning"],
+        ["evaluate", f"{out}/acdc", *tests, "--optimal-steps", "2", "--per-prompt",
+         "--out", f"{out}/evaluation.json"],
+    ]  # fmt: skip
+
+
+def written(folder: Path) -> dict[str, bytes]:
+    """What files hold, but for times and the folder."""
+
+    def plain(path: Path) -> bytes:
+        text = path.read_text().replace(str(folder), "")
+        if path.suffix != ".json":
+            return text.encode()
+        found = json.loads(text)
+        found.pop("timings", None)
+        return json.dumps(found).encode()
+
+    kinds = (".json", ".csv", ".dot")
+    return {str(p.relative_to(folder)): plain(p) for p in folder.rglob("*") if p.suffix in kinds}
+
+
+def test_torchrun_finds_the_same(place: Path) -> None:
+    for command in commands(place, place / "one"):
+        with pytest.raises(SystemExit) as ended:
+            main(command)
+        assert not ended.value.code
+    (place / "commands.json").write_text(json.dumps(commands(place, place / "two")))
+    assert torchrun(2, BESIDE / "commands.py", place / "commands.json") == (0, [])
+    one, two = written(place / "one"), written(place / "two")
+    assert len(one) == 3 * 3 + 1
+    assert one.keys() == two.keys()
+    assert [name for name in one if one[name] != two[name]] == []
+
+
+@pytest.mark.slow
+def test_a_mistake_is_said_once(place: Path) -> None:
+    status, said = torchrun(3, "-m", "acdc", "discover", place / "task.jsonl", "--model", "none")
+    assert status
+    assert len(said) == 1
+    assert "none" in said[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_is_killed_ends_all(place: Path, rank: int) -> None:
+    (place / f"killed{rank}.json").write_text(json.dumps(commands(place, place / f"killed{rank}")))
+    arguments = BESIDE / "commands.py", place / f"killed{rank}.json"
+    status, said = torchrun(3, *arguments, ACDC_TEST_KILLED=str(rank))
+    assert status
+    assert len(said) == 1
+    assert not (place / f"killed{rank}" / "acdc").exists()
