@@ -240,6 +240,19 @@ def test_each_process_has_its_own_batches_alone(case: Experiment) -> None:
     assert in_threads(3, work) == [list(range(rank, n, 3)) for rank in range(3)]
 
 
+def test_a_batch_of_another_process_is_not_measured(case: Experiment) -> None:
+    def work() -> None:
+        one = replace(case)
+        for batch in one.batches:  # not by Experiment.by_batch
+            final = one.model.forward(batch.clean).final
+            assert final is not None
+            one.measure_rows(final[:, batch.scored].flatten(0, 1), batch)
+
+    work()
+    with pytest.raises(ProcessError, match=r"Experiment\.by_batch"):
+        in_threads(2, work)
+
+
 def test_circuits_and_their_doses(case: Experiment) -> None:
     def measure(one: Experiment) -> list[Any]:
         patched, graph = PatchedModel(one), one.graph

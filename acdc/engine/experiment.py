@@ -27,7 +27,7 @@ from acdc.engine.metrics import Metric, at_least_float32
 from acdc.engine.processes import Numbers, Told, by_chunk, here
 from acdc.engine.program import Program
 from acdc.engine.values import Values
-from acdc.errors import TaskError
+from acdc.errors import ProcessError, TaskError
 from acdc.models.lowering.model import LoweredModel, Trace
 from acdc.settings import Direction, Norms, Router, Settings
 from acdc.tasks.base import Pair, Task
@@ -343,7 +343,17 @@ class Experiment:
         """Metric of final streams ``[..., row, d_model]`` (raw): ``[..., row]``.
 
         ``model`` is that of the program of a patched run (:meth:`program_on`); None: of plain runs.
+
+        Raises
+        ------
+        ProcessError
+            If the metric compares outputs and the batch is another process's.
         """
+        if self.metric.compares is not None and batch.targets.clean is None:
+            raise ProcessError(
+                "a batch of another process is measured: what computes batch by batch asks "
+                "Experiment.by_batch for it, or is started without torchrun"
+            )
         model = model or self.model
         if not self.metric.whole_vocab:
             return self.metric(model.unembed(rows, batch.targets.tokens), batch.targets)
