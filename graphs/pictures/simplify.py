@@ -17,8 +17,9 @@ from graphs.similar import similar_nodes
 
 __all__ = ["Simplified", "simplify"]
 
-_ALIKE = 0.6
-"""Similarity of nodes that are drawn as one, see :func:`graphs.similar.similar_nodes`."""
+_ALIKE = (0.9, 0.8, 0.7, 0.6)
+"""Similarity of nodes that are drawn as one, the first that is enough: see
+:func:`graphs.similar.similar_nodes`."""
 
 
 @dataclass(frozen=True)
@@ -61,15 +62,15 @@ def simplify(circuit: Circuit, kept: Mask, most: int | None) -> Simplified:
         return Simplified(kept)
     if _n_lines(circuit, kept, {}) <= most:
         return Simplified(kept, merge=True)
-    groups = {}
-    if not circuit.graph.shape.spans:  # a column has no room for nodes with many names
-        alike = similar_nodes(circuit, kept, least=_ALIKE, one_layer=True)
-        groups = {names[0]: names for names in alike}
-    whole = Simplified(kept, merge=True, groups=groups)
-    if _n_lines(circuit, kept, whole.stands_for) <= most:
-        return whole
+    whole = Simplified(kept, merge=True)
+    columns = bool(circuit.graph.shape.spans)  # have no room for nodes with many names
+    for least in () if columns else _ALIKE:
+        alike = similar_nodes(circuit, kept, least=least, one_layer=True)
+        whole = Simplified(kept, merge=True, groups={names[0]: names for names in alike})
+        if _n_lines(circuit, kept, whole.stands_for) <= most:
+            return whole
     chosen = _story(circuit, kept, most, whole.stands_for)
-    return Simplified(chosen, merge=True, groups=_drawn(circuit, chosen, groups))
+    return Simplified(chosen, merge=True, groups=_drawn(circuit, chosen, whole.groups))
 
 
 def _n_lines(circuit: Circuit, mask: Mask, stands_for: Mapping[str, str]) -> int:
