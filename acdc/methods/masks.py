@@ -342,10 +342,10 @@ def _train(
     device, generator = experiment.model.device, torch.Generator().manual_seed(training.seed)
     every, total = torch.ones(n_masks, device=device), torch.zeros(n_masks, dtype=torch.double)
 
-    def sparsity(log_alpha: Tensor) -> float:
-        return 1 - float(edges(HardConcrete(log_alpha).probability()).mean())
+    def sparsity(log_alpha: Tensor) -> Tensor:
+        return 1 - _precise(edges(HardConcrete(log_alpha).probability()).mean())
 
-    first = min(sparsity(every * HardConcrete.whole(n_masks)), training.target)
+    first = min(float(sparsity(every * HardConcrete.whole(n_masks))), training.target)
     with torch.enable_grad():
         free = (0 * every if start is None else start.clone().to(device)).requires_grad_()
         optimizer = torch.optim.Adam([free], lr=training.learning_rate, eps=_EPSILON)
@@ -359,7 +359,8 @@ def _train(
             found, gradient = loss.of(step, z.detach())
             z.backward(gradient)
             optimizer.step()
-            work.note(f"loss {found:.3f}, sparsity {sparsity(log_alpha.detach()):.3f}")
+            sparse = float(sparsity(log_alpha.detach()))
+            work.note(f"loss {found:.3f}, sparsity {sparse:.3f}")
             work.progress(1)
     return (total / training.mask_steps).numpy()
 
@@ -441,11 +442,20 @@ def _logit(share: float) -> float:
     return math.log(share / (1 - share))
 
 
-def _shift(free: Tensor, target: float, sparsity: Callable[[Tensor], float]) -> float:
-    """Shift of all ``free [mask]`` that gives the sparsity, which falls with it."""
-    middle = float(free.mean())
+def _shift(free: Tensor, target: float, sparsity: Callable[[Tensor], Tensor]) -> Tensor:
+    """Shift of all ``free [mask]`` that gives the sparsity, which falls with it.
+
+    A number on the device: the host never waits for it.
+    """
+    middle = _precise(free.mean())
     low, high = -_FARTHEST - middle, _FARTHEST - middle
     for _ in range(_BISECTIONS):
         shift = (low + high) / 2
-        low, high = (shift, high) if sparsity(free + shift) > target else (low, shift)
+        too_sparse = sparsity(free + shift) > target
+        low, high = torch.where(too_sparse, shift, low), torch.where(too_sparse, high, shift)
     return (low + high) / 2
+
+
+def _precise(number: Tensor) -> Tensor:
+    """A number in float64, where its device has that."""
+    return number if number.device.type == "mps" else number.double()

@@ -325,7 +325,13 @@ class Attention:
         return torch.softmax(scores, dim=-1, dtype=precise)
 
     def mask(self, n_pos: int, device: torch.device) -> Float[Tensor, "pos pos"] | None:
-        """``[pos, pos]`` additive mask of causality and window; None where all see all."""
+        """``[pos, pos]`` additive mask of causality and window; None where all see all.
+
+        Whether any is hidden is not read from the device, for which a host would have to wait.
+        """
+        far = self.window is not None and self.window < n_pos
+        if not far and not (self.causal and n_pos > 1):
+            return None
         query = torch.arange(n_pos, device=device)[:, None]
         key = torch.arange(n_pos, device=device)[None, :]
         hidden = torch.zeros(n_pos, n_pos, dtype=torch.bool, device=device)
@@ -333,8 +339,6 @@ class Attention:
             hidden |= key > query
         if self.window is not None:
             hidden |= key <= query - self.window
-        if not hidden.any():
-            return None
         return torch.zeros(n_pos, n_pos, device=device).masked_fill(hidden, float("-inf"))
 
     def heads(
