@@ -14,7 +14,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-__all__ = ["fill", "resource", "sentence", "thousands"]
+from acdc.tasks.texts import label, visible
+
+__all__ = ["fill", "number", "resource", "sentence", "thousands"]
 
 
 def fill(template: str, **values: Any) -> Markup:
@@ -45,6 +47,11 @@ def sentence(words: str) -> str:
     return f"{words[:1].upper()}{words[1:]}." if words else ""
 
 
+def number(value: float | None) -> str:
+    """Return a number to three digits; a dash for none."""
+    return "-" if value is None else f"{value:.3g}"
+
+
 @cache
 def _environment() -> Environment:
     found = Environment(
@@ -55,5 +62,8 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=False,
     )
-    found.filters |= {"thousands": thousands, "sentence": sentence}
+    found.filters |= {
+        "thousands": thousands, "sentence": sentence, "number": number, "label": label,
+        "visible": visible,
+    }  # fmt: skip
     return found
