@@ -68,6 +68,40 @@ def speed(
 
 
 @app.command()
+def cuda(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Toy sizes: seconds, for trying the benchmark.")
+    ] = False,
+    device: Annotated[
+        list[str] | None,
+        typer.Option("--device", help="Measure this one; repeat it (default: every CUDA device)."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder to write (default: runs/cuda).")
+    ] = None,
+) -> None:
+    """Compare GPUs with the CPU: the same answers, in which time and memory, in which precision.
+
+    On a bare machine: benchmarks/cuda.sh installs wheels that were carried along, and runs this.
+
+    Example: acdc bench cuda --out cuda
+
+    Example: acdc bench cuda --quick --device cpu
+    """
+    from acdc.terminal.tables import say
+    from benchmarks.cuda import Plan, Row, cuda_devices, measure, run_table, write
+    from benchmarks.results import check_folder
+
+    devices = device or cuda_devices()
+    folder, plan = check_folder(out or Path("runs") / "cuda"), Plan.quick() if quick else Plan()
+    rows = list[Row]()
+    for row in measure(plan, devices):
+        rows.append(row)
+        say(f"{row.what} on {row.device} in {row.dtype}: {row.seconds:.3g} s", stderr=True)
+    _show(run_table(rows), folder, write(folder, rows, plan, devices[0]))
+
+
+@app.command()
 def accuracy(
     quick: Annotated[
         bool, typer.Option("--quick", help="Small graphs and few thresholds: under two minutes.")

@@ -18,7 +18,14 @@ from acdc.models import load_model
 from acdc.models.lowering.model import LoweredModel
 from acdc.tasks import Pair, Task, load_task
 
-__all__ = ["Size", "bundled_experiment", "random_bridge", "random_model", "random_task"]
+__all__ = [
+    "Size",
+    "bundled_experiment",
+    "random_bridge",
+    "random_folder",
+    "random_model",
+    "random_task",
+]
 
 CORRUPTED = (2, 4, 9)
 """Positions at which the two prompts of a pair differ."""
@@ -86,12 +93,19 @@ def _no_bars() -> Iterator[None]:
 
 
 @contextmanager
-def random_model(size: Size, device: str) -> Iterator[LoweredModel]:
-    """Build a random GPT-2, write it to a temporary folder and load that as users do."""
+def random_folder(size: Size) -> Iterator[Path]:
+    """Build a random GPT-2 in a temporary folder."""
     with tempfile.TemporaryDirectory(prefix="acdc-bench-") as folder:
         with _no_bars():
             _random_module(size).save_pretrained(Path(folder))
-        model, _ = load_model(folder, device=device)
+        yield Path(folder)
+
+
+@contextmanager
+def random_model(size: Size, device: str) -> Iterator[LoweredModel]:
+    """Build a random GPT-2, write it to a temporary folder and load that as users do."""
+    with random_folder(size) as folder:
+        model, _ = load_model(str(folder), device=device)
     yield model
 
 
