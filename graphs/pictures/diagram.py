@@ -175,6 +175,9 @@ def diagram(
     if any(_is_move(*pair) for pair in fed) and caption.title:
         moves = swatch(AXIS, "keys and values read at another span", "- - \u25b8")
         caption = replace(caption, legend=(*caption.legend, moves))
+    if any(not _is_move(*pair) for pair in fed) and caption.title:
+        fed_by = swatch(AXIS, "what it reads feeds", "\u00b7 \u00b7 \u00b7")
+        caption = replace(caption, legend=(*caption.legend, fed_by))
     text = [OPENING]
     text += _graph_settings(graph, len(lines), placement, caption, attributes or {})
     text += _axis(rows, placement)

@@ -247,6 +247,10 @@ def _caption(
     if isinstance(info.get("faithfulness"), int | float):
         parts.append(f"faithfulness {info['faithfulness']:.3f}")
     legend = list(_legend(circuit, shown.mask))
+    widths = () if _uniform(circuit, shown.mask) else _widths(circuit, shown.mask, lines)
+    if len({round(width) for width, _ in widths}) == 1:  # strokes too thin to be told apart
+        legend.append(f"width: |score|, at most {widths[0][1]}")
+        widths = ()
     if graph.shape.spans:
         legend.append("pale: only read here, by a later column")
     if shown.groups:
@@ -257,7 +261,7 @@ def _caption(
         title=" \u00b7 ".join(named) if title is None else title,
         subtitle=" \u00b7 ".join(parts),
         legend=tuple(legend),
-        widths=() if _uniform(circuit, shown.mask) else _widths(circuit, shown.mask, lines),
+        widths=widths,
     )
 
 
