@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,17 @@ import pytest
 import torch
 
 from acdc.engine.experiment import Experiment
+from acdc.engine.incremental import BatchState
 from acdc.engine.metrics import get_metric
 from acdc.engine.patched import PatchedModel, alive_before_logits
 from acdc.engine.stages import Heads
+from acdc.engine.streamed import FileArena, HostArena
+from acdc.engine.work import Work
+from acdc.errors import OptionError
 from acdc.files import tensors
 from acdc.methods.acdc import acdc
 from acdc.methods.eap import eap, eap_ig
+from acdc.methods.sweep import sweep
 from acdc.models import devices, load_model
 from acdc.models.lowering.model import LoweredModel
 from acdc.models.stored import Stored
@@ -188,3 +194,66 @@ def test_a_large_unembedding_is_cast_in_parts(monkeypatch: pytest.MonkeyPatch) -
     stored = Stored(W, torch.float32, torch.device("cpu"))
     monkeypatch.setattr("acdc.models.stored._MOST_SCRATCH", 160)
     torch.testing.assert_close(torch.nn.functional.linear(x, stored), x @ W.float().T)
+
+
+def _streams(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Count the batches whose state is streamed."""
+    n = [0]
+    stream = BatchState.stream
+
+    def counted(self: BatchState) -> None:
+        n[0] += 1
+        stream(self)
+
+    monkeypatch.setattr(BatchState, "stream", counted)
+    return n
+
+
+@pytest.mark.parametrize("intervention", ["resample", "zero"])
+@pytest.mark.parametrize("arena", ["files", "host"])
+def test_streamed_states_find_the_same(
+    intervention: str, arena: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With next to no memory: the same circuits and changes bit for bit, also of forks."""
+    model = o.small_model("grouped rotary", 0)
+    task = o.small_task(0, n_prompts=16)
+    experiment = Experiment(model, task, get_metric("kl"), 4, intervention)
+    if arena == "host":
+        monkeypatch.setattr(
+            "acdc.engine.incremental.arena_for", lambda device, n: HostArena(device)
+        )
+    n, taus = _streams(monkeypatch), (1e-3, 1e-2)
+    whole, expected = acdc(experiment, 1e-3)[0], sweep(experiment, taus)[0]
+    assert n == [0]
+    small = 4000
+    circuit, _ = acdc(experiment, 1e-3, memory=small)
+    assert n == [len(experiment.batches)]
+    assert np.array_equal(circuit.in_circuit, whole.in_circuit)
+    assert np.array_equal(circuit.scores, whole.scores)
+    for tau, found in sweep(experiment, taus, memory=small)[0].items():
+        assert np.array_equal(found.in_circuit, expected[tau].in_circuit)
+
+
+def test_a_streamed_state_needs_room_on_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line before anything is computed."""
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10))
+    with pytest.raises(OptionError, match="set TMPDIR"):
+        FileArena(1 << 20)
+
+
+@pytest.mark.parametrize("metric", ["logit_diff", "kl"])
+@pytest.mark.parametrize("family", ["LN", "grouped rotary"])
+def test_memory_does_not_change_a_score(
+    family: str, metric: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attribution and evaluation in parts as small as they get: bit for bit the same."""
+    task = o.small_task(3, n_prompts=16, lengths=(5,))
+    experiment = Experiment(o.small_model(family, 0), task, get_metric(metric))
+    assert len(experiment.batches) == 1
+    monkeypatch.setattr("acdc.engine.attribution._ROWS_BYTES", 4 * 5 * 12 * 4 * 6)
+    for method in (eap, eap_ig):
+        few = method(experiment, work=Work(1 << 10))
+        np.testing.assert_array_equal(few, method(experiment))
+    mask = np.abs(few) > np.median(np.abs(few))
+    whole = PatchedModel(experiment).values(mask)
+    np.testing.assert_array_equal(PatchedModel(experiment, memory=1).values(mask), whole)

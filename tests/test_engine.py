@@ -426,12 +426,17 @@ def test_guess_memory_batch_size_and_order_of_prompts_do_not_matter(case: Case) 
         np.testing.assert_allclose(found.scores, wanted.scores, atol=1e-4 * scale)
 
 
-def test_tiny_memory_evaluates_one_scenario_at_a_time() -> None:
+def test_memory_has_no_say_in_what_is_evaluated_together() -> None:
+    """It would have one in the last bit: what does not fit is evaluated in parts."""
     built = Case("LN", seed=0).build()
-    run = IncrementalRun(built.experiment, memory=1)
-    receiver = receiver_order(built.experiment.graph)[0]
-    assert run.capacity(edge_order(built.experiment.graph, receiver)) == 1
-    assert IncrementalRun(built.experiment).capacity(edge_order(run.graph, receiver)) > 100
+    runs = IncrementalRun(built.experiment, memory=1), IncrementalRun(built.experiment)
+    edges = edge_order(built.experiment.graph, receiver_order(built.experiment.graph)[0])
+    assert runs[0].capacity(edges) == runs[1].capacity(edges) > 100
+    scenarios = np.eye(len(edges), dtype=bool)
+    (some, kept), (every, whole) = (run.evaluate(edges, scenarios) for run in runs)
+    np.testing.assert_array_equal(some, every)
+    assert all(outcome.is_forgotten for outcome in kept.values())
+    assert not any(outcome.is_forgotten for outcome in whole.values())
 
 
 def test_right_guesses_waste_nothing_and_wrong_ones_do() -> None:

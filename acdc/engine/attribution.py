@@ -69,6 +69,10 @@ Tokens = slice | Tensor
 
 _MOST_TOKENS = 64
 """Tokens of one chunk with latents: with more, those that few of them share fill the arrays."""
+_FEWEST = 4
+"""Tokens of one chunk at least: products with fewer rows are computed otherwise."""
+_MOST_POINTS = 5
+"""Points whose gradients are added up before products are taken."""
 _ROWS_BYTES = 8 << 20
 """Gradients of a stage's receivers are mapped back in parts of this size: small enough that the
 allocator keeps the memory, and that they are in the cache when they are read again."""
@@ -281,16 +285,22 @@ def _scores(
         return at_base[-1].trace
 
     shares = isinstance(points, AtBase) and not experiment.holds_base
-    parts = parts_of(experiment, i, memory, base_run if shares else None)
+    n_pos, tokens_at_once = (
+        experiment.batches[i].clean.shape[1],
+        _tokens_at_once(experiment),
+    )
+    at_once = max(1, tokens_at_once // n_pos)  # prompts
+    together = 1 if experiment.program.has_posts else min(round(1 / weight), _MOST_POINTS)
+    parts = parts_of(
+        experiment, i, memory // (1 + together // 2), base_run if shares else None, at_once
+    )
     for batch, program, base, other, differences in parts:
-        stages = program.stages[group.start : group.stop]
-        chunk = chunk_size(program, differences, memory)
-        width = max(stage.n_receivers for stage in stages if not isinstance(stage, Transcoder))
-        chunk = min(chunk, max(1, _ROWS_BYTES // (width * differences[0][0, 0].nbytes)))
+        own = program.stages[group.start : group.stop]
+        chunk = at_once * n_pos if tokens_at_once >= n_pos else tokens_at_once
+        if any(block.narrow for block in program.blocks):
+            chunk = min(chunk, chunk_size(program, differences, memory))
         room: Room = {}
-        each = batch.n_prompts * bytes_per_prompt(experiment, batch.clean.shape[1])
-        most = 1 if program.has_posts else max(1, memory // each)
-        for some in _together(points(batch, base, other), most):
+        for some in _together(points(batch, base, other), together):
             found = []
             for point in some:
                 one = at_base.pop() if at_base else None
@@ -301,11 +311,20 @@ def _scores(
                 for span, tokens in token_chunks(batch.spans, batch.n_prompts, chunk, device):
                     at = found[0].trace
                     rows = Written(program, differences, tokens, at, some[0].blocks, room=room)
-                    for stage in stages:
+                    for stage in own:
                         seen = program.senders_seen(stage)
                         _accumulate(stage, seen, places, found, rows, scores[span], weight)
             del found
     return scores
+
+
+def _tokens_at_once(experiment: Experiment) -> int:
+    """How many tokens' gradients are mapped back together, whatever the memory."""
+    stages = experiment.program.stages
+    wide = [stage.n_receivers for stage in stages if not isinstance(stage, Transcoder)]
+    # those of a transcoder are few on each token
+    each = max(wide) * experiment.model.d_model * experiment.model.dtype.itemsize
+    return max(_FEWEST, _ROWS_BYTES // each)
 
 
 def _together(points: Iterable[Point], most: int) -> Iterator[list[Point]]:
@@ -518,15 +537,17 @@ def parts_of(
     i: int,
     memory: int,
     base_run: Callable[[Batch], Trace] | None = None,
+    at_once: int = 1,
 ) -> Iterator[tuple[Batch, Program, Trace, Trace, Values]]:
     """Yield parts of a batch that fit: prompts, program, plain runs and senders' differences.
 
     Differences ``ablated_u - base_u`` are ``[sender, token, width]`` by block.  ``base_run`` makes
-    the run that ablation starts from; None: an ordinary pass.
+    the run that ablation starts from; None: an ordinary pass.  Parts are of a multiple of
+    ``at_once`` prompts, so that what is added up together is the same whatever the memory.
     """
     program, whole = experiment.program, experiment.batches[i]
     n_prompts = max(1, memory // bytes_per_prompt(experiment, whole.clean.shape[1]))
-    for batch in whole.split(n_prompts):
+    for batch in whole.split(max(1, n_prompts // at_once) * at_once):
         with torch.no_grad():
             tokens, others = experiment.runs(batch)
             base = experiment.model.forward(tokens) if base_run is None else base_run(batch)
@@ -575,7 +596,8 @@ def token_chunks(
         return
     of_token = torch.tensor(spans, device=device).repeat(n_prompts)
     for span in sorted(set(spans)):
-        for tokens in torch.nonzero(of_token == span)[:, 0].split(chunk):
+        size = max(1, chunk // len(spans)) * spans.count(span)  # of as many prompts
+        for tokens in torch.nonzero(of_token == span)[:, 0].split(min(size, chunk)):
             yield span, tokens
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -48,16 +49,24 @@ class Batch:
 
     def split(self, n_prompts: int) -> Iterator[Batch]:
         """Yield parts of at most ``n_prompts`` prompts."""
-        each = len(self.scored)
         for start in range(0, self.n_prompts, n_prompts):
-            part = slice(start, start + n_prompts)
-            rows = slice(start * each, (start + n_prompts) * each)
-            yield replace(
-                self,
-                clean=self.clean[part],
-                corrupt=self.corrupt[part],
-                targets=self.targets.rows(rows),
-            )
+            yield self._part(start, start + n_prompts)
+
+    def even(self, n_prompts: int) -> Iterator[Batch]:
+        """Yield equal parts, of ``n_prompts`` prompts or few more."""
+        n_parts = max(1, self.n_prompts // n_prompts)
+        ends = [self.n_prompts * k // n_parts for k in range(n_parts + 1)]
+        for start, stop in itertools.pairwise(ends):
+            yield self._part(start, stop)
+
+    def _part(self, start: int, stop: int) -> Batch:
+        each = len(self.scored)
+        return replace(
+            self,
+            clean=self.clean[start:stop],
+            corrupt=self.corrupt[start:stop],
+            targets=self.targets.rows(slice(start * each, stop * each)),
+        )
 
 
 def targets_of(pairs: list[Pair], device: torch.device) -> Targets:

@@ -9,7 +9,9 @@ many scenarios are evaluated on one extra axis, recomputing only what a
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,13 +23,19 @@ from torch import Tensor
 from acdc.ablations.base import ZERO
 from acdc.engine.batch import sum_of
 from acdc.engine.experiment import Experiment
+from acdc.engine.footprint import state_bytes
 from acdc.engine.inputs import Changes, Input, Output, Places, Sums, insert
 from acdc.engine.moved import Read
 from acdc.engine.start import Start
+from acdc.engine.streamed import Arena, arena_for
 from acdc.engine.units import News, Projections, Unit, units_of
 from acdc.errors import OptionError
 from graphs.plan import Plan, Planner
 
+_FEWEST = 4
+"""Scenarios that are evaluated together at least, where there are as many."""
+_MOST_TOGETHER = 256
+"""And at most."""
 _SPEED = {"cpu": (3e-4, 1e11, 1e10), "gpu": (3e-4, 2e13, 2e12)}
 """Order of magnitude of seconds per node, operations and bytes per second."""
 
@@ -92,6 +100,8 @@ class Outcome:
         New inputs, and what heads make of them.
     outputs
         New values by unit.
+    is_forgotten
+        Whether there was no memory for the last two: what is committed is computed again.
     """
 
     edges: Int[np.ndarray, " edge"]
@@ -99,6 +109,7 @@ class Outcome:
     values: Float[Tensor, " scenario"]
     news: News = field(default_factory=News)
     outputs: dict[int, Output] = field(default_factory=dict)
+    is_forgotten: bool = False
 
 
 Outcomes = dict[int, Outcome]
@@ -222,6 +233,26 @@ class BatchState(BatchPlans):
         self.now = Projections(start.placed, start.z, masks, self.n_pos)
         self._logits = len(experiment.components.receivers) - 1
         self._metric: float | None = None
+        self.arenas: tuple[Arena, Arena] | None = None
+
+    def stream(self) -> None:
+        """Let what never changes, and what does, lie where it takes no memory between turns."""
+        fixed, own = self.inputs.n_bytes
+        own += self.now.n_bytes
+        self.arenas = arena_for(self.device, fixed), arena_for(self.device, own)
+        self.inputs.move(*self.arenas)
+        self.now.move(self.arenas[1])
+        with self.turn():
+            pass
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Have the values in memory while a block runs."""
+        if self.arenas is None:
+            yield
+            return
+        with self.arenas[0].turn(), self.arenas[1].turn():
+            yield
 
     def evaluate(
         self,
@@ -273,6 +304,11 @@ class BatchState(BatchPlans):
 
     def commit(self, outcome: Outcome, scenario: int) -> None:
         """Make one scenario the current state."""
+        if outcome.is_forgotten:
+            edges, n = outcome.edges, len(outcome.scenarios)
+            some = next(part for part in _parts(n, _FEWEST) if part.stop > scenario)
+            outcome = self.evaluate(edges, outcome.scenarios[some], self.plan(edges))
+            scenario -= some.start
         self._metric = None
         news = outcome.news
         self.inputs.commit(news.inputs, outcome.outputs, scenario)
@@ -298,6 +334,16 @@ class BatchState(BatchPlans):
         super().finish(receiver, kept_edges)
         if isinstance(self.inputs, Sums):
             self.inputs.keep(*self._place(receiver), self._senders(kept_edges))
+
+
+def _parts(n: int, most: int) -> list[slice]:
+    """Cut scenarios into parts of at most so many, but of :data:`_FEWEST` at least.
+
+    Products with fewer rows are computed otherwise, and differ in the last bit.
+    """
+    size = max(_FEWEST, most)
+    starts = [*range(0, max(1, n - _FEWEST + 1), size), n]
+    return [slice(low, high) for low, high in itertools.pairwise(starts)]
 
 
 class IncrementalRun:
@@ -326,9 +372,12 @@ class IncrementalRun:
         places = Places(experiment.program)
         units = units_of(experiment.program, experiment.components.unit)
         self.states: dict[int, BatchState] = {}
+        streams = state_bytes(experiment) > memory // 2
 
         def begin(i: int) -> Tensor:
             state = self.states[i] = BatchState(experiment, i, places, units)
+            if streams:
+                state.stream()
             return torch.from_numpy(state.touched)
 
         with torch.no_grad():
@@ -352,7 +401,8 @@ class IncrementalRun:
     def keep(self) -> Iterator[NDArray[np.generic]]:
         """Yield what :meth:`restore` needs, beside the edges that are finished."""
         for state in self.states.values():
-            yield from state.keep()
+            with state.turn():
+                yield from state.keep()
 
     @torch.no_grad()
     def restore(self, read: Read) -> None:
@@ -364,12 +414,15 @@ class IncrementalRun:
             If no search of this experiment can have kept it.
         """
         for state in self.states.values():
-            state.restore(read)
+            with state.turn():
+                state.restore(read)
 
     def capacity(self, edges: Int[np.ndarray, " edge"]) -> int:
-        """How many scenarios over these edges fit into the memory bound."""
-        each = sum(batch.bytes_per_scenario(batch.plan(edges)) for batch in self.batches)
-        return max(1, self.memory // max(each, 1))
+        """How many scenarios over these edges are worth evaluating together, whatever the memory.
+
+        What is evaluated together has a say in the last bit, and memory has none.
+        """
+        return _MOST_TOGETHER
 
     def overhead(self, edges: Int[np.ndarray, " edge"]) -> float:
         """How many scenarios cost as much as starting a batch of them, roughly."""
@@ -392,13 +445,21 @@ class IncrementalRun:
             of a scenario that is not committed also a coefficient, how much of it.
         """
         outcomes: Outcomes = {}
+        each = [batch.bytes_per_scenario(batch.plan(edges)) for batch in self.batches]
+        fits = sum(each) * len(scenarios) <= self.memory
 
         def values(i: int) -> Tensor:
             state = self.states[i]
             plan = state.plan(edges)
-            if not plan.reaches_logits:
-                return torch.tensor([state.metric()], dtype=torch.double).expand(len(scenarios))
-            outcomes[i] = state.evaluate(edges, scenarios, plan)
+            with state.turn():
+                if not plan.reaches_logits:
+                    return torch.tensor([state.metric()], dtype=torch.double).expand(len(scenarios))
+                if fits:
+                    outcomes[i] = state.evaluate(edges, scenarios, plan)
+                else:
+                    parts = _parts(len(scenarios), self.memory // max(1, each[i]))
+                    found = [state.evaluate(edges, scenarios[s], plan).values for s in parts]
+                    outcomes[i] = Outcome(edges, scenarios, torch.cat(found), is_forgotten=True)
             return outcomes[i].values
 
         found = self.experiment.by_batch(values, about=[edges.tobytes(), scenarios.tobytes()])
@@ -413,7 +474,8 @@ class IncrementalRun:
     def commit(self, outcomes: Outcomes, scenario: int) -> None:
         """Make one evaluated scenario the current state."""
         for i, outcome in outcomes.items():
-            self.states[i].commit(outcome, scenario)
+            with torch.no_grad(), self.states[i].turn():
+                self.states[i].commit(outcome, scenario)
 
     def fork(self) -> IncrementalRun:
         """Copy the state, sharing what never changes and the count of work."""
@@ -423,7 +485,14 @@ class IncrementalRun:
             shared += [batch.batch, batch.units, batch.model, batch.touched]
         for state in self.states.values():
             shared += [state.now.masks, *state.inputs.fixed]
-        return copy.deepcopy(self, {id(x): x for x in shared})
+        memo: dict[int, object] = {id(x): x for x in shared}
+        for state in self.states.values():
+            if state.arenas is not None:
+                fixed, own = state.arenas
+                memo[id(fixed)] = fixed
+                memo[id(own)], tensors = own.copied()
+                memo |= tensors
+        return copy.deepcopy(self, memo)
 
     def afresh(self) -> IncrementalRun:
         """Copy the state as :meth:`fork`, for a search that counts its work for itself."""
@@ -436,6 +505,7 @@ class IncrementalRun:
         """Mean metric of the current circuit."""
 
         def value(i: int) -> Tensor:
-            return torch.tensor(self.states[i].metric(), dtype=torch.double)
+            with self.states[i].turn():
+                return torch.tensor(self.states[i].metric(), dtype=torch.double)
 
         return float(sum_of(self.experiment.by_batch(value))) / self.experiment.n_rows

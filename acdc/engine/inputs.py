@@ -12,7 +12,7 @@ passes that norm; all other senders form the group -1.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -26,6 +26,7 @@ from acdc.engine.experiment import Experiment
 from acdc.engine.moved import Moved
 from acdc.engine.program import Program
 from acdc.engine.start import Start
+from acdc.engine.streamed import Arena, bytes_of
 from acdc.engine.values import Values, coefficients
 from graphs.plan import Flow, Numbers, Step
 
@@ -208,6 +209,16 @@ class Written:
             if block.narrow
         }
 
+    def move(self, put: Callable[[Tensor], Tensor]) -> None:
+        """Let the values lie where ``put`` puts them."""
+        self.vectors = put(self.vectors)
+        self.latents = {b: put(x) for b, x in self.latents.items()}
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory that the values take."""
+        return bytes_of((self.vectors, *self.latents.values()))
+
     def subtract(self, other: Written) -> None:
         """Take off what is written on the same batch otherwise."""
         self.vectors -= other.vectors
@@ -288,6 +299,7 @@ class Changes:
         self.ablation.subtract(self.out)
         self._base, self._base_raw = start.inputs, start.raw
         self._posts = start.posts
+        self._put: Callable[[Tensor], Tensor] = torch.clone
         self._read: dict[int, Tensor] = {}
         self._raw: dict[tuple[int, int], Tensor] = {}
         n_receivers, n_pos = len(start.inputs), self.out.vectors.shape[2]
@@ -300,6 +312,22 @@ class Changes:
     def fixed(self) -> tuple[object, ...]:
         """What never changes and may be shared by copies."""
         return self.places, self.ablation, self._base, self._base_raw, self._posts
+
+    def move(self, fixed: Arena, own: Arena) -> None:
+        """Let values lie elsewhere: what never changes, and what does."""
+        put = fixed.mapper()
+        self.ablation.move(put)
+        self._base = {v: put(x) for v, x in self._base.items()}
+        self._base_raw = {key: put(x) for key, x in self._base_raw.items()}
+        self.out.move(own.mapper())
+        self._put = own.put
+
+    @property
+    def n_bytes(self) -> tuple[int, int]:
+        """Most bytes of what never changes, and of what does."""
+        base = [*self._base.values(), *self._base_raw.values()]
+        once = {id(x): x for x in base}.values()
+        return bytes_of(once) + self.ablation.n_bytes, bytes_of(base) + self.out.n_bytes
 
     def current(self, receiver: int) -> Tensor:
         """Current input of a receiver, ``[batch, pos, d_model]``."""
@@ -380,12 +408,12 @@ class Changes:
             return self.out.vectors[row]
         if name == "read":
             if row not in self._read:
-                self._read[row] = self._base[row].clone()
+                self._read[row] = self._put(self._base[row])
             return self._read[row]
         if name == "raw":
             key = divmod(row, self._n_layers)
             if key not in self._raw:
-                self._raw[key] = self._base_raw[key].clone()
+                self._raw[key] = self._put(self._base_raw[key])
             return self._raw[key]
         return self.out.latents[int(name.split()[1])]
 

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from acdc.engine.batch import Batch
 from acdc.engine.experiment import Experiment
+from acdc.engine.footprint import evaluation_bytes
 from acdc.engine.program import Program
 from acdc.engine.stages import (
     Heads,
@@ -52,6 +53,8 @@ __all__ = [
     "metric_of_circuit",
 ]
 
+_FEWEST = 4
+"""Prompts that are run together at least: products with fewer rows differ in the last bit."""
 _ROWS_BYTES = 128 << 20
 """Inputs of the latents of a transcoder are read in parts of this size."""
 _CUTS_BYTES = 64 << 20
@@ -68,7 +71,8 @@ class PatchedModel:
     experiment
         Model, prompts, metric, intervention, direction and dictionaries.
     memory
-        Bytes of plain runs to keep; beyond that they are run anew for every circuit.
+        Bytes of plain runs to keep; beyond that they are run anew for every circuit, and prompts in
+        parts that fit.  0: nothing is kept.
     """
 
     def __init__(self, experiment: Experiment, memory: int = 2 << 30) -> None:
@@ -107,7 +111,9 @@ class PatchedModel:
         weights = _Mask(self.edges, mask)
 
         def rows(i: int) -> Tensor:
-            return PatchedRun(self.plain(i), weights, weights.alive).rows()[0]
+            return torch.cat(
+                [PatchedRun(runs, weights, weights.alive).rows()[0] for runs in self._runs(i)]
+            )
 
         experiment = self.experiment
         return experiment.per_prompt(experiment.by_batch(rows, about=[mask.tobytes()]))
@@ -134,7 +140,8 @@ class PatchedModel:
         weights = _Mask(self.edges, mask)
 
         def rows(i: int) -> Tensor:
-            return PatchedRun(self.plain(i), weights, weights.alive).rows(cuts)
+            parts = [PatchedRun(runs, weights, weights.alive).rows(cuts) for runs in self._runs(i)]
+            return torch.cat(parts, dim=1)
 
         experiment = self.experiment
         found = experiment.by_batch(rows, about=[mask.tobytes(), cuts.tobytes()])
@@ -206,6 +213,17 @@ class PatchedModel:
         if sum(r.n_bytes for r in self._kept.values()) + runs.n_bytes <= self.memory:
             self._kept[i] = runs
         return runs
+
+    def _runs(self, i: int) -> Iterator[PlainRuns]:
+        """Plain runs of a batch; of parts of it where the memory is too small for the whole."""
+        batch = self.experiment.batches[i]
+        each = evaluation_bytes(self.experiment, 1, batch.clean.shape[1])
+        most = max(_FEWEST, self.memory // max(1, each))
+        if self.memory == 0 or batch.n_prompts < 2 * most:
+            yield self.plain(i)
+            return
+        for part in batch.even(most):
+            yield PlainRuns(self.experiment, part)
 
     def bytes_per_prompt(self, n_pos: int) -> int:
         """Memory that a prompt takes until its gradient is taken, roughly.

@@ -30,6 +30,7 @@ from acdc.engine.mixtures import EXPERT, ROUTER, Experts, Projection
 from acdc.engine.moved import Moved
 from acdc.engine.program import Program
 from acdc.engine.stages import Cut, Few, Heads, LatentHeads, Mlp, Stage, Wanted
+from acdc.engine.streamed import Arena, bytes_of
 from acdc.models.lowering.attention import KINDS, Kind
 from graphs.plan import Numbers, Step
 
@@ -67,6 +68,17 @@ class Projections:
         n_rows: dict[str, int] = dict.fromkeys(filter(kinds.__contains__, _KINDS), n_receivers)
         n_rows["z"] = 1 + max(self.z, default=-1)
         self.moved = Moved(n_rows, self.n_pos)
+
+    def move(self, own: Arena) -> None:
+        """Let values lie elsewhere."""
+        put = own.mapper()
+        self.placed = {key: put(x) for key, x in self.placed.items()}
+        self.z = {layer: put(x) for layer, x in self.z.items()}
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory that the values take."""
+        return bytes_of((*self.placed.values(), *self.z.values()))
 
     def commit(self, news: News, scenario: int) -> None:
         """Take over what one scenario of an evaluation computed."""

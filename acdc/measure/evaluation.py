@@ -52,11 +52,14 @@ class Evaluation:
 
 
 class Evaluator:
-    """Evaluates circuits of one experiment; full and empty are measured once."""
+    """Evaluates circuits of one experiment; full and empty are measured once.
 
-    def __init__(self, experiment: Experiment) -> None:
+    ``memory`` is that of :class:`acdc.engine.patched.PatchedModel`.
+    """
+
+    def __init__(self, experiment: Experiment, memory: int = 1 << 30) -> None:
         self.experiment = experiment
-        self._patched = PatchedModel(experiment)
+        self._patched = PatchedModel(experiment, memory)
 
     @cached_property
     def full_values(self) -> NDArray[np.float64]:

@@ -189,7 +189,7 @@ def discover(
     ):
         found = method.search(experiment, settings, work)
     with timer.phase("evaluate"), reporter.phase("evaluate", None):
-        evaluator = Evaluator(experiment)
+        evaluator = Evaluator(experiment, memory)
         evaluation = evaluator.evaluate(found.circuit.in_circuit)
         qualities = qualities_on_task(experiment)
         doubts = [doubt for quality in qualities for doubt in quality.doubts]
