@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -353,6 +354,9 @@ def test_the_command(
 
 def test_the_page(found: Study, tmp_path: Path) -> None:
     html = save_page(found).read_text()
+    mute = replace(found.rows[0], found={**found.rows[0].found, "faithfulness": None})
+    said = study_html(replace(found, rows=(mute, *found.rows[1:])))
+    assert '<p class="soft">1 run claims no faithfulness</p>' in said
     check_policy(re.sub(r'href="cells/[A-Za-z0-9_.%+-]+/circuit\.svg"', 'href="#"', html))
     for address in re.findall(r'href="(cells/[^"]+)"', html):
         assert (found.folder / address).is_file()

@@ -93,7 +93,7 @@ def study_html(found: Study) -> str:
     groups = {key: found.same_but_seed(rows) for key, rows in found.groups.items() if rows}
     series = _series(groups.values())
     parts = [
-        "<h1>Study</h1>",
+        f"<h1>Study {escape(found.folder.name)}</h1>",
         _facts(found),
         _section("Summary", _SUMMARY, _summary(groups, series)),
         _section("Size against unseen faithfulness", _FRONTIER,
@@ -103,7 +103,7 @@ def study_html(found: Study) -> str:
         _section("What failed", "", _failures(found)),
         _section("Every run", _RUNS, _runs(found)),
     ]  # fmt: skip
-    return page("Study", "\n".join(parts), style=_STYLE, script=_SCRIPT)
+    return page(f"Study {found.folder.name}", "\n".join(parts), style=_STYLE, script=_SCRIPT)
 
 
 _SUMMARY = (
@@ -207,8 +207,9 @@ def _frontier(variants: Sequence[Variant], groups: Groups, series: dict[str, int
         for x, y, says in points:
             plot.dot(x, y, f"own {color}", says)
     silent = sum(row.found.get("faithfulness") is None for v in variants for row in v.rows)
-    note = f'<p class="soft">{silent:,} runs claim no faithfulness</p>' if silent else ""
-    return plot.svg() + note
+    what = "run claims" if silent == 1 else "runs claim"
+    note = f'<p class="soft">{silent:,} {what} no faithfulness</p>' if silent else ""
+    return f"{plot.svg()}{note}"
 
 
 def _run_dot(plot: Plot, row: Row, label: str, color: str, beside: float) -> None:

@@ -27,17 +27,18 @@ def study_tables(found: Study) -> Iterator[Any]:
 
 
 def _summary(found: Study) -> Table:
-    table = Table(
-        title=f"{len(found.rows) - len(found.failures):,} of {len(found.rows):,} runs, means",
-        title_justify="left",
-    )
-    for column in ("task", "model", ""):
+    n_done = len(found.rows) - len(found.failures)
+    title = f"{n_done:,} of {len(found.rows):,} runs, on the mean"
+    table = Table(title=title, title_justify="left")
+    several = len({model for _, model in found.groups}) > 1
+    for column in ("task", "model", "") if several else ("task", ""):
         table.add_column(column)
-    for column in ("runs", "edges", "unseen", "seen", "overlap", "seconds"):
-        table.add_column(column, justify="right")
+    for column in ("runs", "edges", "unseen", "overlap", "seconds"):
+        table.add_column(column, justify="right", no_wrap=True)
     for (task, model), rows in found.groups.items():
         for variant in found.same_but_seed(rows):
-            words = (Path(task).stem, Path(model).name, variant.label)
+            models = (Path(model).name,) if several else ()
+            words = (Path(task).stem, *models, variant.label)
             table.add_row(*map(escape, words), *_numbers(variant))
     return table
 
@@ -47,9 +48,8 @@ def _numbers(variant: Variant) -> Iterator[str]:
     yield f"{len(variant.rows):,}"
     yield "-" if edges is None else f"{edges:,.0f}"
     yield number(variant.mean("faithfulness"))
-    yield number(variant.mean("faithfulness_seen"))
     yield "-" if overlap is None else f"{overlap:.2f}"
-    yield number(sum(variant.mean(name) or 0.0 for name in SECONDS))
+    yield f"{sum(variant.mean(name) or 0.0 for name in SECONDS):.3g}"
 
 
 def _failures(found: Study) -> Table:
