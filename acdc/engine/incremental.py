@@ -39,6 +39,9 @@ _MOST_TOGETHER = 256
 _SPEED = {"cpu": (3e-4, 1e11, 1e10), "gpu": (3e-4, 2e13, 2e12)}
 """Order of magnitude of seconds per node, operations and bytes per second."""
 
+_MOVED = 128.0
+"""Bytes that a number of the stream is moved by at each node: sums, norms, differences."""
+
 ONE_CIRCUIT = (
     "sweep: searches of several circuits at once are not built for cross-layer transcoders; search "
     "with acdc at one threshold, or choose eap-ig"
@@ -183,7 +186,8 @@ class BatchPlans:
             flops += 2.0 * size * len(step.positions) * self.batch.n_prompts
             weights += 4.0 * size
         once, rate, bandwidth = _SPEED["cpu" if self.device.type == "cpu" else "gpu"]
-        return once * (4 + len(plan.steps)) + weights / bandwidth, flops / rate
+        moved = _MOVED * plan.n_positions * self.batch.n_prompts * self.model.d_model
+        return once * (4 + len(plan.steps)) + weights / bandwidth, flops / rate + moved / bandwidth
 
     @property
     def _n_logits(self) -> int:

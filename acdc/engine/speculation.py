@@ -3,7 +3,9 @@
 The decisions of the next K edges are guessed, the K cumulative scenarios that follow from the
 guesses are evaluated in one go, and decisions are accepted up to and including the first
 wrong guess.  As in speculative decoding, the outcome does not depend on the guesses.  What a
-wrong guess leaves over is not lost: it says what to expect of the edges that come next.
+wrong guess leaves over is not lost: it says what to expect of the edges that come next.  How many
+are evaluated together follows from how often guesses like theirs were wrong so far
+(:mod:`acdc.engine.doubt`).
 
 Several thresholds can be decided together for as long as they agree (see
 :mod:`acdc.methods.sweep`).
@@ -12,13 +14,13 @@ Several thresholds can be decided together for as long as they agree (see
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from acdc.engine.doubt import N_KINDS, Doubt, best_length
 from acdc.engine.incremental import IncrementalRun, Outcomes
 from acdc.engine.moved import Read, StateError
 from acdc.engine.referee import Referee
@@ -85,6 +87,8 @@ class _Batch:
         ``[edge]``: minimised metric without the edge and those guessed to be removed before.
     outcomes
         What is needed to commit a scenario.
+    kinds
+        ``[edge]``: see :meth:`acdc.engine.doubt.Doubt.kinds`.
     n_decided
         Edges decided so far, all but the last as guessed.
     accepted
@@ -95,6 +99,7 @@ class _Batch:
     guesses: NDArray[np.bool_]
     values: NDArray[np.float64]
     outcomes: Outcomes
+    kinds: NDArray[np.int64]
     n_decided: int = 0
     accepted: int | None = None
 
@@ -148,8 +153,8 @@ class Speculation:
         self.split: Split | None = None
         self._batch: _Batch | None = None  # interrupted by a split
         self._removed: list[int] = []  # edges of the receiver at hand
-        self._run_length = 8.0  # decisions up to a wrong guess, running mean
-        self._since_wrong = 0
+        self._measured = np.zeros(n_edges, dtype=bool)
+        self._doubt = Doubt()
 
     def decide(self, edges: Edges) -> Iterator[Decision]:
         """Decide the edges of one receiver in the given order, up to a :attr:`split`."""
@@ -190,7 +195,8 @@ class Speculation:
     def keep(self) -> Iterator[NDArray[np.generic]]:
         """Yield what :meth:`restore` needs; between two receivers."""
         yield self.expected
-        yield np.array([self.current, self._run_length, self._since_wrong], dtype=float)
+        yield self._measured
+        yield np.array([self.current, *self._doubt.n, *self._doubt.wrong])
         yield from self.run.keep()
         if self.referee is not None:
             yield from self.referee.keep()
@@ -217,11 +223,12 @@ class Speculation:
             if self.referee is not None:
                 self.referee.run.finish(receiver, kept)
         self.expected = read("<f8", self.expected.shape).astype(float)
-        pace = read("<f8", (3,)).astype(float)
-        if not np.isfinite(pace).all():
+        self._measured = read("|b1", self._measured.shape).astype(bool)
+        pace = read("<f8", (1 + 2 * N_KINDS,)).astype(float)
+        self._doubt.n, self._doubt.wrong = pace[1:].reshape(2, N_KINDS)
+        if not np.isfinite(pace).all() or not (self._doubt.n > 0).all():
             raise StateError("the pace of the search is not finite")
-        self.current, self._run_length = float(pace[0]), float(pace[1])
-        self._since_wrong = int(pace[2])
+        self.current = float(pace[0])
         self.run.restore(read)
         if self.referee is not None:
             self.referee.restore(read)
@@ -245,18 +252,19 @@ class Speculation:
 
     def _evaluate(self, rest: Edges) -> _Batch:
         """Evaluate a first part of the edges."""
-        # a batch of K costs overhead + K and is cut short after run_length decisions
-        best = math.sqrt(2 * self.run.overhead(rest) * self._run_length)
-        edges = rest[: max(1, min(round(best), self.run.capacity(rest), _LARGEST_BATCH))]
-        n = len(edges)
+        most = min(self.run.capacity(rest), _LARGEST_BATCH)
+        edges, tau = rest[:most], self.thresholds[-1]
         expected = np.abs(self.expected[edges]) if self.two_sided else self.expected[edges]
-        guesses = expected < self.thresholds[-1]
+        kinds = self._doubt.kinds(expected, tau, self._measured[edges])
+        n = best_length(self._doubt.of(kinds), self.run.overhead(rest))
+        edges, kinds, guesses = edges[:n], kinds[:n], expected[:n] < tau
         scenarios = np.tril(np.broadcast_to(guesses, (n, n)), -1) | np.eye(n, dtype=bool)
         values, outcomes = self.run.evaluate(edges, scenarios)
         values = self.sign * values
         before = np.maximum.accumulate(np.where(guesses, np.arange(1, n + 1), 0))
+        self._measured[edges] = True
         self.expected[edges] = values - np.r_[self.current, values][np.r_[0, before[:-1]]]
-        return _Batch(edges, guesses, values, outcomes)
+        return _Batch(edges, guesses, values, outcomes, kinds)
 
     def _accept(self, batch: _Batch, rest: Edges) -> list[Decision]:
         """Decide a batch up to its end, its first wrong guess or a split."""
@@ -302,12 +310,8 @@ class Speculation:
         self._batch = None
 
     def _close(self, batch: _Batch) -> None:
-        """Commit a batch of which nothing more can be used, and learn how long guesses hold."""
+        """Commit a batch of which nothing more can be used, and learn how good its guesses were."""
         self._commit(batch)
         wasted = len(batch.edges) - batch.n_decided
         self.run.work.n_wasted += wasted
-        self._since_wrong += batch.n_decided
-        self._run_length = max(self._run_length, self._since_wrong)
-        if wasted:
-            self._run_length = 0.8 * self._run_length + 0.2 * self._since_wrong
-            self._since_wrong = 0
+        self._doubt.learn(batch.kinds[: batch.n_decided], bool(wasted))
