@@ -561,6 +561,17 @@ def test_help_is_light_and_fast() -> None:
     assert min(took) < 2
 
 
+def test_a_mistyped_task_is_refused_before_torch_is_imported() -> None:
+    code = (
+        "import sys\nfrom acdc.cli import main\n"
+        "try: main(['discover', 'ioii'])\nfinally: print(*{m.split('.')[0] for m in sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "unknown task 'ioii': did you mean ioi?" in done.stderr
+    assert not {"torch", "transformers", "numba"} & set(done.stdout.splitlines()[-1].split())
+
+
 def test_as_a_program(place: Path) -> None:
     program = [sys.executable, "-m", "acdc"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}

@@ -9,7 +9,23 @@ import typer
 
 __all__: list[str] = []
 
-Task = Annotated[str, typer.Argument(help="Built-in task (acdc list tasks) or a file of pairs.")]
+
+def _known_task(name: str) -> str:
+    """Refuse a mistyped task before what takes seconds is imported."""
+    from acdc.errors import UnknownNameError
+    from acdc.tasks import TASKS, is_task_file
+
+    if name not in TASKS and not is_task_file(name):
+        raise UnknownNameError("task", name, TASKS)
+    return name
+
+
+Task = Annotated[
+    str,
+    typer.Argument(
+        help="Built-in task (acdc list tasks) or a file of pairs.", callback=_known_task
+    ),
+]
 RunTask = Annotated[str | None, typer.Option("--task", help="Task (default: the run's).")]
 CircuitPath = Annotated[Path, typer.Argument(help="Folder of a run, or a circuit file.")]
 
