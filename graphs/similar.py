@@ -6,8 +6,6 @@ from collections import defaultdict
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.cluster.hierarchy import fcluster, linkage
-from scipy.spatial.distance import squareform
 
 from graphs.circuit import Circuit
 from graphs.graph import parse_node
@@ -72,7 +70,9 @@ def similar_nodes(
         if one in place and other in place:
             distance[place[one], place[other]] = distance[place[other], place[one]] = _APART
     np.fill_diagonal(distance, 0)
-    tree = linkage(squareform(distance, checks=False), "complete")
+    from scipy.cluster.hierarchy import fcluster, linkage  # half a second that few pictures need
+
+    tree = linkage(distance[np.triu_indices(len(names), 1)], "complete")
     sets: dict[int, list[str]] = defaultdict(list)
     for name, number in zip(names, fcluster(tree, 1 - least, "distance").tolist(), strict=True):
         sets[number].append(name)
