@@ -286,7 +286,7 @@ def test_evaluation_with_all_its_tests(case: Experiment) -> None:
     def summary(one: Experiment) -> str:
         mask: NDArray[np.bool_] = np.arange(one.graph.n_edges) % 3 > 0
         circuit = Circuit(one.graph, np.linspace(-1, 1, one.graph.n_edges), mask)
-        trials = Trials(n_random=8, n_knockouts=4, n_permutations=20, n_edges=4)
+        trials = Trials(n_random=3, n_knockouts=2, n_permutations=9, n_edges=2)
         found = assess(
             circuit, one, Settings("random", model="GPT2"), trials=trials, n_resamples=20,
             by_prompt=True,
@@ -294,7 +294,7 @@ def test_evaluation_with_all_its_tests(case: Experiment) -> None:
         del found["timings"]
         return json.dumps(found)
 
-    alike(few, summary)
+    alike(few, summary, 2)
 
 
 # -- files and the command line -----------------------------------------------------------------
@@ -367,14 +367,13 @@ def commands(place: Path, out: Path) -> list[list[str]]:
     """Several methods and an evaluation, on three batches of prompts and more."""
     common = [str(place / "task.jsonl"), "--model", str(place / "model"), "--batch-size", "3"]
     common += ["--metric", "kl"]
-    tests = ["--n-random", "3", "--n-knockouts", "2", "--test-edges", "2", "--optimal"]
+    tests = ["--n-random", "3", "--n-knockouts", "2", "--test-edges", "2"]
     return [
         ["discover", *common, "--threshold", "1e-6", "--out", f"{out}/acdc"],
         ["discover", *common, "--method", "eap-ig", "--edges", "9", "--out", f"{out}/eap-ig"],
         ["discover", *common, "--method", "edge-pruning", "--mask-steps", "3", "--edges", "9",
          "--out", f"{out}/edge-pruning"],
-        ["evaluate", f"{out}/acdc", *tests, "--optimal-steps", "2", "--per-prompt",
-         "--out", f"{out}/evaluation.json"],
+        ["evaluate", f"{out}/acdc", *tests, "--out", f"{out}/evaluation.json"],
     ]  # fmt: skip
 
 
