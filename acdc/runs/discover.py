@@ -74,6 +74,7 @@ __all__ = [
     "norms_details",
     "prepare",
     "reattach",
+    "said_of_arithmetic",
     "with_constants",
     "with_means",
 ]
