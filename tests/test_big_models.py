@@ -25,6 +25,7 @@ from acdc.methods.acdc import acdc
 from acdc.methods.eap import eap, eap_ig
 from acdc.methods.sweep import sweep
 from acdc.models import devices, load_model
+from acdc.models.lowering.attention import Attention
 from acdc.models.lowering.model import LoweredModel
 from acdc.models.stored import Stored
 from acdc.runs.discover import discover
@@ -257,3 +258,26 @@ def test_memory_does_not_change_a_score(
     mask = np.abs(few) > np.median(np.abs(few))
     whole = PatchedModel(experiment).values(mask)
     np.testing.assert_array_equal(PatchedModel(experiment, memory=1).values(mask), whole)
+
+
+@pytest.mark.parametrize("family", ["LN", "grouped rotary", "Gemma2"])
+def test_long_prompts_read_a_few_queries_at_a_time(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Patterns of a layer are never there whole, nor kept for the backward pass; scores agree."""
+    experiment = experiment_of(family)
+    whole = eap_ig(experiment)
+    mask = np.abs(whole) > np.median(np.abs(whole))
+    value = PatchedModel(experiment).values(mask)
+    monkeypatch.setattr("acdc.models.lowering.attention._PATTERN_BYTES", 1)
+    sizes: list[int] = []
+    pattern = Attention.pattern
+
+    def recorded(self: Attention, q: Any, *args: Any) -> Any:
+        sizes.append(q.shape[-2])
+        return pattern(self, q, *args)
+
+    monkeypatch.setattr(Attention, "pattern", recorded)
+    np.testing.assert_allclose(eap_ig(experiment), whole, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(PatchedModel(experiment).values(mask), value, rtol=1e-5)
+    assert max(sizes) == 1

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from acdc.models.lowering.norm import Norm
 
@@ -24,6 +25,19 @@ KINDS: tuple[Kind, ...] = ("q", "k", "v")
 Which = int | Literal["first"] | Sequence[int] | None
 """Whose tensors are at hand: one (key-value) head's; those of all heads, or of some, along the
 first axis; None: all heads' along the last but two."""
+
+
+_PATTERN_BYTES = 64 << 20
+"""Patterns are computed for as many queries at a time as have this size, where there are more: of a
+long prompt that of a layer would fill the memory, and autograd would keep those of all layers."""
+
+
+def _forgetting(f: Callable[..., Tensor], *args: Any) -> Tensor:
+    """Compute something that is computed anew, not kept, for a backward pass."""
+    if not torch.is_grad_enabled():
+        return f(*args)
+    found: Tensor = checkpoint(f, *args, use_reentrant=False, preserve_rng_state=False)
+    return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -287,6 +301,18 @@ class Attention:
         Tensor
             ``[..., q_pos, d_head]``: z, before W_O.
         """
+        each = k.shape[-2] * 4 * max(q.shape[:-2].numel(), k.shape[:-2].numel())
+        some = max(1, _PATTERN_BYTES // each)
+        if q.shape[-2] <= some:
+            return self._read(q, k, v, mask, heads)
+        parts = []
+        for i, part in enumerate(q.split(some, dim=-2)):
+            seen = None if mask is None else mask[i * some : i * some + part.shape[-2]]
+            parts.append(_forgetting(self._read, part, k, v, seen, heads))
+        return torch.cat(parts, dim=-2)
+
+    def _read(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, heads: Which) -> Tensor:
+        """As :meth:`attend`, all queries at once."""
         return self.pattern(q, k, mask, heads).to(v.dtype) @ v
 
     def pattern(
