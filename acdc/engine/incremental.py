@@ -450,7 +450,7 @@ class IncrementalRun:
         """
         outcomes: Outcomes = {}
         each = [batch.bytes_per_scenario(batch.plan(edges)) for batch in self.batches]
-        fits = sum(each) * len(scenarios) <= self.memory
+        fits = sum(each) * len(scenarios) <= self.memory // 2
 
         def values(i: int) -> Tensor:
             state = self.states[i]
