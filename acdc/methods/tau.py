@@ -42,8 +42,9 @@ _SLOPES = 0.3, 0.45
 _MOST, _BISECTIONS = 13, 12
 """Searches at most, for a faithful circuit and for one of a size."""
 
-_ROUGH = 0.15
-"""How near to faithful a rough search has to come for the tau to be guessed from it."""
+_ROUGH, _MOST_ROUGH = 0.15, 4
+"""How near to faithful a rough search has to come for the tau to be guessed from it, and how many
+there are at most."""
 
 DEFAULT = (
     "default tau: searched on a log scale, first roughly, for a circuit of faithfulness "
@@ -220,7 +221,7 @@ def _of_faithfulness(
 def _roughly(gap: float, few: Experiment, search: Callable[[float], Circuit]) -> float:
     """Tau at which rough circuits are just faithful on the prompts that they are found on."""
     evaluator, bracket, tau = Evaluator(few), _Bracket(gap), _FIRST * gap
-    for _ in range(_MOST):
+    for _ in range(_MOST_ROUGH):
         tried = _judge(evaluator, tau, Found(search(tau)), seen=True)
         bracket.add(tried)
         tau = bracket.between()
