@@ -32,10 +32,10 @@ from torch import Tensor
 
 from acdc.ablations.base import ablation
 from acdc.ablations.mean import ablated_prompts, mean_constants
-from acdc.engine.attribution import bytes_per_prompt
 from acdc.engine.batch import Batch, sum_of
 from acdc.engine.constants import Constants
 from acdc.engine.experiment import Experiment
+from acdc.engine.footprint import bytes_per_prompt
 from acdc.engine.metrics import at_least_float32, get_metric
 from acdc.engine.processes import Numbers, by_chunk, here
 from acdc.engine.steps import in_steps

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from acdc.engine.batch import Batch
 from acdc.engine.experiment import Experiment
+from acdc.engine.footprint import bytes_per_prompt
 from acdc.engine.processes import Told
 from acdc.engine.program import Program
 from acdc.engine.stages import Gradients, Stage, Transcoder
@@ -53,7 +54,6 @@ __all__ = [
     "Room",
     "Tokens",
     "Written",
-    "bytes_per_prompt",
     "chunk_size",
     "gradients",
     "integrate",
@@ -599,13 +599,3 @@ def token_chunks(
         size = max(1, chunk // len(spans)) * spans.count(span)  # of as many prompts
         for tokens in torch.nonzero(of_token == span)[:, 0].split(min(size, chunk)):
             yield span, tokens
-
-
-def bytes_per_prompt(experiment: Experiment, n_pos: int) -> int:
-    """What a forward and backward pass keeps for one prompt, roughly (measured on GPT-2)."""
-    shape, model = experiment.model.shape, experiment.model
-    stream = 40 * n_pos * model.d_model
-    pattern = 4 * shape.n_heads * n_pos * n_pos
-    rows = 6 * model.d_vocab_out if experiment.metric.whole_vocab else 0
-    latents = 4 * n_pos * sum(len(block) for block in experiment.program.blocks if block.narrow)
-    return model.W_U.element_size() * (shape.n_layers * (stream + pattern) + rows + latents)

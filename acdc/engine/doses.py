@@ -22,9 +22,10 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from acdc.engine.attribution import bytes_per_prompt, parts_of
+from acdc.engine.attribution import parts_of
 from acdc.engine.batch import Batch
 from acdc.engine.experiment import Experiment
+from acdc.engine.footprint import bytes_per_prompt
 from acdc.engine.incremental import IncrementalRun
 from acdc.engine.patched import PatchedModel
 from acdc.engine.processes import Told

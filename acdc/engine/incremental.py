@@ -23,7 +23,7 @@ from torch import Tensor
 from acdc.ablations.base import ZERO
 from acdc.engine.batch import sum_of
 from acdc.engine.experiment import Experiment
-from acdc.engine.footprint import state_bytes
+from acdc.engine.footprint import is_streamed
 from acdc.engine.inputs import Changes, Input, Output, Places, Sums, insert
 from acdc.engine.moved import Read
 from acdc.engine.start import Start
@@ -376,7 +376,7 @@ class IncrementalRun:
         places = Places(experiment.program)
         units = units_of(experiment.program, experiment.components.unit)
         self.states: dict[int, BatchState] = {}
-        streams = state_bytes(experiment) > memory // 2
+        streams = is_streamed(experiment, memory)
 
         def begin(i: int) -> Tensor:
             state = self.states[i] = BatchState(experiment, i, places, units)

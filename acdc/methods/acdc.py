@@ -231,6 +231,7 @@ def _n_decisions(experiment: Experiment, options: Options) -> int:
     over="circuit",
     score=Score.COST,
     passes=_n_decisions,
+    keeps_state=True,
 )
 def find(experiment: Experiment, options: Options, work: Means) -> Found:
     """Run :func:`acdc` at the threshold that is asked for, or look for one."""
@@ -245,6 +246,7 @@ def find(experiment: Experiment, options: Options, work: Means) -> Found:
     over="circuit",
     score=Score.COST,
     passes=_n_decisions,
+    keeps_state=True,
 )
 def find_two_sided(experiment: Experiment, options: Options, work: Means) -> Found:
     """As :func:`find`, two-sided: what holds the metric back is no less part of the circuit.

@@ -128,6 +128,8 @@ class Method:
         ``(options, n_edges)`` -> how many of all edges the options ask for, None if they do not.
     not_across
         Why it cannot be run with a cross-layer transcoder; empty: it can.
+    keeps_state
+        Whether it keeps what every node writes, of all prompts, while it searches.
     """
 
     name: str
@@ -139,6 +141,7 @@ class Method:
     passes: Callable[[Experiment, Any], int] = _prompts
     size: Callable[[Any, int], int | None] = _unsized
     not_across: str = ""
+    keeps_state: bool = False
 
     @property
     def option_names(self) -> tuple[str, ...]:

@@ -232,6 +232,7 @@ def _n_steps(experiment: Experiment, options: Options) -> int:
     over="circuit",
     score=Score.COST,
     passes=_n_steps,
+    keeps_state=True,
 )
 def find(experiment: Experiment, options: Options, work: Work) -> Found:
     """Propose by attribution, decide by ACDC, and measure a sample of what was skipped."""

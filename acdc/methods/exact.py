@@ -94,6 +94,7 @@ def _by_whole_passes(
     "ablate each edge alone",
     Candidates,
     passes=lambda experiment, options: options.n_tried(experiment),
+    keeps_state=True,
 )
 def _exact(experiment: Experiment, options: Candidates, work: Work) -> NDArray[np.float64]:
     narrowed = narrow(experiment, options.candidates, work.memory)

@@ -17,6 +17,7 @@ from acdc.dictionaries.attach import Attached, attach, attach_experts, attach_ne
 from acdc.dictionaries.attachment import site_kind
 from acdc.dictionaries.quality import Quality, qualities_on_task
 from acdc.dictionaries.sources import load_dictionaries, names_cross_layer
+from acdc.engine import footprint
 from acdc.engine.attribution import node_scores
 from acdc.engine.checkpoint import Checkpoint
 from acdc.engine.constants import FILE_NAME, Constants, load_constants
@@ -188,6 +189,7 @@ def discover(
         reporter.phase(f"discover ({method.name})", total),
         counted_passes(experiment) as passes,
     ):
+        work.note(footprint.said(experiment, memory, keeps_state=method.keeps_state))
         found = method.search(experiment, settings, work)
     with timer.phase("evaluate"), reporter.phase("evaluate", None):
         evaluator = Evaluator(experiment, memory)
