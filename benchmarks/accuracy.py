@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -138,6 +138,11 @@ def _every_method() -> tuple[str, ...]:
     return tuple(sorted(METHODS, key=lambda name: METHODS[name].over != "circuit"))
 
 
+def _in_order(methods: Iterable[str]) -> tuple[str, ...]:
+    """Methods in the order of the table."""
+    return tuple(name for name in _every_method() if name in set(methods))
+
+
 def _known_subject(name: str, path: Path) -> Subject:
     reference = read_reference(path)
     pairs = path.parent / "pairs.jsonl"
@@ -183,14 +188,15 @@ class Plan:
 
     @classmethod
     def quick(cls) -> Plan:
-        """Return a plan of small graphs and few thresholds: under two minutes."""
+        """Return a plan of small graphs, few thresholds and methods that train no masks."""
         few = {
             name: subject
             for name, subject in subjects().items()
             if name == "ioi-small" or (subject.reference and subject.reference.graph.n_edges <= 50)
         }
         taus = tuple(float(f"{x:.3g}") for x in np.geomspace(0.3, 1e-3, 6))
-        return cls(few, thresholds=taus, n_prompts=30, n_resamples=100)
+        methods = tuple(m for m in _every_method() if "mask_steps" not in METHODS[m].option_names)
+        return cls(few, methods, taus, n_prompts=30, n_resamples=100)
 
     def only(self, names: list[str] | None, methods: list[str] | None) -> Plan:
         """Return the part of a plan with the named subjects (or models) and methods.
@@ -205,8 +211,8 @@ class Plan:
             if name not in by_model | set(self.subjects):
                 raise UnknownNameError("model of this plan", name, by_model | set(self.subjects))
         for method in methods or ():
-            if method not in self.methods:
-                raise UnknownNameError("method", method, self.methods)
+            if method not in METHODS:
+                raise UnknownNameError("method", method, METHODS)
         chosen = {
             name: subject
             for name, subject in self.subjects.items()
@@ -215,7 +221,7 @@ class Plan:
         return replace(
             self,
             subjects=chosen,
-            methods=tuple(m for m in self.methods if methods is None or m in methods),
+            methods=self.methods if methods is None else _in_order(methods),
         )
 
     def request(self, subject: Subject, method: str, device: str) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def cuda(
 @app.command()
 def accuracy(
     quick: Annotated[
-        bool, typer.Option("--quick", help="Small graphs and few thresholds: under two minutes.")
+        bool, typer.Option("--quick", help="Small graphs, few thresholds, no trained masks.")
     ] = False,
     out: Annotated[
         Path | None,

@@ -159,6 +159,15 @@ def test_subjects_are_the_models_that_are_here() -> None:
     assert found["tracr-reverse-zero"].splits == {"split_qkv": True, "split_embed": True}
 
 
+def test_a_quick_run_trains_no_masks_unless_asked_to() -> None:
+    quick = Plan.quick()
+    assert {"acdc", "eap-ig", "exact"} <= set(quick.methods) < set(Plan.full().methods)
+    assert not {"edge-pruning", "subnetwork-probing"} & set(quick.methods)
+    assert quick.only(None, ["edge-pruning", "acdc"]).methods == ("acdc", "edge-pruning")
+    with pytest.raises(UnknownNameError, match="did you mean"):
+        quick.only(None, ["edge-prunning"])
+
+
 def test_a_model_without_its_task_is_named(tmp_path: Path) -> None:
     folder = tmp_path / "compiled" / "models" / "toy"
     source = subjects()["tracr-reverse-zero"].model
