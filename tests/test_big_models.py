@@ -12,6 +12,8 @@ import oracle as o
 import pytest
 import torch
 
+from acdc.dictionaries.experts import experts_of
+from acdc.dictionaries.neurons import Neurons
 from acdc.engine.experiment import Experiment
 from acdc.engine.incremental import BatchState
 from acdc.engine.metrics import get_metric
@@ -151,6 +153,30 @@ def test_weights_in_bfloat16_are_computed_in_float32(folder: Path) -> None:
     assert whole.kept_dtype == torch.float32
     for got, expected in zip(_answers(model), _answers(whole), strict=True):
         assert np.array_equal(got, expected)
+
+
+@pytest.mark.usefixtures("slow_cpu")
+def test_neurons_and_experts_may_be_nodes_of_stored_weights(folder: Path, tmp_path: Path) -> None:
+    """Their digests are those of the numbers, however these are kept."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    config = MixtralConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=8, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2, num_local_experts=2,
+        max_position_embeddings=16, bos_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        MixtralForCausalLM(config).bfloat16().save_pretrained(tmp_path)
+    digests: dict[str, list[str]] = {}
+    for dtype in ("bfloat16", "float32"):
+        (dense, _), (mixture, _) = (
+            load_model(folder, dtype=dtype),
+            load_model(tmp_path, dtype=dtype),
+        )
+        nodes = [Neurons(dense, 0), *experts_of(mixture)]
+        digests[dtype] = [one.fingerprint for one in nodes]
+    assert isinstance(load_model(folder, dtype="bfloat16")[0].W_U, Stored)
+    assert digests["bfloat16"] == digests["float32"]
 
 
 @pytest.mark.usefixtures("slow_cpu")

@@ -12,6 +12,8 @@ import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import torch
+
 from acdc.dictionaries.hooks import Hook
 from acdc.errors import OptionError
 from acdc.models.lowering.mixture import Mixture
@@ -76,7 +78,7 @@ class ExpertAttachment:
     @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits that change with the experts' output matrices."""
-        weights = self.mixture.W_out.detach().cpu().float().contiguous().numpy()
+        weights = self.mixture.W_out.detach().cpu().float().contiguous().view(torch.uint8).numpy()
         return hashlib.sha256(weights.tobytes()).hexdigest()[:16]
 
     def on(self, model: LoweredModel) -> ExpertAttachment:

@@ -82,7 +82,7 @@ class Neurons:
     @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits that change with the output matrix."""
-        weights = self.mlp.W_out.detach().cpu().float().contiguous().numpy()
+        weights = self.mlp.W_out.detach().cpu().float().contiguous().view(torch.uint8).numpy()
         return hashlib.sha256(weights.tobytes()).hexdigest()[:16]
 
     @cached_property
