@@ -424,7 +424,7 @@ class IncrementalRun:
     def capacity(self, edges: Int[np.ndarray, " edge"]) -> int:
         """How many scenarios over these edges are worth evaluating together, whatever the memory.
 
-        What is evaluated together has a say in the last bit, and memory has none.
+        What is evaluated together has a say in the last bit: with less memory that alone changes.
         """
         return _MOST_TOGETHER
 
