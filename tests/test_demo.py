@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import test_cli
-from test_cli import Call
+from test_cli import Call, place, shared  # noqa: F401
 
 call = test_cli.call
 
@@ -53,3 +53,19 @@ def test_equal_prompts_are_told_to_differ(
     assert said.status == 2
     assert "clean and corrupt prompts are the same" in said.err
     assert "choose eap-ig" not in said.err
+
+
+@pytest.mark.usefixtures("place")
+def test_what_was_evaluated_is_kept_with_the_run_and_not_measured_again(
+    call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = ("--n-random", 9, "--n-permutations", 9, "--n-knockouts", 2, "--test-edges", 2)
+    kept = Path("run/evaluation.json")
+    for other in (("--seen",), ("--no-tests",), ("--metric", "mse"), ("--brief",)):
+        assert call("evaluate", "run", *(() if "--brief" in other else few), *other).status == 0
+        assert not kept.exists()
+    said = call("evaluate", "run", *few)
+    assert f"written to {kept}" in said.out
+    assert json.loads(kept.read_text())["tests"]
+    monkeypatch.setattr("acdc.pages.contents.assess", None)  # what measures again
+    assert call("report", "run").status == 0

@@ -43,7 +43,7 @@ def demo(
     run.save(out, overwrite=overwrite)
     run.show()
 
-    say(f"\n2. Test it on prompts it has not seen: acdc evaluate {out} --out {out}/evaluation.json")
+    say(f"\n2. Test it on prompts it has not seen: acdc evaluate {out}")
     trials = Trials(n_random=30, n_permutations=200, n_knockouts=10, n_edges=20)
     tested = evaluate(out, trials=trials, reporter=reporter)
     tested.save(out, overwrite=True)

@@ -81,7 +81,8 @@ def evaluate(
 
     Faithfulness with its interval under every ablation, CPR and CMD, and tests that a wrong
     circuit fails: equivalence, independence, minimality, sufficiency, necessity, completeness.
-    Options that are not given are the run's own.
+    Options that are not given are the run's own.  Where none changes what is measured, a run's
+    folder keeps the result as evaluation.json, which acdc report takes.
 
     Example: acdc evaluate runs/ioi --metric logit_diff --out verdicts.json
 
@@ -90,6 +91,7 @@ def evaluate(
     from acdc.errors import OptionError
     from acdc.evidence.assessment import evaluate as assess
     from acdc.evidence.verdicts import Trials
+    from acdc.runs.folder import EVALUATION
     from acdc.runs.opened import open_run
     from acdc.terminal.tables import TerminalReporter, assessment_parts, run_table
 
@@ -101,6 +103,7 @@ def evaluate(
     title = f"evaluation of {circuit}"
     if out is not None:
         check_file(out, overwrite)
+    keeps = out is None and tests and circuit.is_dir() and not (seen or task or asked)
     if brief:
         others = {
             "--out": out is not None, "--seen": seen, "--per-prompt": by_prompt,
@@ -126,7 +129,7 @@ def evaluate(
         lambda: assessment_parts(assessment, title),
         assessment.warnings,
         as_json=as_json,
-        out=out,
+        out=circuit / EVALUATION if keeps else out,
     )
 
 

@@ -21,7 +21,7 @@ from acdc.measure.evaluation import Evaluation, Evaluator
 from acdc.measure.per_prompt import PerPrompt, per_prompt
 from acdc.methods import Score, meaning
 from acdc.runs.discover import Reporter, Silent, fit, with_constants, with_means
-from acdc.runs.folder import Timer, save_summary, versions
+from acdc.runs.folder import EVALUATION, Timer, save_summary, versions
 from acdc.runs.opened import RunLike, open_run
 from acdc.runs.unseen import PromptChoice
 from acdc.settings import MOST_RESAMPLES, Direction, Settings, check_count
@@ -149,7 +149,7 @@ class Assessment(Shown):
         In the folder of the run :func:`acdc.report` finds it.  Raises OutputError if the file
         exists, unless ``overwrite``, or cannot be written.
         """
-        return save_summary(path, "evaluation.json", self.summary(), overwrite=overwrite)
+        return save_summary(path, EVALUATION, self.summary(), overwrite=overwrite)
 
     def __repr__(self) -> str:
         own = self.measured[0].evaluation

@@ -39,7 +39,7 @@ from acdc.pages.evidence import (
 )
 from acdc.pages.heads import head_rows
 from acdc.runs.discover import Reporter, Silent
-from acdc.runs.folder import Run
+from acdc.runs.folder import EVALUATION, Run
 from acdc.runs.given import defaults_of
 from acdc.runs.opened import Opened, RunLike, open_run
 from acdc.runs.reopen import check_summary, reopen
@@ -61,7 +61,7 @@ from graphs.text import short
 
 __all__ = ["Agreement", "Report", "gather"]
 
-EVALUATION, STABILITY = "evaluation.json", "stability.json"
+STABILITY = "stability.json"
 """Files of a run's folder that a report takes without being told."""
 
 _N_SIZES = 14

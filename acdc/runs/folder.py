@@ -36,6 +36,7 @@ from graphs.pictures.draw import render, to_dot
 from graphs.text import said, short
 
 __all__ = [
+    "EVALUATION",
     "Run",
     "Timer",
     "check_output",
@@ -51,6 +52,9 @@ __all__ = [
     "write_folder",
     "write_output",
 ]
+
+EVALUATION = "evaluation.json"
+"""What ``acdc evaluate`` found of a run, in its folder."""
 
 _MOST_SUMMARY = 64 * MIB
 _SAME_CONSTANTS = ("model", "saes", "mean_over")
