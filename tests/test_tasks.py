@@ -578,6 +578,11 @@ def test_mistakes_in_a_row_name_file_and_row(tmp_path: Path, change: Any, messag
         ("a.jsonl", "", r"a\.jsonl: no rows in the file: give at least one"),
         ("a.jsonl", "[1, 2]\n", r"row 1: expected an object with the keys .*, got a list"),
         ("a.jsonl", '{"clean": [1]}\n', r"row 1: key 'corrupt' is missing, got the keys clean"),
+        (
+            "a.jsonl",
+            '{"clean": [1], "corrupt": [2], "answrs": [3]}',
+            r"row 1: unknown key 'answrs': did you mean 'answers'\?",
+        ),
         ("a.json", "", r"a\.json: no rows in the file"),
         ("a.json", '{"prompts": []}', r"a\.json: no rows in the file"),
         (

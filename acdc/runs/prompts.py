@@ -148,7 +148,8 @@ def _of_file(
     if n_test > len(test):
         raise OptionError(
             f"n_test is {n_test} but of {settings.task}'s {len(task)} rows {len(test)} are held "
-            "out (and stand in the others not as well): ask for fewer, or raise --holdout"
+            "out (rows that stand among the others, too, do not count): ask for fewer, or raise "
+            "--holdout"
         )
     return _some(task, _others(select, fit)), _some(task, test[:n_test]), len(select)
 

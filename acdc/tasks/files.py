@@ -14,7 +14,8 @@ be one answer or a list, and may be called ``answer``; ``wrong_answers`` may be 
 ``wrong_answer`` or ``wrong``.  Answers may be missing where the metric needs none (kl, mse).
 ``scored`` lists the token positions whose logits are scored, from 0; the last one where it is
 missing.  ``spans`` labels token positions, as ``{"IO": [3, 4], "END": [14]}``, the same labels in
-every row; positions without a label form the span ``rest``.  Further keys and columns are ignored.
+every row; positions without a label form the span ``rest``.  Further keys and columns are
+ignored; a key of JSON that looks like a misspelt one of these is refused.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +255,8 @@ def _row(where: str, content: Any, keys: Mapping[str, tuple[str, ...]]) -> Row:
             got = ", ".join(str(key) for key in content) or "none"
             raise TaskError(f"{where}: key {spellings[0]!r} is missing, got the keys {got}: add it")
         values[name] = content[found[0]] if found else None
+    if keys is KEYS:
+        _check_spelling(where, content)
     return Row(
         where,
         values["clean"],
@@ -262,6 +266,19 @@ def _row(where: str, content: Any, keys: Mapping[str, tuple[str, ...]]) -> Row:
         values["scored"],
         values["spans"],
     )
+
+
+def _check_spelling(where: str, content: Mapping[str, Any]) -> None:
+    """Raise TaskError where an optional key is there under a misspelt name.
+
+    Keys unlike any are the user's own notes; to read a misspelt one so would drop the answers.
+    """
+    known = {spelling for spellings in KEYS.values() for spelling in spellings}
+    for name in OPTIONAL:
+        if content.keys().isdisjoint(KEYS[name]):
+            unknown = [str(key) for key in content if key not in known]
+            for key in get_close_matches(name, unknown, n=1, cutoff=0.8):
+                raise TaskError(f"{where}: unknown key {key!r}: did you mean {name!r}?")
 
 
 def _as_list(value: Any) -> list[Any]:
