@@ -242,10 +242,11 @@ def test_memory_bound_gives_the_same_scores(family: str, method: Any) -> None:
         )
 
 
-@pytest.mark.parametrize(("memory", "factor"), [(1 << 30, 1), (1, 5)])
-def test_gradients_at_all_points_that_fit_share_their_products(
-    memory: int, factor: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("memory", [1 << 30, 1])
+def test_gradients_at_five_points_share_their_products_whatever_the_memory(
+    memory: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Memory has prompts wait, not points: what is added up together does not depend on it."""
     experiment, _ = build("LN", 1)
     seen: list[int] = []
     product = attribution.product
@@ -255,7 +256,7 @@ def test_gradients_at_all_points_that_fit_share_their_products(
         seen.clear()
         eap_ig(experiment, Integration(steps), Work(memory))
         counts.append(len(seen))
-    assert counts[1] == factor * counts[0] > 0
+    assert counts[1] == counts[0] > 0
 
 
 @pytest.mark.parametrize("method", METHODS, ids=lambda m: m.__name__)

@@ -31,6 +31,7 @@ def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str], tmp_path: 
         next(measure(Plan.quick(), ["cuda:7"]))
 
 
+@pytest.mark.slow
 def test_the_cpu_gives_what_the_cpu_gives(tmp_path: Path) -> None:
     plan = Plan.quick()
     rows = list(measure(plan, ["cpu"]))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import oracle as o
@@ -266,6 +268,17 @@ def test_a_streamed_state_needs_room_on_the_disk(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10))
     with pytest.raises(OptionError, match="set TMPDIR"):
         FileArena(1 << 20)
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="the system reserves no room")
+def test_a_streamed_state_takes_its_room_at_once() -> None:
+    """A disk that all batches together fill is found before the search, not by a signal."""
+    full = mock.patch("os.posix_fallocate", side_effect=OSError(28, "No space left on device"))
+    with full, pytest.raises(OSError, match="No space"):
+        FileArena(1 << 20)
+    with mock.patch("os.posix_fallocate", wraps=os.posix_fallocate) as taken:
+        FileArena(1 << 20)
+    assert taken.call_args.args[1:] == (0, 1 << 20)
 
 
 @pytest.mark.parametrize("metric", ["logit_diff", "kl"])

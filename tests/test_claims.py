@@ -244,7 +244,7 @@ def random_gpt2(folder: Path, data: Path, seed: int) -> str:
 
 
 @pytest.mark.parametrize(
-    "seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 20))]
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 20))]
 )
 def test_random_weights_have_no_circuit(tmp_path: Path, data: Path, seed: int) -> None:
     model = random_gpt2(tmp_path / "model", data, seed)

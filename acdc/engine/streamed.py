@@ -84,7 +84,7 @@ class FileArena(Arena):
     Parameters
     ----------
     n_bytes
-        Most that will be put here; what is not used takes no room on the disk.
+        Most that will be put here; where the system can, room for it is taken at once.
 
     Raises
     ------
@@ -103,6 +103,8 @@ class FileArena(Arena):
                 "or ask for more --memory"
             )
         with tempfile.TemporaryFile(prefix="acdc-state-") as file:
+            if hasattr(os, "posix_fallocate"):  # else a full disk would end the process, later
+                os.posix_fallocate(file.fileno(), 0, self._size)
             file.truncate(self._size)
             self._map = mmap.mmap(file.fileno(), self._size)  # which keeps the file
 
