@@ -754,3 +754,10 @@ def test_training_never_shows_what_is_held_out() -> None:
         last, answer = text[places[-2] + 1], words[row.targets[places[-1]]]
         assert header[header.index(last) + 1] == answer
         assert is_held_out(last, answer) == held_out
+
+
+def test_keys_of_the_users_own_are_ignored(tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_text('{"clean": [1], "corrupt": [2], "score": 3, "wrong_answer_text": "no"}\n')
+    (pair,) = load_task(str(path)).pairs
+    assert pair.answers == pair.wrong_answers == ()

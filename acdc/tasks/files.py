@@ -15,7 +15,7 @@ be one answer or a list, and may be called ``answer``; ``wrong_answers`` may be 
 ``scored`` lists the token positions whose logits are scored, from 0; the last one where it is
 missing.  ``spans`` labels token positions, as ``{"IO": [3, 4], "END": [14]}``, the same labels in
 every row; positions without a label form the span ``rest``.  Further keys and columns are
-ignored; a key of JSON that looks like a misspelt one of these is refused.
+ignored; a key of JSON that looks like misspelt answers is refused.
 """
 
 from __future__ import annotations
@@ -269,15 +269,15 @@ def _row(where: str, content: Any, keys: Mapping[str, tuple[str, ...]]) -> Row:
 
 
 def _check_spelling(where: str, content: Mapping[str, Any]) -> None:
-    """Raise TaskError where an optional key is there under a misspelt name.
+    """Raise TaskError where answers are there under a misspelt name.
 
     Keys unlike any are the user's own notes; to read a misspelt one so would drop the answers.
     """
     known = {spelling for spellings in KEYS.values() for spelling in spellings}
-    for name in OPTIONAL:
+    for name in ("answers", "wrong_answers"):
         if content.keys().isdisjoint(KEYS[name]):
             unknown = [str(key) for key in content if key not in known]
-            for key in get_close_matches(name, unknown, n=1, cutoff=0.8):
+            for key in get_close_matches(name, unknown, n=1, cutoff=0.85):
                 raise TaskError(f"{where}: unknown key {key!r}: did you mean {name!r}?")
 
 
