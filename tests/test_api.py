@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from parity_pairs import jsonl, parity_rows
 
 import acdc
 import graphs
@@ -104,12 +104,8 @@ def ln2(data: Path) -> str:
 @pytest.fixture(scope="module")
 def pairs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return a task file of six pairs of parity/ln2."""
-    batch = load_file(data / "parity" / "ln2" / "batch.safetensors")
-    columns = (batch[key][:6].tolist() for key in ("clean", "corrupt", "answer", "wrong"))
     path = tmp_path_factory.mktemp("api") / "pairs.jsonl"
-    keys = ("clean", "corrupt", "answers", "wrong_answers")
-    rows = (dict(zip(keys, row, strict=True)) for row in zip(*columns, strict=True))
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text(jsonl(parity_rows(data / "parity" / "ln2", 6)))
     return str(path)
 
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from parity_pairs import jsonl, parity_rows
 from safetensors.torch import load_file
-from test_cli import gpt2, jsonl, parity_rows, status_of
+from test_cli import N_ROWS, gpt2, status_of
 from test_experts import plain_module
 from test_lowering import FAMILIES, VOCAB, build
 
@@ -114,7 +115,7 @@ def test_every_family_is_written_or_refused_by_name(family: str, tmp_path: Path)
 def test_a_native_model(data: Path, tmp_path: Path) -> None:
     source = data / "parity" / "ln2"
     task = tmp_path / "pairs.jsonl"
-    task.write_text(jsonl(parity_rows(source)))
+    task.write_text(jsonl(parity_rows(source, N_ROWS)))
     run = acdc.discover(str(task), model=str(source), method="eap", n_edges=6)
     run.save(tmp_path / "run")
     found = acdc.export_model(tmp_path / "run", tmp_path / "new")
@@ -196,7 +197,7 @@ def test_mistakes_are_one_line(
 ) -> None:
     source = data / "parity" / "ln2"
     shutil.copytree(source, tmp_path / "ln2")
-    (tmp_path / "pairs.jsonl").write_text(jsonl(parity_rows(source)))
+    (tmp_path / "pairs.jsonl").write_text(jsonl(parity_rows(source, N_ROWS)))
     monkeypatch.chdir(tmp_path)
     acdc.discover("pairs.jsonl", model="ln2", method="eap", n_edges=6).save("run")
     assert status_of("export", "run", *options) == 2
@@ -219,7 +220,7 @@ def test_a_mixture_of_experts_is_refused(tmp_path: Path) -> None:
 def test_parts_of_nodes_are_refused(data: Path, tmp_path: Path) -> None:
     source = data / "parity" / "ln2"
     task = tmp_path / "pairs.jsonl"
-    task.write_text(jsonl(parity_rows(source)))
+    task.write_text(jsonl(parity_rows(source, N_ROWS)))
     run = acdc.discover(str(task), model=str(source), method="eap", n_edges=6, neurons=True)
     with pytest.raises(OptionError, match="only whole heads and MLPs can be left out"):
         acdc.export_model(run, tmp_path / "new")

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from parity_pairs import jsonl, parity_rows
 
 from acdc import cli
 from acdc.cli import main
@@ -72,26 +72,13 @@ def call(capsys: pytest.CaptureFixture[str]) -> Call:
     return run
 
 
-def parity_rows(folder: Path) -> Rows:
-    batch = {key: value.tolist() for key, value in load_file(folder / "batch.safetensors").items()}
-    columns = (batch[key][:N_ROWS] for key in ("clean", "corrupt", "answer", "wrong"))
-    return [
-        {"clean": clean, "corrupt": corrupt, "answers": [answer], "wrong_answers": [wrong]}
-        for clean, corrupt, answer, wrong in zip(*columns, strict=True)
-    ]
-
-
-def jsonl(rows: Rows) -> str:
-    return "".join(json.dumps(row) + "\n" for row in rows)
-
-
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     """Return a folder with a model, a task file and one run of each of acdc and eap-ig."""
     folder = tmp_path_factory.mktemp("cli")
     for name in ("ln2", "attn3"):
         shutil.copytree(data / "parity" / name, folder / name)
-        (folder / f"{name}.jsonl").write_text(jsonl(parity_rows(folder / name)))
+        (folder / f"{name}.jsonl").write_text(jsonl(parity_rows(folder / name, N_ROWS)))
     asked = {
         "acdc": ["--threshold", "0.1", "--metric", "kl"],
         "eap-ig": ["--edges", "30", "--steps", "3", "--seed", "7", "--batch-size", "5"],
@@ -246,7 +233,7 @@ def test_the_table(place: Path, call: Call) -> None:
 
 
 def test_a_file_without_holdout_is_used_whole_and_in_order(place: Path) -> None:
-    rows = parity_rows(place / "ln2")
+    rows = parity_rows(place / "ln2", N_ROWS)
     (place / "first.jsonl").write_text(jsonl(rows[:5]))
     (place / "backwards.jsonl").write_text(jsonl(rows[::-1]))
     asked = {
@@ -758,7 +745,7 @@ BAD_TASKS: dict[str, tuple[str, Callable[[Rows], str | bytes], list[str]]] = {
 @pytest.mark.parametrize("case", BAD_TASKS)
 def test_mistakes_in_a_task_file(place: Path, call: Call, case: str) -> None:
     name, content, words = BAD_TASKS[case]
-    text = content(parity_rows(place / "ln2"))
+    text = content(parity_rows(place / "ln2", N_ROWS))
     (place / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     run = ["discover", name, "--model", "ln2", "--method", "eap", "--out", "new"]
     said = refused(call, place, *run)

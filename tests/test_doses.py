@@ -16,8 +16,9 @@ import test_latents
 import test_latents_positions
 from numpy.typing import NDArray
 from oracle import FAMILIES
+from parity_pairs import jsonl, parity_rows
 from test_attribution import build
-from test_cli import jsonl, parity_rows, status_of
+from test_cli import N_ROWS, status_of
 
 import acdc
 from acdc.dictionaries.attach import attach_neurons
@@ -224,7 +225,7 @@ def test_a_sparkline_spans_its_own_range() -> None:
 def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("doses")
     pairs = folder / "pairs.jsonl"
-    pairs.write_text(jsonl(parity_rows(data / "parity" / "ln2")))
+    pairs.write_text(jsonl(parity_rows(data / "parity" / "ln2", N_ROWS)))
     model = str(data / "parity" / "ln2")
     acdc.discover(str(pairs), model=model, method="eap-ig", n_edges=12).save(folder / "run")
     return folder / "run"

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_cli import Answer, jsonl, parity_rows, snapshot
+from parity_pairs import jsonl, parity_rows
+from test_cli import N_ROWS, Answer, snapshot
 
 from acdc.cli import main
 from acdc.errors import OptionError, UnknownNameError
@@ -494,7 +495,7 @@ def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
 def run_of_ln2(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     """Return a folder with the run ``run`` of a model of 2 layers and 4 heads."""
     folder = tmp_path_factory.mktemp("references")
-    (folder / "task.jsonl").write_text(jsonl(parity_rows(data / "parity" / "ln2")))
+    (folder / "task.jsonl").write_text(jsonl(parity_rows(data / "parity" / "ln2", N_ROWS)))
     run = ["discover", folder / "task.jsonl", "--model", data / "parity" / "ln2"]
     options = ["--method", "eap", "--edges", "30", "--out", folder / "run"]
     with pytest.raises(SystemExit) as caught:

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 from browser import browse, check_policy
-from safetensors.torch import load_file
+from parity_pairs import jsonl, parity_rows
 
 import acdc
 from acdc.cli import main
@@ -39,12 +39,8 @@ def model(data: Path) -> str:
 @pytest.fixture(scope="module")
 def pairs(data: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Return a task file of a few pairs of parity/ln2."""
-    batch = load_file(data / "parity" / "ln2" / "batch.safetensors")
-    columns = (batch[key][:8].tolist() for key in ("clean", "corrupt", "answer", "wrong"))
     path = tmp_path_factory.mktemp("study") / "pairs.jsonl"
-    keys = ("clean", "corrupt", "answers", "wrong_answers")
-    rows = (dict(zip(keys, row, strict=True)) for row in zip(*columns, strict=True))
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text(jsonl(parity_rows(data / "parity" / "ln2", 8)))
     return str(path)
 
 

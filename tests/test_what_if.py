@@ -16,8 +16,9 @@ import test_latents
 import test_latents_positions
 import torch
 from numpy.typing import NDArray
+from parity_pairs import jsonl, parity_rows
 from test_attribution import build
-from test_cli import jsonl, parity_rows, status_of
+from test_cli import N_ROWS, status_of
 
 import acdc
 from acdc.engine.acted import ActedModel, Carried
@@ -161,7 +162,7 @@ def test_nothing_acted_on_is_the_model() -> None:
 def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("what-if")
     pairs = folder / "pairs.jsonl"
-    pairs.write_text(jsonl(parity_rows(data / "parity" / "ln2")))
+    pairs.write_text(jsonl(parity_rows(data / "parity" / "ln2", N_ROWS)))
     model = str(data / "parity" / "ln2")
     acdc.discover(str(pairs), model=model, method="eap-ig", n_edges=12).save(folder / "run")
     return folder / "run"

@@ -74,7 +74,7 @@ def takes(
 
         by_name = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in own[:-1]]
         every = [by_name[0], *made, *by_name[1:], *([context] if methods else [])]
-        run.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]
+        run.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]  # typer reads it
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in every}
         return run
 
@@ -149,7 +149,7 @@ def _as_params(
     def collect() -> None:
         """Carry the options."""
 
-    collect.__signature__ = inspect.Signature(list(made))  # type: ignore[attr-defined]
+    collect.__signature__ = inspect.Signature([*made])  # type: ignore[attr-defined]  # for typer
     collect.__annotations__ = {one.name: one.annotation for one in made}
     app = typer.Typer(add_completion=False)
     app.command()(collect)

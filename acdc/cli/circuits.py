@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +12,9 @@ from acdc.cli import options as opt
 from acdc.cli.answers import answer
 from acdc.cli.inputs import check_file, check_page
 from acdc.runs.circuits import circuit_file, read_circuit
+
+if TYPE_CHECKING:
+    from graphs import Circuit
 
 __all__ = ["export", "latents"]
 
@@ -79,18 +82,9 @@ def export(
 
     Example: acdc export runs/ioi --format model --out ioi-circuit
     """
-    from dataclasses import replace
-
     from acdc.errors import OptionError
     from acdc.settings import check_count
     from acdc.terminal.tables import say
-    from graphs.files.formats import (
-        write_attribution_graph,
-        write_circuit_json,
-        write_dot,
-        write_graphml,
-    )
-    from graphs.pictures.draw import render
     from graphs.pictures.rendering import FORMATS
 
     if format == "model":
@@ -117,16 +111,11 @@ def export(
     source = circuit_file(circuit)
     found = read_circuit(source)
     if negate:
-        info = dict(found.info)
-        if info.get("helps") in (-1, 1):
-            info["helps"] = -info["helps"]
-        found = replace(found, scores=-found.scores, info=info)
+        found = _negated(found)
     if not error_nodes:
-        from acdc.measure.error_nodes import error_edges  # torch takes seconds
-
         if out is None or not found.graph.shape.sites:
             raise OptionError("--no-error-nodes: it is for circuits with latents, and needs --out")
-        found = replace(found, in_circuit=found.in_circuit & ~error_edges(found.graph))
+        found = _without_error_nodes(found)
     suffix = ".neuronpedia.json" if format == "neuronpedia" else f".{format}"
     target = out or source.with_suffix(suffix)
     if out is None and target == source:
@@ -134,22 +123,48 @@ def export(
         return
     derived = out is None and (source.suffix == ".json" or format in FORMATS)
     check_file(target, overwrite or derived)
-    limits: dict[str, Any] = {} if max_edges is None else {"max_edges": max_edges}
+    _write(found, target, format, {} if max_edges is None else {"max_edges": max_edges})
+    say(f"written to {target}")
+
+
+def _negated(circuit: Circuit) -> Circuit:
+    """Turn the scores' sign, and what is said of it."""
+    from dataclasses import replace
+
+    info = dict(circuit.info)
+    if info.get("helps") in (-1, 1):
+        info["helps"] = -info["helps"]
+    return replace(circuit, scores=-circuit.scores, info=info)
+
+
+def _without_error_nodes(circuit: Circuit) -> Circuit:
+    from dataclasses import replace
+
+    from acdc.measure.error_nodes import error_edges
+
+    return replace(circuit, in_circuit=circuit.in_circuit & ~error_edges(circuit.graph))
+
+
+def _write(circuit: Circuit, target: Path, format: str, limits: dict[str, Any]) -> None:
+    """Write a circuit; ``limits`` are of pictures."""
+    from graphs.files import formats
+    from graphs.pictures.draw import render
+    from graphs.pictures.rendering import FORMATS
+
     if format in FORMATS:
-        render(found, target, format, **limits)
+        render(circuit, target, format, **limits)
     elif format == "dot":
-        write_dot(found, target, **limits)
+        formats.write_dot(circuit, target, **limits)
     elif format == "graphml":
-        write_graphml(found, target)
+        formats.write_graphml(circuit, target)
     elif format == "neuronpedia":
-        write_attribution_graph(found, target)
+        formats.write_attribution_graph(circuit, target)
     elif format == "pt":
         from acdc.runs.pt import write_pt  # torch takes seconds
 
-        write_pt(found, target)
+        write_pt(circuit, target)
     else:
-        write_circuit_json(found, target)
-    say(f"written to {target}")
+        formats.write_circuit_json(circuit, target)
 
 
 def _export_model(

@@ -49,7 +49,7 @@ def discover(
 ) -> None:
     """Find the circuit of a task in a model, measure it and draw it.
 
-    Example: acdc discover ioi --method eap-ig --edges 60 --out runs/ioi
+    Example: acdc discover ioi --method eap-ig --out runs/ioi
     """
     from acdc.errors import OptionError
     from acdc.runs.discover import check_discovery

@@ -66,7 +66,7 @@ def study(
 
     A study that was killed goes on with the same command; what it has stays when the grid grows.
 
-    Example: acdc study --task ioi,docstring --method eap,eap-ig --seeds 5 --edges 60 --jobs 2
+    Example: acdc study --task ioi,docstring --method eap,eap-ig --seeds 5 --edges 300 --jobs 2
 
     Example: acdc study grid.toml --executor ray --address auto --out runs/grid
     """

@@ -91,6 +91,8 @@ class _Batch:
         ``[edge]``: see :meth:`acdc.engine.doubt.Doubt.kinds`.
     n_decided
         Edges decided so far, all but the last as guessed.
+    wrong
+        Whether the last one was decided otherwise.
     accepted
         The last scenario that holds, None if there is none.
     """
@@ -101,6 +103,7 @@ class _Batch:
     outcomes: Outcomes
     kinds: NDArray[np.int64]
     n_decided: int = 0
+    wrong: bool = False
     accepted: int | None = None
 
 
@@ -297,6 +300,7 @@ class Speculation:
         """Decide the next edge of a batch."""
         i = batch.n_decided
         batch.n_decided += 1
+        batch.wrong = removed != bool(batch.guesses[i])
         self.run.work.n_decisions += 1
         if removed:
             batch.accepted, self.current = i, float(batch.values[i])
@@ -314,4 +318,4 @@ class Speculation:
         self._commit(batch)
         wasted = len(batch.edges) - batch.n_decided
         self.run.work.n_wasted += wasted
-        self._doubt.learn(batch.kinds[: batch.n_decided], bool(wasted))
+        self._doubt.learn(batch.kinds[: batch.n_decided], batch.wrong)

@@ -187,7 +187,8 @@ class Options(Candidates):
         one, see :mod:`acdc.methods.tau`.
     guess
         Which edges are expected to be removed, one of :data:`GUESSES`: all, or those with low
-        attribution scores.  Changes how long the search takes, never what it finds.
+        attribution scores; where tau is looked for by faithfulness, what rough searches say.
+        Changes how long the search takes, never what it finds.
     steps
         Integration steps of the guess ``eap-ig``.
     candidates
@@ -276,33 +277,36 @@ def _among_candidates(
 
 
 def _search(experiment: Experiment, options: Options, work: Means, two_sided: bool) -> Found:
-    expected = expected_changes(experiment, options, work.memory)
+    expected: NDArray[np.float64] | None = None
+    guess = options.guess
     start = _shared_start(experiment, options, work)
 
     def rough() -> tuple[Experiment, Callable[[float], Circuit]]:
-        nonlocal expected
-        guess = Rough(experiment, work.memory)
-        few = None if guess.few.crosses_layers else IncrementalRun(guess.few, work.memory)
+        nonlocal guess
+        guess, own = "rough", Rough(experiment, work.memory)
+        few = None if own.few.crosses_layers else IncrementalRun(own.few, work.memory)
 
         def run_roughly(threshold: float) -> Circuit:
             nonlocal expected
             circuit, _ = acdc(
-                guess.few,
+                own.few,
                 threshold,
-                expected=guess.expected,
-                candidates=guess.candidates(threshold),
+                expected=own.expected,
+                candidates=own.candidates(threshold),
                 two_sided=two_sided,
                 memory=work.memory,
                 start=few,
             )
-            guess.learn(circuit, threshold)
-            expected = guess.expected
+            own.learn(circuit, threshold)
+            expected = own.expected
             return circuit
 
-        return guess.few, run_roughly
+        return own.few, run_roughly
 
     def run(threshold: float) -> Found:
         nonlocal expected
+        if expected is None:
+            expected = expected_changes(experiment, options, work.memory)
         circuit, counts = acdc(
             experiment,
             threshold,
@@ -314,7 +318,7 @@ def _search(experiment: Experiment, options: Options, work: Means, two_sided: bo
             start=start,
         )
         expected = circuit.scores  # the next tau changes little
-        details = {"threshold": threshold, "guess": options.guess, "work": asdict(counts)}
+        details = {"threshold": threshold, "guess": guess, "work": asdict(counts)}
         return Found(circuit, details)
 
     return tau.at_threshold(experiment, options.threshold, options.n_edges, run, rough)

@@ -51,7 +51,7 @@ class Stored(Tensor):
     @staticmethod
     def __new__(cls, raw: Tensor, dtype: torch.dtype, device: torch.device) -> Stored:
         """Return a tensor without numbers of its own."""
-        made: Stored = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made: Stored = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]  # torch lists it not
             cls, raw.size(), strides=raw.stride(), storage_offset=raw.storage_offset(),
             dtype=dtype, device=device,
         )  # fmt: skip
@@ -60,7 +60,7 @@ class Stored(Tensor):
     def __init__(self, raw: Tensor, dtype: torch.dtype, device: torch.device) -> None:
         self.raw = raw
 
-    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]  # torch's has other options
         kept = f"{self.raw.dtype} on {self.raw.device}"
         return f"Stored({tuple(self.shape)}, {self.dtype} on {self.device}, kept in {kept})"
 

@@ -46,7 +46,7 @@ def show(found: Shown) -> None:
     if get_console().is_jupyter:
         from IPython.display import display
 
-        display(found)  # type: ignore[no-untyped-call]
+        display(found)  # type: ignore[no-untyped-call]  # IPython has no types
     else:
         tables.show(*_parts(found))
 
@@ -104,6 +104,7 @@ class _NotebookReporter(tables.TerminalReporter):
 def _parts(found: Shown) -> Iterator[Any]:
     """Yield what a result shows, and its warnings."""
     yield from _PARTS[type(found).__name__](found)
+    # a run has its warnings in its claim, and comparisons have none
     yield from tables.warnings_lines(getattr(found, "warnings", ()))
 
 

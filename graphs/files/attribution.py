@@ -263,14 +263,14 @@ def _own(
     where: object, own: Any
 ) -> tuple[dict[str, Any], list[tuple[str, float, bool]], dict[str, Any]]:
     """What our own files hold besides the graph."""
-    fields = {key: own.get(key) if isinstance(own, dict) else None
-              for key in ("cfg", "edges", "info")}  # fmt: skip
-    for key, value in fields.items():
+    fields: dict[str, dict[str, Any]] = {}
+    for key in ("cfg", "edges", "info"):
+        value = own.get(key) if isinstance(own, dict) else None
         if not isinstance(value, dict):
             raise CircuitFileError(f"{where}: 'circuit' has no object {key!r}; export it anew")
-    edges: dict[str, Any] = fields["edges"]  # type: ignore[assignment]
-    rows = [(name, score, True) for name, score in edges.items()]
-    return fields["cfg"], rows, fields["info"]  # type: ignore[return-value]
+        fields[key] = value
+    rows = [(name, score, True) for name, score in fields["edges"].items()]
+    return fields["cfg"], rows, fields["info"]
 
 
 def _objects(where: object, key: str, value: Any) -> list[dict[str, Any]]:
