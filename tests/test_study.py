@@ -291,7 +291,7 @@ def test_a_study_goes_on_with_another_grid(found: Study, asked: dict[str, Any]) 
         assert run_cell(row.cell) == FAILED  # it is tried again when it is asked for again
     assert [row["failed"] for row in table(found.folder)][:2] == ["", ""]
     html = study_html(again)
-    assert "unknown model &#x27;nowhere&#x27;" in html
+    assert "unknown model &#39;nowhere&#39;" in html
     acdc.study(asked, found.folder)
 
 
