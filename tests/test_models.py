@@ -180,6 +180,29 @@ def test_tokenizers_are_read_beside_native_models(native: Path, data: Path) -> N
     assert tokenizer.encode(" Mary", add_special_tokens=False) == [5335]
 
 
+def test_a_text_is_encoded_once(native: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for file in (data / "gpt2-tokenizer").glob("tokenizer*"):
+        shutil.copy(file, native)
+    _, tokenizer = load_model(str(native))
+    assert tokenizer is not None
+    first = tokenizer.encode("Mary and John")
+    asked, inside = [], tokenizer.inside.encode  # type: ignore[attr-defined]
+
+    def encode(text: str, **options: Any) -> Any:
+        asked.append(text)
+        return inside(text, **options)
+
+    monkeypatch.setattr(tokenizer.inside, "encode", encode)  # type: ignore[attr-defined]
+    again = tokenizer.encode("Mary and John")
+    assert again == first
+    again.clear()  # what a caller does with its own changes nothing
+    assert tokenizer.encode("Mary and John") == first == inside("Mary and John")
+    assert asked == []
+    assert tokenizer.encode("Mary and John", add_special_tokens=False) == first
+    assert tokenizer.encode(" Mary") == [5335]
+    assert asked == ["Mary and John", " Mary"]
+
+
 def test_hugging_face_folder_without_tokenizer(llama: Path) -> None:
     model, tokenizer = load_model(str(llama))
     assert tokenizer is None

@@ -30,6 +30,9 @@ _SETTINGS, _SPECIAL, _ADDED = (
 FILES = (_JSON, _SETTINGS, _SPECIAL, _ADDED, *_VOCABULARIES)
 """Of a tokenizer."""
 
+_SHORT, _MOST_KNOWN = 1 << 10, 1 << 15
+"""Characters of a text whose tokens are remembered at most, and how many texts are."""
+
 _ID = whole(0, (1 << 24) - 1)
 _MODELS = ("BPE", "WordPiece", "WordLevel", "Unigram")
 
@@ -110,6 +113,7 @@ class TextTokenizer:
     def __init__(self, inside: Any, folder: ModelFolder) -> None:
         self.inside, self._folder = inside, folder
         self.bos_token_id: int | None = inside.bos_token_id
+        self._known: dict[tuple[str, bool], tuple[int, ...]] = {}
 
     def __len__(self) -> int:
         return len(self.inside)
@@ -122,13 +126,20 @@ class TextTokenizer:
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Return the token ids of a text.
 
+        Those of short texts are remembered: drawing prompts asks for the same again and again.
+
         Raises
         ------
         ModelError
             If the tokenizer has no token for a part of it.
         """
+        key = text, add_special_tokens
+        if key in self._known:
+            return list(self._known[key])
         with _errors(f"{self._folder}: its tokenizer cannot encode {text!r}"):
             ids: list[int] = self.inside.encode(text, add_special_tokens=add_special_tokens)
+        if len(text) <= _SHORT and len(self._known) < _MOST_KNOWN:
+            self._known[key] = tuple(ids)
         return ids
 
     def decode(self, token_ids: Any) -> str:
