@@ -231,8 +231,8 @@ class Settings(Checked):
     holdout
         Share of a file's rows that discovery leaves to evaluation, see
         :mod:`acdc.tasks.split`; None for a built-in task, which draws others.
-    device, dtype
-        Where and in which precision.
+    device, offload, dtype
+        Where, whether weights stay in the memory of the host, and in which precision.
     intervention, direction
         What ablated edges carry, and from which run the search starts.
     mean_over
@@ -328,7 +328,14 @@ class Settings(Checked):
         None, "How a built-in task corrupts (acdc list tasks).", group="prompts"
     )
     prepend_bos: bool = option(False, "Put BOS before both prompts.", group="prompts")
-    device: str = option("cpu", "cpu, cuda, cuda:N or mps.", group="computing")
+    device: str = option(
+        "cpu", "cpu, cuda, cuda:N, mps, GPUs that share the layers (cuda:0,cuda:1), or auto.",
+        group="computing",
+    )  # fmt: skip
+    offload: str | None = option(
+        None, "cpu: weights stay in the memory of the host, and are brought to the device as they "
+        "are used.", group="computing", choices=("cpu",),
+    )  # fmt: skip
     dtype: str = option("float32", "float32, bfloat16, float16 or float64.", group="computing")
     intervention: str = option(
         "resample", "What ablated edges carry, see acdc list ablations.", group="ablation",

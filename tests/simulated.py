@@ -1,18 +1,20 @@
-"""A device that is not there: tensors that behave as if they lay on one.
+"""Devices that are not there: tensors that behave as if they lay on one.
 
-A tensor on it says that its device is ``lazy`` (which every torch knows and nothing here runs on),
-and holds its numbers beside itself, on the CPU.  What CUDA refuses is refused: an
-operation of tensors of both devices, a NumPy view, an index on the device into a tensor that is not
-there, a generator of the CPU for numbers on the device.  What CUDA allows is allowed: a number (a
-tensor without axes) of the CPU among tensors of the device, an index of the CPU, copies.
+A tensor on one says that its device is ``lazy:0`` or ``lazy:1`` (which every torch knows and
+nothing here runs on), and holds its numbers beside itself, on the CPU.  What CUDA refuses is
+refused: an operation of tensors of two devices, a NumPy view, an index on the device into a tensor
+that is not there, a generator of the CPU for numbers on the device.  What CUDA allows is allowed: a
+number (a tensor without axes) of the CPU among tensors of a device, an index of the CPU, copies.
+A tensor whose ``data`` were moved to the CPU is used by nothing until they are back.
 
-What leaves the device is counted (:attr:`Device.n_moved`): on a GPU each makes the host wait.
+What leaves for the CPU is counted (:attr:`Device.n_moved`): on a GPU each makes the host wait.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -22,14 +24,16 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-DEVICE = torch.device("lazy")
+from acdc.models.stored import Stored
+
+DEVICE, OTHER = torch.device("lazy:0"), torch.device("lazy:1")
+_CPU = torch.device("cpu")
 aten = torch.ops.aten
 
 _INDEXED = {
     aten.index.Tensor, aten.index_put.default, aten.index_put_.default,
     aten._index_put_impl_.default, aten._unsafe_index.Tensor, aten._unsafe_index_put.default,
 }  # fmt: skip
-_RESOLVING = ("acdc.models", "acdc.runs.given")
 _COPIES = {aten.copy_.default, aten._to_copy.default}
 _NUMBERS = {  # of which a value may be a number of the CPU, as of all that go element by element
     aten.masked_fill.Tensor, aten.masked_fill_.Tensor, aten.fill_.Tensor, aten.where.self,
@@ -42,15 +46,16 @@ class MixedDevicesError(RuntimeError):
 
 
 class OnDevice(Tensor):
-    """A tensor on the device."""
+    """A tensor on a device."""
 
     held: Tensor
+    is_away = False
 
     @staticmethod
-    def __new__(cls, held: Tensor) -> OnDevice:
+    def __new__(cls, held: Tensor, device: torch.device = DEVICE) -> OnDevice:
         self = Tensor._make_wrapper_subclass(
             cls, held.shape, strides=held.stride(), storage_offset=held.storage_offset(),
-            dtype=held.dtype, layout=held.layout, device=DEVICE, requires_grad=False,
+            dtype=held.dtype, layout=held.layout, device=device, requires_grad=False,
         )  # fmt: skip
         self.held = held
         return self
@@ -65,11 +70,13 @@ class OnDevice(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if Stored in types:  # which computes with what it holds
+            return NotImplemented
         return _run(func, args, kwargs or {})
 
 
 class Device(TorchDispatchMode):
-    """While it is entered, what is made for the device is made on it."""
+    """While it is entered, what is made for a device is made on it."""
 
     n_moved = 0
 
@@ -78,6 +85,9 @@ class Device(TorchDispatchMode):
         return False  # torch's compiler is not there, and importing it takes seconds
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if Stored in types:
+            with self:
+                return Stored.__torch_dispatch__(func, types, args, kwargs)
         return _run(func, args, kwargs or {})
 
 
@@ -88,8 +98,14 @@ class _Made(TorchFunctionMode):
         kwargs = kwargs or {}
         asked = kwargs.get("device")
         made = func in (torch.tensor, torch.as_tensor) and asked is not None
-        if made and torch.device(asked) == DEVICE:
-            return func(*args, **{**kwargs, "device": None}).to(DEVICE)
+        if made and torch.device(asked).type == DEVICE.type:
+            return func(*args, **{**kwargs, "device": None}).to(asked)
+        if func == Tensor.data.__set__ and isinstance(args[0], OnDevice):
+            args[0].is_away = not isinstance(args[1], OnDevice)
+            args[0].held = args[1] if args[0].is_away else args[1].held
+            return None
+        if func == Tensor.data.__get__ and getattr(args[0], "is_away", False):
+            return args[0].held
         if func in (Tensor.__getitem__, Tensor.__setitem__) and isinstance(args[0], OnDevice):
             args = (args[0], _index(args[1]), *args[2:])
         return func(*args, **kwargs)
@@ -103,25 +119,29 @@ def _index(index: Any) -> Any:
 
 
 def _run(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    if func.overloadpacket is aten.to:  # beneath autograd it comes here whole
+        with Device():
+            return func.decompose(*args, **kwargs)
     tensors = list(_tensors((*args, *kwargs.values())))
     ours = [isinstance(x, OnDevice) for x in tensors]
     asked = kwargs.get("device")
-    asked = None if asked is None else torch.device(asked)
-    goes = asked == DEVICE if asked is not None else any(ours)
-    if asked == DEVICE:
-        _check_generator(func, kwargs)
+    there = next((x.device for x in tensors if isinstance(x, OnDevice)), _CPU)
+    goes = there if asked is None else torch.device(asked)
+    if asked is not None and goes != _CPU:
+        _check_generator(func, kwargs, goes)
     _check(func, args, tensors)
-    if any(ours) and (not goes or func is aten._local_scalar_dense.default):
+    if any(ours) and (goes == _CPU or func is aten._local_scalar_dense.default):
         Device.n_moved += 1
     plain = {name: _of_each(OnDevice, _held, value) for name, value in kwargs.items()}
-    if asked == DEVICE:
-        plain["device"] = torch.device("cpu")
+    if asked is not None and goes.type == DEVICE.type:
+        plain["device"] = _CPU
     out = func(*(_of_each(OnDevice, _held, x) for x in args), **plain)
     if func is aten.copy_.default:
         Device.n_moved += ours == [False, True]
     if func._schema.is_mutable:  # what was written to comes back, wherever it is
         return kwargs.get("out", args[0]) if isinstance(out, Tensor) else None
-    return _of_each(Tensor, OnDevice, out) if goes else out
+    on = partial(OnDevice, device=goes)
+    return _of_each(Tensor, on, out) if goes.type == DEVICE.type else out
 
 
 def _held(x: OnDevice) -> Tensor:
@@ -146,38 +166,49 @@ def _of_each(kind: type, make: Any, value: Any) -> Any:
     return value
 
 
-def _check_generator(func: Any, kwargs: dict[str, Any]) -> None:
+def _check_generator(func: Any, kwargs: dict[str, Any], device: torch.device) -> None:
     generator = kwargs.get("generator")
-    if generator is not None and generator.device != DEVICE:
-        raise MixedDevicesError(f"{func}: a generator of {generator.device} for {DEVICE}")
+    if generator is not None and generator.device != device:
+        raise MixedDevicesError(f"{func}: a generator of {generator.device} for {device}")
 
 
 def _check(func: Any, args: Any, tensors: list[Tensor]) -> None:
-    """Refuse tensors of both devices."""
-    ours = [isinstance(x, OnDevice) for x in tensors]
-    if all(ours) or not any(ours) or func in _COPIES:
+    """Refuse tensors of two devices."""
+    if any(isinstance(x, OnDevice) and x.is_away for x in tensors):
+        raise MixedDevicesError(f"{func}: a tensor whose data are on the CPU")
+    there = {x.device for x in tensors}
+    if len(there) < 2 or func in _COPIES:
         return
-    if func in _INDEXED and isinstance(args[0], OnDevice):
-        values = [x for x in args[2:3] if isinstance(x, Tensor)]
-        if all(isinstance(x, OnDevice) or not x.ndim for x in values):
+    if there == {_CPU, max(there, key=str)}:  # one device, beside the CPU
+        if func in _INDEXED and isinstance(args[0], OnDevice):
+            values = [x for x in args[2:3] if isinstance(x, Tensor)]
+            if all(isinstance(x, OnDevice) or not x.ndim for x in values):
+                return
+        pointwise = torch.Tag.pointwise in func.tags or func in _NUMBERS
+        others = [x for x in tensors if not isinstance(x, OnDevice)]
+        if pointwise and func not in _INDEXED and not any(x.ndim for x in others):
             return
-    pointwise = torch.Tag.pointwise in func.tags or func in _NUMBERS
-    others = [x for x, own in zip(tensors, ours, strict=True) if not own]
-    if pointwise and func not in _INDEXED and not any(x.ndim for x in others):
-        return
-    kinds = [
-        f"{'device' if own else 'cpu'}{list(x.shape)}" for x, own in zip(tensors, ours, strict=True)
-    ]
+    kinds = [f"{x.device}{list(x.shape)}" for x in tensors]
     raise MixedDevicesError(f"{func}: tensors on two devices: {', '.join(kinds)}")
 
 
 @contextmanager
 def device() -> Iterator[type[Device]]:
-    """Enter the device, which models are known to be able to lie on; the count begins at 0."""
+    """Enter the devices, which models are known to be able to lie on; the count begins at 0."""
     Device.n_moved = 0
-    known = [mock.patch(f"{module}.resolve_device", torch.device) for module in _RESOLVING]
-    with Device(), _Made(), known[0], known[1]:
+    with Device(), _Made(), mock.patch("acdc.models.devices.resolve_device", torch.device):
         yield Device
+
+
+@contextmanager
+def room(n_bytes: int) -> Iterator[None]:
+    """Let both devices be there for the option, each with room for so many bytes of weights."""
+    names = [str(DEVICE), str(OTHER)]
+    with (
+        mock.patch("acdc.models.devices._gpus", return_value=names),
+        mock.patch("acdc.models.placement.room_on", return_value=n_bytes),
+    ):
+        yield
 
 
 def moved(module: torch.nn.Module) -> torch.nn.Module:

@@ -302,7 +302,8 @@ def test_devices_that_are_not_there(data: Path, monkeypatch: pytest.MonkeyPatch)
         with pytest.raises(DeviceError) as caught:
             load_model(folder, device=device)
         assert str(caught.value) == (
-            f"unknown device '{device}': expected cpu, cuda, cuda:N or mps; this machine has cpu"
+            f"unknown device '{device}': expected cpu, cuda, cuda:N, mps, several as "
+            "cuda:0,cuda:1, or auto; this machine has cpu"
         )
     assert resolve_device("cpu") == torch.device("cpu")
 

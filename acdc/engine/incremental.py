@@ -376,7 +376,9 @@ class IncrementalRun:
         places = Places(experiment.program)
         units = units_of(experiment.program, experiment.components.unit)
         self.states: dict[int, BatchState] = {}
-        streams = is_streamed(experiment, memory)
+        model = experiment.model
+        kept_beside = model.offloads and model.device.type != "cpu"
+        streams = kept_beside or is_streamed(experiment, memory)
 
         def begin(i: int) -> Tensor:
             state = self.states[i] = BatchState(experiment, i, places, units)

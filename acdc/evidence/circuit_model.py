@@ -246,8 +246,9 @@ def _measured(
     """Load what was written, check that it is the ablated run, and say what it does."""
     shape = experiment.model.shape
     model, tokenizer = load_model(
-        str(new), device=settings.device, split_qkv=shape.split_qkv, split_embed=shape.split_embed
-    )
+        str(new), device=settings.device, offload=settings.offload,
+        split_qkv=shape.split_qkv, split_embed=shape.split_embed,
+    )  # fmt: skip
     graph, patched = experiment.graph, PatchedModel(experiment)
     wanted = patched.values(kept[graph.sender_component[graph.edge_sender]])
     found = replace(experiment, model=model, constants=None).plain_values("clean")

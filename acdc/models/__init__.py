@@ -18,7 +18,13 @@ import torch
 
 from acdc.errors import DeviceError, ModelError, UnknownNameError
 from acdc.files.folders import local_folder
-from acdc.models.devices import arithmetic_of, resolve_device, resolve_dtype
+from acdc.models.devices import (
+    Placement,
+    arithmetic_of,
+    resolve_device,
+    resolve_dtype,
+    resolve_placement,
+)
 from acdc.models.folder import ModelFolder, read_object
 from acdc.models.steps import split_step, step_folder
 from acdc.registry import Registry
@@ -60,6 +66,7 @@ def load_model(
     model: Any,
     *,
     device: str = "cpu",
+    offload: str | None = None,
     dtype: str = "float32",
     split_qkv: bool = True,
     split_embed: bool = False,
@@ -79,7 +86,12 @@ def load_model(
         :class:`acdc.models.lowering.LoweredModel`; or either with its tokenizer, as this
         function returns them.
     device
-        ``cpu``, ``cuda``, ``cuda:N`` or ``mps``; a model that is loaded stays where it is.
+        ``cpu``, ``cuda``, ``cuda:N`` or ``mps``; several GPUs that share its layers
+        (``cuda:0,cuda:1``); or ``auto``, as many GPUs as it takes, and the memory of the host for
+        what is left (:mod:`acdc.models.placement`).  A model that is loaded stays where it is.
+    offload
+        ``cpu``: weights stay in the memory of the host, and each is brought to the device when it
+        is used.
     dtype
         ``float32``, ``float64``, ``bfloat16`` or ``float16``; likewise.  On a CPU that computes in
         one of the last two slowly, weights are of that type and are cast layer by layer as they
@@ -111,14 +123,15 @@ def load_model(
     if not isinstance(model, str | Path):
         return _loaded(model, split_qkv=split_qkv, split_embed=split_embed)
     name_or_path = str(model)
-    place, number = resolve_device(device), resolve_dtype(dtype)
+    placement, number = resolve_placement(device, offload), resolve_dtype(dtype)
+    place = placement.device
     if place.type == "mps" and number is torch.float64:
         raise DeviceError("device 'mps' has no float64: choose float32 or another device")
     path = _find(name_or_path)
     with quiet(), torch.random.fork_rng(devices=[]):
         use = arithmetic_of(place, number)
-        bridge, tokenizer = _load(path, name_or_path, place, number, use, trust_remote_code)
-        if use != number:
+        bridge, tokenizer = _load(path, name_or_path, placement, number, use, trust_remote_code)
+        if use != number or placement.held:
             keep_stored(bridge, number, use, place)
         name = name_or_path if path is None else _short_name(name_or_path, path)
         lowered = lower(bridge, split_qkv=split_qkv, split_embed=split_embed, name=name)
@@ -149,7 +162,7 @@ def _loaded(given: Any, *, split_qkv: bool, split_embed: bool) -> Loaded:
 def _load(
     path: Path | None,
     name: str,
-    device: torch.device,
+    placement: Placement,
     keep: torch.dtype,
     use: torch.dtype,
     trust_remote_code: bool,
@@ -162,13 +175,21 @@ def _load(
     from acdc.models.hugging_face import load_hugging_face
     from acdc.models.legacy import OWNERS, load_legacy
     from acdc.models.native import load_native
+    from acdc.models.placement import place
 
     if path is None and name.startswith(OWNERS):
-        return load_legacy(name, device, use)
-    folder = ModelFolder.on_hub(name) if path is None else ModelFolder(path)
-    if path is not None and not is_hugging_face(folder):
-        return load_native(folder, device, use)
-    return load_hugging_face(folder, device, keep, use, trust_remote_code=trust_remote_code)
+        loaded = load_legacy(name, placement.loading, use)
+    else:
+        folder = ModelFolder.on_hub(name) if path is None else ModelFolder(path)
+        if path is None or is_hugging_face(folder):
+            allowed = trust_remote_code
+            return load_hugging_face(folder, placement, keep, use, trust_remote_code=allowed)
+        loaded = load_native(folder, placement.loading, use)
+    if placement.held:
+        bridge, _ = loaded
+        place(bridge.original_model, placement, keep, use, [type(bridge.blocks[0]).__name__])
+        bridge.cfg.device = str(placement.device)
+    return loaded
 
 
 def _find(name: str) -> Path | None:

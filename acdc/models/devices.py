@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch.torch_version import TorchVersion
 
 from acdc.engine.processes import here
 from acdc.errors import DeviceError
 
-__all__ = ["arithmetic_of", "computes_fast", "resolve_device", "resolve_dtype"]
+__all__ = [
+    "Placement",
+    "arithmetic_of",
+    "computes_fast",
+    "resolve_device",
+    "resolve_dtype",
+    "resolve_placement",
+]
+
+_HOST = torch.device("cpu")
 
 _DTYPES = {
     "float32": torch.float32,
@@ -37,8 +48,8 @@ def resolve_device(device: str) -> torch.device:
         found = None
     if found is None or found.type not in ("cpu", "cuda", "mps"):
         raise DeviceError(
-            f"unknown device {device!r}: expected cpu, cuda, cuda:N or mps; "
-            f"this machine has {', '.join(there)}"
+            f"unknown device {device!r}: expected cpu, cuda, cuda:N, mps, several as "
+            f"cuda:0,cuda:1, or auto; this machine has {', '.join(there)}"
         )
     wanted = "cuda:0" if device == "cuda" else device
     if wanted not in there:
@@ -49,6 +60,90 @@ def resolve_device(device: str) -> torch.device:
             f"to {_MPS_RIGHT} or later, or choose cpu"
         )
     return here().device(found)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a model is computed, and where its weights are held.
+
+    Parameters
+    ----------
+    name
+        As it was asked for.
+    device
+        Where all is computed but products with weights that another GPU holds.
+    held
+        Where weights are held, in the order in which these are filled; ``cpu`` is the memory of the
+        host.  Empty: they are simply on the device.
+    balanced
+        Whether each is to hold about as much.
+    """
+
+    name: str
+    device: torch.device
+    held: tuple[torch.device, ...] = ()
+    balanced: bool = False
+
+    @property
+    def loading(self) -> torch.device:
+        """Where weights are until it is known where they are held."""
+        return _HOST if self.held else self.device
+
+    @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """Where products with weights are computed, each with its number."""
+        gpus = tuple(one for one in self.held if one != _HOST)
+        return gpus or (_numbered(self.device),)
+
+
+def resolve_placement(device: str, offload: str | None = None) -> Placement:
+    """Return where a model is to be computed, and its weights are to be held.
+
+    Parameters
+    ----------
+    device
+        As for :func:`resolve_device`; several GPUs, ``cuda:0,cuda:1``, which hold about as much
+        each; or ``auto``: GPUs that are filled one after the other, and the memory of the host for
+        the rest.
+    offload
+        ``cpu``: all weights are held in the memory of the host.
+
+    Raises
+    ------
+    DeviceError
+        As :func:`resolve_device`; or if what is asked for does not go together.
+    """
+    if offload not in (None, "cpu"):
+        raise DeviceError(f"unknown offload {offload!r}: expected cpu, or none")
+    names = _gpus() if device == "auto" else device.split(",")
+    if not names:
+        raise DeviceError(
+            f"device 'auto': this machine has no GPU, only {', '.join(_available())}: name one "
+            "of these"
+        )
+    found = [resolve_device(name) for name in names]
+    if device != "auto" and len(found) == 1:
+        main = _numbered(found[0]) if offload else found[0]
+        return Placement(device, main, (_HOST,) if offload else ())
+    if any(one.type in ("cpu", "mps") for one in found) or len(set(names)) < len(names):
+        raise DeviceError(
+            f"device {device!r}: several devices are GPUs, each once, as cuda:0,cuda:1; this "
+            f"machine has {', '.join(_available())}"
+        )
+    if offload:
+        raise DeviceError(
+            f"offload {offload!r} with device {device!r}: weights in the memory of the host are "
+            "used on one device: name that, or leave offload out"
+        )
+    held = tuple(map(_numbered, found))
+    if device == "auto":
+        return Placement(device, held[0], (*held, _HOST))
+    return Placement(device, held[0], held, balanced=True)
+
+
+def _numbered(device: torch.device) -> torch.device:
+    """``cuda:0`` for ``cuda``: so weights say it, and are compared."""
+    return torch.device("cuda", 0) if device == torch.device("cuda") else device
 
 
 _FAST = {
@@ -76,9 +171,12 @@ def arithmetic_of(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     return dtype if device.type != "cpu" or computes_fast(dtype) else torch.float32
 
 
+def _gpus() -> list[str]:
+    return [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+
+
 def _available() -> list[str]:
-    names = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
-    return names + (["mps"] if torch.backends.mps.is_available() else [])
+    return ["cpu", *_gpus()] + (["mps"] if torch.backends.mps.is_available() else [])
 
 
 def resolve_dtype(dtype: str) -> torch.dtype:

@@ -21,8 +21,10 @@ from acdc.errors import ModelError, did_you_mean
 from acdc.files.pickled import read_pt
 from acdc.files.tensors import FLOATING, check_floating, read_safetensors
 from acdc.models.configuration import check_configuration, check_relations
+from acdc.models.devices import Placement
 from acdc.models.folder import ModelFolder, check_sizes, foreign_errors, read_object
 from acdc.models.lowering.families import check_architecture
+from acdc.models.placement import place
 from acdc.models.stored import Stored
 from acdc.models.tokenizer import TextTokenizer, read_tokenizer
 
@@ -35,7 +37,7 @@ _IGNORED_BUFFERS = re.compile(r"\b(attn|attention)\.(masked_)?bias$|\binv_freq$"
 
 def load_hugging_face(
     folder: ModelFolder,
-    device: torch.device,
+    placement: Placement,
     keep: torch.dtype,
     use: torch.dtype,
     *,
@@ -51,7 +53,7 @@ def load_hugging_face(
     folder
         With ``config.json``, ``model.safetensors`` or ``pytorch_model.bin`` (or the parts of them
         that an ``.index.json`` lists), and perhaps a tokenizer.
-    device, keep, use
+    placement, keep, use
         Where, in which precision weights are kept, and in which they are computed with.
     trust_remote_code
         Let Python code in the folder run.
@@ -71,7 +73,11 @@ def load_hugging_face(
     else:
         module, architecture = read_module(folder, values, keep, use)
         trust_remote_code = False
-    module = module if device.type == "cpu" else module.to(device)
+    device = placement.device
+    if placement.held:
+        place(module, placement, keep, use, list(module._no_split_modules or ()))
+    elif device.type != "cpu":
+        module = module.to(device)
     tokenizer = read_tokenizer(folder, module.config, trust_remote_code=trust_remote_code)
     bridge = build_bridge_from_module(
         module,

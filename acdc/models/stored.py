@@ -3,7 +3,11 @@
 A :class:`Stored` weight says that it is, say, float32 on a GPU; what it holds are bfloat16 numbers,
 perhaps in the memory of the host.  It is cast and moved when a product asks for it, a layer at a
 time, and forgotten again: autograd keeps the weight itself for the backward pass, not the copy.
+What is held on another GPU stays there: the product is computed there, and comes back.
 Results are those of a model loaded in that type from the same numbers, to the last bit.
+
+So whatever reads a weight need not know where it lies, and all else (stream, gradients, the state
+of a search) is where the weights say that they are.
 """
 
 from __future__ import annotations
@@ -14,9 +18,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
-__all__ = ["Stored", "keep_stored", "kept_in"]
+__all__ = ["Stored", "is_offloaded", "keep_stored", "kept_in", "used_at"]
 
 _aten = torch.ops.aten
 _VIEWS = {
@@ -67,6 +71,16 @@ class Stored(Tensor):
     def __deepcopy__(self, memo: dict[int, Any]) -> Stored:
         return self  # never written to
 
+    @property
+    def at(self) -> torch.device:
+        """Where products with it are computed: on the GPU that holds it, if one does."""
+        return self.device if self.raw.device.type == "cpu" else self.raw.device
+
+    @property
+    def as_is(self) -> bool:
+        """Whether it is used as it is held: not cast, not brought from elsewhere."""
+        return self.raw.dtype == self.dtype and self.raw.device == self.at
+
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]  # as torch calls it
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -82,11 +96,22 @@ class Stored(Tensor):
             return func(own.raw, *there, **(kwargs or {})).to(own.device, own.dtype)
         if func is _aten.mm.default and isinstance(args[1], Stored):
             some = max(1, _MOST_SCRATCH // len(args[1]))
-            if args[1].shape[1] > some:  # an unembedding: a few of its outputs at a time
+            if args[1].shape[1] > some and not args[1].as_is:  # an unembedding: some outputs each
                 return torch.cat([args[0] @ part for part in args[1].split(some, dim=1)], dim=1)
-        scratch = _Scratch()
-        used = tree_map(scratch.used, (args, kwargs or {}))
+        kwargs = kwargs or {}
+        own = next(x for x in tree_leaves((args, kwargs)) if isinstance(x, Stored))
+        if own.at != own.device and not func._schema.is_mutable and kwargs.get("device") is None:
+            return _computed_at(own, func, args, kwargs)
+        scratch = _Scratch(own.device)
+        used = tree_map(scratch.used, (args, kwargs))
         return tree_map(scratch.own, func(*used[0], **used[1]))
+
+
+def _computed_at(own: Stored, func: Any, args: Any, kwargs: Any) -> Any:
+    """Compute where a weight is held, and bring back what is found."""
+    scratch = _Scratch(own.at)
+    there = tree_map(lambda x: _moved(scratch.used(x), own.at), (args, kwargs))
+    return tree_map(lambda x: _moved(x, own.device), func(*there[0], **there[1]))
 
 
 def _moved(x: Any, device: torch.device) -> Any:
@@ -97,11 +122,17 @@ class _Scratch:
     """Copies of the weights that one operation reads, in memory that the next one uses again.
 
     Fresh memory costs the system more than the cast does.
+
+    Parameters
+    ----------
+    at
+        Where the operation is.
     """
 
     _rooms = threading.local()
 
-    def __init__(self) -> None:
+    def __init__(self, at: torch.device) -> None:
+        self._at = at
         self._used: list[Tensor] = []
 
     def used(self, x: Any) -> Any:
@@ -109,8 +140,8 @@ class _Scratch:
         if not isinstance(x, Stored):
             return x
         raw = x.raw
-        if x.device.type != "cpu" or raw.numel() > _MOST_SCRATCH or raw.dtype == x.dtype:
-            return raw.to(x.device, x.dtype)
+        if self._at.type != "cpu" or raw.numel() > _MOST_SCRATCH or raw.dtype == x.dtype:
+            return raw.to(self._at, x.dtype, non_blocking=raw.device.type == "cpu")
         copy = torch.empty_like(raw, dtype=x.dtype, device="meta")  # dense, in the same order
         room = self._room(len(self._used), x.dtype, raw.numel())
         copy = room[: raw.numel()].as_strided(raw.size(), copy.stride())
@@ -119,7 +150,7 @@ class _Scratch:
 
     def own(self, x: Any) -> Any:
         """Return a result, copied where it lies in memory that will be used again."""
-        if isinstance(x, Tensor) and not isinstance(x, Stored):
+        if self._used and isinstance(x, Tensor) and not isinstance(x, Stored):
             starts = {room.untyped_storage().data_ptr() for room in self._used}
             return x.clone() if x.untyped_storage().data_ptr() in starts else x
         return x
@@ -136,11 +167,12 @@ def keep_stored(
     keep: torch.dtype,
     use: torch.dtype,
     device: torch.device,
-    held: Callable[[Tensor], Tensor] = lambda raw: raw,
+    held: Callable[[nn.Parameter], torch.device] | None = None,
 ) -> None:
-    """Let the matrices of a module be kept in one type and used in another.
+    """Let the matrices of a module be kept in one type, or at some places, and used in another.
 
-    Vectors (norms, biases) are rounded to ``keep`` and kept in ``use``: they are few.
+    Vectors (norms, biases) are rounded to ``keep`` and kept in ``use`` where they are used: they
+    are few.  Matrices that are stored already stay as they are.
 
     Parameters
     ----------
@@ -151,7 +183,8 @@ def keep_stored(
     device
         Where it is used.
     held
-        Puts what is kept where it is to stay.
+        Where a matrix is held; None: on the device.  What is in the memory of the host is brought
+        to the device when it is used, each time.
     """
     places: dict[int, tuple[nn.Parameter, list[tuple[nn.Module, str]]]] = {}
     for module in modules.modules():
@@ -164,12 +197,36 @@ def keep_stored(
         if data.ndim < 2:
             data = data.to(keep).to(device, use)
         elif not isinstance(data, Stored):
-            data = Stored(held(data.to(keep)), use, device)
+            home = device if held is None else held(parameter)
+            data = _kept(data.to(home, keep), use, device)
         kept = nn.Parameter(data, requires_grad=False)
         for module, name in at:
             module._parameters[name] = kept
 
 
+def _kept(raw: Tensor, use: torch.dtype, device: torch.device) -> Tensor:
+    """What is held, as something that is used in a type on a device."""
+    if raw.device.type == "cpu" and device.type == "cuda":
+        raw = raw.pin_memory()  # which is brought several times as fast
+    elsewhere = raw.device != device or device.type == "cpu"
+    return Stored(raw, use, device) if elsewhere or raw.dtype != use else raw
+
+
 def kept_in(weight: Tensor) -> torch.dtype:
     """Type in which a weight is held."""
     return weight.raw.dtype if isinstance(weight, Stored) else weight.dtype
+
+
+def used_at(weight: Tensor) -> torch.device:
+    """Where products with a weight are computed."""
+    return weight.at if isinstance(weight, Stored) else weight.device
+
+
+def is_offloaded(weight: Tensor) -> bool:
+    """Whether a weight is brought from the memory of the host for each product.
+
+    So is one on a CPU, without a copy, that is held in the type that it is used in.
+    """
+    if not isinstance(weight, Stored) or weight.raw.device.type != "cpu":
+        return False
+    return weight.device.type != "cpu" or weight.raw.dtype == weight.dtype

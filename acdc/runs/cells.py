@@ -188,9 +188,9 @@ def _agree(found: Settings, asked: Settings) -> bool:
     """Whether a run is of settings that were asked for.
 
     What was left to the run (None) stands in its ``run.json`` as it was, and of prompts how many
-    there were.
+    there were.  Where weights were held changes nothing.
     """
-    own, left_out = found.plain(), {"n_prompts", "n_select", "trust_remote_code"}
+    own, left_out = found.plain(), {"n_prompts", "n_select", "offload", "trust_remote_code"}
     return all(
         own[name] == value
         for name, value in asked.plain().items()

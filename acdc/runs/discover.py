@@ -177,6 +177,7 @@ def discover(
         able, experiment, attached, tokenizer = prepare(settings, memory, sites, strict)
     if checkpoint is not None and here().size == 1:
         identity = {**settings.plain(), **_fingerprint(experiment), "versions": versions()}
+        del identity["offload"]  # which changes nothing
         work = replace(work, checkpoint=Checkpoint(checkpoint, identity))
     if experiment.ablation.trained:
         with timer.phase("constants"):

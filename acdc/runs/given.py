@@ -7,15 +7,17 @@ an object are alike to everything else.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from acdc.engine.metrics import METRICS, Metric, get_metric
 from acdc.errors import OptionError
 from acdc.methods import METHODS, Method
 from acdc.models import Loaded, load_model
-from acdc.models.devices import resolve_device, resolve_dtype
+from acdc.models.devices import resolve_dtype, resolve_placement
 from acdc.settings import Lost, Settings
 from acdc.tasks import DEFAULT_METRIC, TASKS, Task, TaskSpec
 
@@ -107,11 +109,13 @@ def _method(value: Any) -> tuple[str, Any]:
 
 
 def _place(loaded: Loaded, asked: dict[str, Any]) -> dict[str, Any]:
-    """Device and dtype of a model that is loaded, which are those of the run."""
+    """Devices and dtype of a model that is loaded, which are those of the run."""
     model, _ = loaded
-    device, dtype = str(model.device), str(model.kept_dtype).removeprefix("torch.")
+    device, dtype = _said(model.devices), str(model.kept_dtype).removeprefix("torch.")
+    offload = "cpu" if model.offloads else None
     for name, has, wanted in (
-        ("device", model.device, resolve_device(asked.get("device", device))),
+        ("device", device, _said(resolve_placement(asked.get("device", device)).devices)),
+        ("offload", offload, asked.get("offload", offload)),
         ("dtype", model.kept_dtype, resolve_dtype(asked.get("dtype", dtype))),
     ):
         if has != wanted:
@@ -119,7 +123,12 @@ def _place(loaded: Loaded, asked: dict[str, Any]) -> dict[str, Any]:
                 f"{name} {asked[name]!r} was asked for, the model given has {has}: move it first, "
                 "or leave it out"
             )
-    return {"device": device, "dtype": dtype}
+    return {"device": device, "offload": offload, "dtype": dtype}
+
+
+def _said(devices: Iterable[torch.device]) -> str:
+    """Name of devices, as ``--device`` takes it."""
+    return ",".join(map(str, devices))
 
 
 def check_given(settings: Settings, *names: str) -> None:
@@ -184,6 +193,7 @@ def model_of(settings: Settings, dtype: str | None = None) -> Loaded:
     return load_model(
         settings.model,
         device=settings.device,
+        offload=settings.offload,
         dtype=dtype,
         split_qkv=settings.split_qkv,
         split_embed=settings.split_embed,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from acdc.models.lowering.attention import Attention
 from acdc.models.lowering.norm import Norm
-from acdc.models.stored import kept_in
+from acdc.models.stored import is_offloaded, kept_in, used_at
 from graphs import GraphShape
 
 __all__ = ["FeedForward", "Key", "LoweredLayer", "LoweredModel", "RoutedMlp", "Trace"]
@@ -322,8 +322,23 @@ class LoweredModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights live."""
+        """Where all is but weights that are held elsewhere, see :mod:`acdc.models.stored`."""
         return self.W_U.device
+
+    @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """Where products with weights are computed: its device, and others that hold layers."""
+        return tuple(dict.fromkeys([self.device, *map(used_at, self._some_weights)]))
+
+    @property
+    def offloads(self) -> bool:
+        """Whether weights stay in the memory of the host, and are brought to the device."""
+        return any(map(is_offloaded, self._some_weights))
+
+    @property
+    def _some_weights(self) -> list[Tensor]:
+        """One of each layer, which is not cut, and that of the unembedding."""
+        return [*(layer.attention.W_O for layer in self.layers), self.W_U]
 
     @property
     def dtype(self) -> torch.dtype:
