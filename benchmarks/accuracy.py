@@ -22,7 +22,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from acdc.engine.experiment import Experiment
 from acdc.engine.metrics import get_metric
 from acdc.errors import OutputError, UnknownNameError
 from acdc.evidence.references import REFERENCES
+from acdc.executors import Resources
 from acdc.measure.curves import Curve, ranked_scores, score_curve, smallest_faithful, sweep_curve
 from acdc.measure.evaluation import Evaluator
 from acdc.methods import METHODS
@@ -40,6 +41,7 @@ from acdc.methods.acdc import TWO_SIDED
 from acdc.methods.sweep import sweep
 from acdc.models import load_model, resolve_device
 from acdc.runs.folder import versions
+from acdc.runs.many import ALONE, results_of
 from acdc.tasks import DEFAULT_METRIC, load_task
 from benchmarks.measure import conditions, timed
 from benchmarks.shortcuts import MODELS as SHORTCUTS
@@ -357,7 +359,19 @@ class _Found:
     masks: tuple[Mask, ...] = ()
 
 
-def measure(plan: Plan, table: Table, device: str = "cpu") -> Iterator[dict[str, Any]]:
+@dataclass(frozen=True)
+class _Asked:
+    """What one cell is measured from."""
+
+    subject: Subject
+    method: str
+    plan: Plan
+    device: str
+
+
+def measure(
+    plan: Plan, table: Table, device: str = "cpu", resources: Resources = ALONE
+) -> Iterator[dict[str, Any]]:
     """Fill a table with the cells of a plan that it lacks, and yield each one.
 
     Parameters
@@ -368,28 +382,47 @@ def measure(plan: Plan, table: Table, device: str = "cpu") -> Iterator[dict[str,
         Where cells are stored.
     device
         Where models run.
+    resources
+        Where cells are measured, and how many at a time.
+
+    Raises
+    ------
+    ProcessError
+        If a worker dies of a cell, twice; what is measured is stored.
     """
+    asked = []
     for name, subject in plan.subjects.items():
         for stored in [cell for key, cell in table.cells.items() if key[0] == name]:
             if add_random(subject, stored):
                 table.add(stored, device)
-        requests = {method: plan.request(subject, method, device) for method in plan.methods}
-        missing = [m for m in plan.methods if not table.finished(name, m, requests[m])]
-        if not missing:
-            continue
-        evaluator = Evaluator(_experiment(subject, plan.n_prompts, device))
-        for method in missing:
-            place = resolve_device(device)
-            seconds, found = timed(partial(_find, evaluator, method, plan), place)
-            cell = {
-                "subject": name,
-                "method": method,
-                **_cell(subject, evaluator, found, plan.n_resamples),
-                "seconds": round(seconds, 3),
-                "request": requests[method],
-            }
-            table.add(_rounded(cell), device)
-            yield table.cells[name, method]
+        missing = (
+            m for m in plan.methods if not table.finished(name, m, plan.request(subject, m, device))
+        )
+        asked += [_Asked(subject, method, plan, device) for method in missing]
+    for place, cell in results_of(_measured, asked, resources):
+        table.add(cell, device)
+        yield table.cells[asked[place].subject.name, asked[place].method]
+
+
+def _measured(asked: _Asked) -> dict[str, Any]:
+    subject, method, plan, device = asked.subject, asked.method, asked.plan, asked.device
+    evaluator = _evaluator(subject, plan.n_prompts, device)
+    seconds, found = timed(partial(_find, evaluator, method, plan), resolve_device(device))
+    return _rounded(
+        {
+            "subject": subject.name,
+            "method": method,
+            **_cell(subject, evaluator, found, plan.n_resamples),
+            "seconds": round(seconds, 3),
+            "request": plan.request(subject, method, device),
+        }
+    )
+
+
+@lru_cache(maxsize=1)
+def _evaluator(subject: Subject, n_prompts: int, device: str) -> Evaluator:
+    """The subject's, for its methods one after the other."""
+    return Evaluator(_experiment(subject, n_prompts, device))
 
 
 def _experiment(subject: Subject, n_prompts: int, device: str) -> Experiment:

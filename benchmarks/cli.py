@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from acdc.cli import options as opt
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -119,6 +121,10 @@ def accuracy(
         str | None, typer.Option("--methods", help="Only these, as acdc,eap-ig.")
     ] = None,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:N or mps.")] = "cpu",
+    jobs: opt.Jobs = None,
+    executor: opt.Executor = None,
+    address: opt.Address = None,
+    gpus: opt.Gpus = None,
     readme: Annotated[
         Path | None,
         typer.Option("--readme", help="Put the table between the markers of this file, too."),
@@ -131,6 +137,7 @@ def accuracy(
 
     Example: acdc bench accuracy --quick --out accuracy
     """
+    from acdc.executors import HERE, resources_of
     from acdc.terminal.tables import say
     from benchmarks.accuracy import Plan, Table, measure
     from benchmarks.accuracy_report import check_readme, run_table, update_readme, write_report
@@ -140,7 +147,8 @@ def accuracy(
     plan = (Plan.quick if quick else Plan.full)().only(_names(models), _names(methods))
     folder = out or Path("runs") / ("accuracy-quick" if quick else "accuracy")
     table = Table(folder)
-    for cell in measure(plan, table, device):
+    where = {"name": executor, "jobs": jobs, "address": address, "gpus": gpus}
+    for cell in measure(plan, table, device, resources_of(where, HERE)):
         say(f"{cell['subject']}, {cell['method']}: {cell['seconds']:.1f} s", stderr=True)
     cells = list(table.cells.values())
     files = write_report(cells, folder)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from itertools import islice
+from typing import Any
 
 from graphs.text import one_line
 
@@ -37,6 +38,16 @@ class InputError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(one_line(message))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors of other processes have their line, whatever they were made of."""
+        return _restored, (type(self), str(self))
+
+
+def _restored(kind: type[InputError], line: str) -> InputError:
+    error = kind.__new__(kind, line)
+    error.args = (line,)
+    return error
 
 
 class GraphError(InputError):

@@ -25,10 +25,10 @@ import acdc
 from acdc.cli import main
 from acdc.errors import InputError, OptionError
 from acdc.evidence.study import SECONDS, Study
-from acdc.executors import Lost, Processes, Resources, chosen
+from acdc.executors import Lost, Processes, Resources, chosen, resources_of
 from acdc.pages.study import save_page, study_html
 from acdc.runs.cells import BUSY, DONE, FAILED, _claimed, run_cell
-from acdc.runs.grid import Grid, read_study, resources_of
+from acdc.runs.grid import Grid, read_study
 
 
 @pytest.fixture(scope="module")

@@ -147,6 +147,10 @@ def sweep(
         typer.Option("--out", help="Folder to write (default: runs/sweep-<task>-<time>)."),
     ] = None,
     overwrite: opt.Overwrite = False,
+    jobs: opt.Jobs = None,
+    executor: opt.Executor = None,
+    address: opt.Address = None,
+    gpus: opt.Gpus = None,
     **asked: Any,
 ) -> None:
     """Run ACDC over thresholds: size and faithfulness of every circuit, as table and plot.
@@ -155,17 +159,21 @@ def sweep(
     """
     from acdc.evidence.frontier import check_thresholds
     from acdc.evidence.frontier import sweep as run_sweep
+    from acdc.executors import HERE, resources_of
     from acdc.runs.folder import check_output
     from acdc.terminal.tables import TerminalReporter, frontier_table
 
     n_bytes = to_bytes(memory)
     taus = None if thresholds is None else check_thresholds(_numbers(thresholds))
+    where = {"name": executor, "jobs": jobs, "address": address, "gpus": gpus}
+    resources = resources_of(where, HERE)
     folder = out or _default_folder(f"sweep-{Path(task).stem}")
     check_output(folder, overwrite=overwrite)
     reporter = TerminalReporter()
     frontier = run_sweep(
-        task, taus, reporter=reporter, memory=n_bytes, guess=guess, candidates=candidates, **asked
-    )
+        task, taus, resources=resources, reporter=reporter, memory=n_bytes, guess=guess,
+        candidates=candidates, **asked,
+    )  # fmt: skip
     with reporter.phase("draw and write", None):
         frontier.save(folder, overwrite=overwrite)
     title = f"ACDC on {task}, {frontier.settings.model}"
@@ -202,6 +210,10 @@ def stability(
         typer.Option("--out", help="Folder to write (default: runs/stability-<task>-<time>)."),
     ] = None,
     overwrite: opt.Overwrite = False,
+    jobs: opt.Jobs = None,
+    executor: opt.Executor = None,
+    address: opt.Address = None,
+    gpus: opt.Gpus = None,
     **asked: Any,
 ) -> None:
     """Repeat discovery over draws of prompts: count in how many runs each edge was kept.
@@ -215,19 +227,23 @@ def stability(
     """
     from acdc.errors import OptionError
     from acdc.evidence.stability import stability as repeat
+    from acdc.executors import HERE, resources_of
     from acdc.runs.folder import check_output
     from acdc.terminal.tables import TerminalReporter, stability_tables
 
     if not 0 < at_least <= 1:
         raise OptionError(f"at-least {at_least:g}: expected a share above 0, at most 1")
     n_bytes = to_bytes(memory)
+    where = {"name": executor, "jobs": jobs, "address": address, "gpus": gpus}
+    resources = resources_of(where, HERE)
     folder = out or _default_folder(f"stability-{Path(task).stem}")
     check_output(folder, overwrite=overwrite)
     reporter = TerminalReporter()
     asked.setdefault("method", _default_method(asked))
     found = repeat(
         task, seeds, corruptions=_words(corruptions), n_templates=templates,
-        n_method_seeds=method_seeds, reporter=reporter, memory=n_bytes, **asked,
+        n_method_seeds=method_seeds, resources=resources, reporter=reporter, memory=n_bytes,
+        **asked,
     )  # fmt: skip
     with reporter.phase("draw and write", None):
         found.save(folder, at_least=at_least, overwrite=overwrite)

@@ -49,3 +49,28 @@ Json = Annotated[bool, typer.Option("--json/--no-json", help="Print JSON instead
 JsonFile = Annotated[Path | None, typer.Option("--out", help="JSON file to write.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Write into a folder that has files.")]
 Replace = Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")]
+
+_RUNS = "Many runs"
+Jobs = Annotated[
+    int | None, typer.Option("--jobs", help="Runs at a time (default: 1).", rich_help_panel=_RUNS)
+]
+Executor = Annotated[
+    str | None,
+    typer.Option(
+        "--executor",
+        help="Where: processes (default with jobs), here, ray, slurm, or slurm-local.",
+        rich_help_panel=_RUNS,
+    ),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address", help="Of a Ray cluster (default: one of its own).", rich_help_panel=_RUNS
+    ),
+]
+Gpus = Annotated[
+    float | None,
+    typer.Option(
+        "--gpus", help="Of each run, on Ray (fractions too) and Slurm.", rich_help_panel=_RUNS
+    ),
+]

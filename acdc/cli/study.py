@@ -45,17 +45,10 @@ def study(
     strict: Annotated[
         bool | None, typer.Option("--strict", help="Refuse models that do not do the task.")
     ] = None,
-    jobs: Annotated[int | None, typer.Option("--jobs", help="Runs at a time (default: 1).")] = None,
-    executor: Annotated[
-        str | None,
-        typer.Option("--executor", help="processes (default), ray, slurm, or slurm-local."),
-    ] = None,
-    address: Annotated[
-        str | None, typer.Option("--address", help="Of a Ray cluster (default: one of its own).")
-    ] = None,
-    gpus: Annotated[
-        float | None, typer.Option("--gpus", help="Of each run, on Ray (fractions too) and Slurm.")
-    ] = None,
+    jobs: opt.Jobs = None,
+    executor: opt.Executor = None,
+    address: opt.Address = None,
+    gpus: opt.Gpus = None,
     as_json: opt.Json = False,
     out: Annotated[
         Path, typer.Option("--out", help="Folder of the study; one that is there goes on.")

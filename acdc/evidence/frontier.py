@@ -19,6 +19,7 @@ import numpy as np
 from acdc.dictionaries.sources import names_cross_layer
 from acdc.engine.incremental import ONE_CIRCUIT
 from acdc.errors import OptionError
+from acdc.executors import HERE, Resources
 from acdc.measure.evaluation import Evaluator
 from acdc.methods import METHODS
 from acdc.methods.acdc import expected_changes, widened
@@ -35,6 +36,7 @@ from acdc.runs.discover import (
 )
 from acdc.runs.folder import Timer, versions, write_folder
 from acdc.runs.given import settings_of
+from acdc.runs.many import ALONE, all_of, check_named
 from acdc.runs.prompts import split_prompts
 from acdc.settings import Settings, check_count
 from acdc.terminal.shown import Shown
@@ -160,6 +162,7 @@ def sweep(
     task: Any,
     thresholds: Sequence[float] | None = None,
     *,
+    resources: Resources = ALONE,
     reporter: Reporter | None = None,
     memory: int = 1 << 30,
     **settings: Any,
@@ -172,6 +175,9 @@ def sweep(
         As of :func:`acdc.discover`.
     thresholds
         Taus above 0; None: ten from 10 % to 0.1 % of the metric's gap between full and empty.
+    resources
+        Where, and in how many parts at a time: see :class:`acdc.executors.Resources`.  The
+        thresholds of a part share their work, so parts take less time and more work.
     reporter, memory
         As in :func:`acdc.runs.discover.discover`.
     **settings
@@ -181,24 +187,35 @@ def sweep(
     asked = check_discovery(settings_of(task, method="acdc", **settings)).replace(n_select=0)
     if asked.saes is not None and names_cross_layer(asked.saes):
         raise OptionError(ONE_CIRCUIT)
-    options = METHODS["acdc"].configured(asked)
+    check_named(asked, resources)
     taus = None if thresholds is None else check_thresholds(thresholds)
+    if resources.name == HERE:
+        return _swept(asked, taus, memory, reporter)
+    if taus is None:
+        taus = _default_taus(_prepared(asked, memory, Timer(), reporter))
+    n_parts = min(resources.jobs, len(taus))
+    parts = [tuple(part.tolist()) for part in np.array_split(taus, n_parts)]
+    with reporter.phase("sweep in parts", n_parts):
+        found = all_of(
+            _part, [(asked, part, memory) for part in parts], resources, reporter.advance
+        )
+    return _joined(found)
+
+
+def _part(item: tuple[Settings, tuple[float, ...], int]) -> Frontier:
+    return _swept(*item, Silent())
+
+
+def _swept(
+    asked: Settings, taus: tuple[float, ...] | None, memory: int, reporter: Reporter
+) -> Frontier:
+    """Run ACDC over thresholds in this process."""
     timer = Timer()
-    with timer.phase("load"), reporter.phase("load model and task", None):
-        able, experiment, _, tokenizer = prepare(asked, memory)
-    experiment = with_constants(experiment, memory, reporter)
-    with timer.phase("load"):
-        evaluator = Evaluator(experiment)
-        claims = Claims(experiment, split_prompts(asked, experiment, tokenizer), able)
-        if taus is None:
-            gap = abs(evaluator.full - evaluator.empty)
-            if not gap:
-                raise OptionError(
-                    f"metric {asked.metric!r} is {evaluator.full:g} with every edge and with none: "
-                    "say with --thresholds which taus to try"
-                )
-            taus = tuple(sorted(fraction * gap for fraction in _DEFAULT_FRACTIONS))
-    whole, candidates = experiment.graph, np.ones(experiment.graph.n_edges, dtype=bool)
+    prepared = _prepared(asked, memory, timer, reporter)
+    taus, evaluator = taus or _default_taus(prepared), prepared.evaluator
+    options = METHODS["acdc"].configured(asked)
+    experiment, whole = prepared.evaluator.experiment, prepared.evaluator.experiment.graph
+    candidates = np.ones(whole.n_edges, dtype=bool)
     narrowed = narrow(experiment, options.candidates, memory)
     if narrowed is not None:
         experiment, candidates = narrowed
@@ -212,18 +229,59 @@ def sweep(
     with timer.phase("evaluate"), reporter.phase("evaluate", len(taus)):
         for tau, found in circuits.items():
             circuit = found if narrowed is None else widened(found, whole, candidates)
-            claim = claims.of(circuit, evaluator.evaluate(circuit.in_circuit))
+            claim = prepared.claims.of(circuit, evaluator.evaluate(circuit.in_circuit))
             info = circuit_info(experiment, asked, claim.faithfulness)
             points.append(Point(tau, replace(circuit, info={**circuit.info, **info}), claim))
             reporter.advance(1)
     details = {
         "n_prompts": len(experiment.task),
-        "prompts": claims.prompts,
-        "warnings": [*able.doubts, *claims.split.warnings],
+        "prompts": prepared.claims.prompts,
+        "warnings": list(prepared.warnings),
         "guess": options.guess,
         "work": asdict(work),
     }
     return Frontier(asked, tuple(points), timer.seconds, details)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A model on a task's prompts, and what its circuits are held against."""
+
+    evaluator: Evaluator
+    claims: Claims
+    warnings: tuple[str, ...]
+
+
+def _prepared(asked: Settings, memory: int, timer: Timer, reporter: Reporter) -> _Prepared:
+    with timer.phase("load"), reporter.phase("load model and task", None):
+        able, experiment, _, tokenizer = prepare(asked, memory)
+    experiment = with_constants(experiment, memory, reporter)
+    with timer.phase("load"):
+        evaluator = Evaluator(experiment, memory)
+        claims = Claims(experiment, split_prompts(asked, experiment, tokenizer), able)
+    return _Prepared(evaluator, claims, (*able.doubts, *claims.split.warnings))
+
+
+def _default_taus(prepared: _Prepared) -> tuple[float, ...]:
+    evaluator = prepared.evaluator
+    gap = abs(evaluator.full - evaluator.empty)
+    if not gap:
+        raise OptionError(
+            f"metric {evaluator.experiment.metric.name!r} is {evaluator.full:g} with every edge "
+            "and with none: say with --thresholds which taus to try"
+        )
+    return tuple(sorted(fraction * gap for fraction in _DEFAULT_FRACTIONS))
+
+
+def _joined(parts: Sequence[Frontier]) -> Frontier:
+    """Parts of one sweep as a whole; seconds and counts of work are sums."""
+    first = parts[0]
+    work = {
+        name: sum(part.details["work"][name] for part in parts) for name in first.details["work"]
+    }
+    seconds = {name: sum(part.timings[name] for part in parts) for name in first.timings}
+    points = tuple(point for part in parts for point in part.points)
+    return Frontier(first.settings, points, seconds, {**first.details, "work": work})
 
 
 def _plot(frontier: Frontier, kind: str) -> bytes:

@@ -24,10 +24,12 @@ from numpy.typing import NDArray
 from acdc.errors import OptionError
 from acdc.evidence.conditions import chosen_corruptions
 from acdc.evidence.sources import FACTORS, Source, sources
+from acdc.executors import HERE, Resources
 from acdc.runs.claim import collected
 from acdc.runs.discover import Reporter, Silent, check_discovery, discover
 from acdc.runs.folder import Run, versions, write_folder
 from acdc.runs.given import method_of, model_of, settings_of, spec_of
+from acdc.runs.many import ALONE, all_of, check_named
 from acdc.settings import Settings, check_count
 from acdc.tasks import Task, load_task
 from acdc.terminal.shown import Shown
@@ -183,6 +185,7 @@ def stability(
     corruptions: Sequence[str] | None = None,
     n_templates: int = 1,
     n_method_seeds: int = 1,
+    resources: Resources = ALONE,
     reporter: Reporter | None = None,
     **options: Any,
 ) -> Stability:
@@ -205,6 +208,9 @@ def stability(
     n_method_seeds
         Seeds of the method, where it draws anything itself (it has an option ``seed``, as masks
         that are trained, or ``stable`` resamples prompts).
+    resources
+        Where runs run, and how many at a time: see :class:`acdc.executors.Resources`.  Seldom does
+        it change a circuit: another number of threads rounds otherwise.
     reporter
         Told of progress.
     **options
@@ -220,7 +226,7 @@ def stability(
     reporter = reporter or Silent()
     if corruptions is not None or n_templates > 1 or n_method_seeds > 1:
         counts = n_seeds, n_templates, n_method_seeds
-        return _crossed(task, corruptions, counts, reporter, options)
+        return _crossed(task, corruptions, counts, resources, reporter, options)
     if n_seeds < 2:
         raise OptionError(f"{n_seeds} seeds: expected at least 2, what one run finds is no share")
     check_count("seeds", n_seeds, at_most=10_000)
@@ -231,15 +237,24 @@ def stability(
             f"task file {asked.task!r} has the same prompts for every seed with holdout 0: leave "
             "it out"
         )
-    runs: list[Run] = []
+    check_named(asked, resources)
+    seeds = range(asked.seed, asked.seed + n_seeds)
     with reporter.phase("discover over seeds", n_seeds):
-        sites = None  # latents or neurons are chosen on the first prompts, for all
-        for seed in range(asked.seed, asked.seed + n_seeds):
-            own = vars(asked.replace(seed=seed))
-            runs.append(discover(sites=sites, **{**options, **own}))
-            sites = runs[0].circuit.graph.shape.site_at or None
-            reporter.advance(1)
+        calls = [{**options, **vars(asked.replace(seed=seed))} for seed in seeds]
+        runs = _runs(calls, resources, reporter)
     return _found(asked, runs, tuple(run.settings.seed for run in runs))
+
+
+def _runs(calls: Sequence[dict[str, Any]], resources: Resources, reporter: Reporter) -> list[Run]:
+    """Discover with each of some options; latents and neurons are the first one's, for all."""
+    (first,) = all_of(_discover, calls[:1], resources, reporter.advance)
+    sites = first.circuit.graph.shape.site_at or None
+    others = [{**options, "sites": sites} for options in calls[1:]]
+    return [first, *all_of(_discover, others, resources, reporter.advance)]
+
+
+def _discover(options: dict[str, Any]) -> Run:
+    return discover(**options)
 
 
 def _found(
@@ -278,6 +293,7 @@ def _crossed(
     task: Any,
     corruptions: Sequence[str] | None,
     counts: tuple[int, int, int],
+    resources: Resources,
     reporter: Reporter,
     options: dict[str, Any],
 ) -> Stability:
@@ -319,21 +335,17 @@ def _crossed(
     levels = list(product(by_corruption, by_template, draws, seeds))
     if len(levels) < 2:
         raise OptionError("1 run: give two corruptions, templates or seeds at least")
-    runs: list[Run] = []
-    sites = None
+    check_named(asked, resources)
+    given = asked.given | ({"model": (model, tokenizer)} if resources.name == HERE else {})
+    calls = []
+    for corruption, template, draw, seed in levels:
+        own = asked.replace(
+            seed=seed, corruption=None, holdout=0.0, n_prompts=None, n_select=None, n_test=None,
+            given=given,
+        )  # fmt: skip
+        calls.append({**options, **vars(own), "task": prompts(draw, corruption, template)})
     with reporter.phase("discover over sources", len(levels)):
-        for corruption, template, draw, seed in levels:
-            own = vars(
-                asked.replace(
-                    seed=seed, corruption=None, holdout=0.0, n_prompts=None, n_select=None,
-                    n_test=None, given=asked.given | {"model": (model, tokenizer)},
-                )
-            )  # fmt: skip
-            own = {name: value for name, value in own.items() if name != "task"}
-            given_task = prompts(draw, corruption, template)
-            runs.append(discover(given_task, sites=sites, **{**options, **own}))
-            sites = runs[0].circuit.graph.shape.site_at or None
-            reporter.advance(1)
+        runs = _runs(calls, resources, reporter)
     columns = tuple(tuple(map(str, column)) for column in zip(*levels, strict=True))
     return _found(
         asked,

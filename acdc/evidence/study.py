@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 
 from acdc.errors import OutputError
-from acdc.executors import Executor, Lost, Resources, chosen
+from acdc.executors import Executor, Lost, Resources, chosen, resources_of
 from acdc.runs.cells import BUSY, DONE, Cell, read_cell, run_cell, run_cell_waiting
 from acdc.runs.discover import Reporter, Silent
 from acdc.runs.folder import versions
-from acdc.runs.grid import Grid, read_study, resources_of
+from acdc.runs.grid import Grid, read_study
 from acdc.terminal.shown import Shown
 from graphs import Circuit
 from graphs.files.whole import MIB, read_json, write_json, write_whole
@@ -276,7 +276,7 @@ def study(
     if isinstance(asked, str | Path):
         asked, table = read_study(asked)
     given = {"name": executor, "jobs": jobs, "address": address, "gpus": gpus}
-    table = {**table, **{name: value for name, value in given.items() if value is not None}}
+    table |= {name: value for name, value in given.items() if value is not None}
     found = run_study(Grid.of({**asked, **more}), Path(out), resources_of(table), reporter)
     found.save()
     return found

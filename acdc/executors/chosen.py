@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from acdc.errors import OptionError, UnknownNameError
 from acdc.executors.base import Executor
+from acdc.executors.here import Here
 from acdc.executors.on_ray import OnRay
 from acdc.executors.processes import Processes
 from acdc.executors.slurm import Slurm
 from acdc.settings import Checked, option
 
-__all__ = ["EXECUTORS", "Resources", "chosen"]
+__all__ = ["EXECUTORS", "HERE", "Resources", "chosen", "resources_of"]
 
+HERE = "here"
 EXECUTORS = {
+    HERE: "this process, one call after another",
     "processes": "processes of this machine",
     "ray": "a Ray cluster, or one that is started on this machine",
     "slurm": "jobs of Slurm, through submitit",
@@ -60,7 +63,9 @@ class Resources(Checked):
         super().__post_init__()
         if self.address is not None and self.name != "ray":
             raise OptionError(f"address {self.address!r}: executor {self.name!r} has none, ray has")
-        if self.gpus and self.name == "processes":
+        if self.jobs > 1 and self.name == HERE:
+            raise OptionError(f"jobs {self.jobs}: executor 'here' runs one; choose 'processes'")
+        if self.gpus and self.name in (HERE, "processes"):
             raise OptionError(
                 f"gpus {self.gpus:g}: processes take the device that the runs name; leave it out, "
                 "or choose executor 'ray'"
@@ -80,9 +85,29 @@ def chosen(resources: Resources, folder: Path) -> Executor:
     OptionError
         If its package is not installed, or it refuses what is asked for.
     """
+    if resources.name == HERE:
+        return Here()
     if resources.name == "processes":
         return Processes(resources.jobs)
     if resources.name == "ray":
         return OnRay(resources.jobs, resources.address, resources.gpus)
     local = resources.name == "slurm-local"
     return Slurm(folder, resources.jobs, resources.gpus, resources.more, local=local)
+
+
+def resources_of(asked: Mapping[str, Any], alone: str = "processes") -> Resources:
+    """Return the resources that a table or options ask for; what is None is not asked for.
+
+    Parameters
+    ----------
+    asked
+        Fields of :class:`Resources`, and further ones for submitit.
+    alone
+        Executor where none is named and nothing but the number of jobs speaks for another.
+    """
+    own = {one.name for one in fields(Resources)} - {"more"}
+    given = {name: value for name, value in asked.items() if value is not None}
+    more = {name: value for name, value in given.items() if name not in own}
+    if given.get("jobs", 1) == 1 and not set(given) - {"jobs"}:
+        given["name"] = alone
+    return Resources(**{k: v for k, v in given.items() if k in own}, more=more)

@@ -18,8 +18,8 @@ __all__ = ["Processes"]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_HEAVY = "acdc.runs.discover"
-"""Imported once, before workers are forked: torch takes seconds."""
+_HEAVY = ("acdc.runs.discover", "transformer_lens.model_bridge")
+"""Imported once, before workers are forked: they take seconds."""
 
 
 class Processes:
@@ -116,7 +116,7 @@ def _context() -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([_HEAVY])
+    context.set_forkserver_preload([*_HEAVY])
     return context
 
 

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from acdc.errors import OptionError, UnknownNameError
-from acdc.executors import Resources
 from acdc.methods import METHODS
 from acdc.runs.cells import Cell
 from acdc.runs.discover import check_discovery
 from acdc.settings import Settings, check_count, options_of
 from graphs.files.whole import MIB, read_text
 
-__all__ = ["Grid", "read_study", "resources_of"]
+__all__ = ["Grid", "read_study"]
 
 _MOST_CELLS = 100_000
 _FIRST, _LAST = ("task", "model", "method"), ("seed",)
@@ -137,13 +136,6 @@ def read_study(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
             f"{path}: executor is {executor!r}: expected a table, as [executor] and name = 'ray'"
         )
     return found, executor
-
-
-def resources_of(table: Mapping[str, Any]) -> Resources:
-    """Return the resources that a table ``executor`` asks for."""
-    own = {one.name for one in fields(Resources)} - {"more"}
-    more = {name: value for name, value in table.items() if name not in own}
-    return Resources(**{k: v for k, v in table.items() if k in own}, more=more)
 
 
 def _name_of(name: str) -> str:
