@@ -111,7 +111,7 @@ def _wrong(item: int) -> int:
 
 def test_errors_of_workers_are_the_callers() -> None:
     assert all_of(_wrong, [0, 4, 5], TWO) == [0, 4, 5]
-    with pytest.raises(UnknownNameError, match="^unknown thing 'abd': did you mean abc"):
+    with pytest.raises(UnknownNameError, match=r"^unknown thing 'abd': did you mean abc"):
         all_of(_wrong, [0, 1], TWO)
     with pytest.raises(ProcessError, match="run 2 of 2: its process was killed by signal 9, 2 tim"):
         all_of(_wrong, [0, 2], TWO)
