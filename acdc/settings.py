@@ -84,6 +84,8 @@ class Option:
         Bounds of a number; one that is not finite is never accepted.
     choices
         Texts that it may be, or a table by name.
+    listed
+        List of ``acdc list`` that names of it are in, for shells that complete them.
     example
         What the message about a bad value gives as a good one.
     flag
@@ -105,6 +107,7 @@ class Option:
     at_most: float | None = None
     below: float | None = None
     choices: Collection[str] = ()
+    listed: str = ""
     example: str = ""
     flag: str | None = None
     shared: bool = False
@@ -270,13 +273,14 @@ class Settings(Checked):
     task: str = option(help="Built-in task (acdc list tasks) or a file of pairs.")
     model: str | None = option(
         None, "Bundled model, folder or Hugging Face name, with @STEP a checkpoint of it (default: "
-        "the task's).", group="model",
+        "the task's).", group="model", listed="models",
     )  # fmt: skip
     method: str = option(
-        "acdc", "See acdc list methods (default: acdc; with latents eap-ig).", group="method"
-    )
+        "acdc", "See acdc list methods (default: acdc; with latents eap-ig).", group="method",
+        listed="methods",
+    )  # fmt: skip
     metric: str | None = option(
-        None, "See acdc list metrics (default: the task's).", group="method"
+        None, "See acdc list metrics (default: the task's).", group="method", listed="metrics"
     )
     threshold: float | None = option(
         None, "tau of acdc, or least absolute score.", group="selection", example="0.01"
@@ -339,7 +343,7 @@ class Settings(Checked):
     dtype: str = option("float32", "float32, bfloat16, float16 or float64.", group="computing")
     intervention: str = option(
         "resample", "What ablated edges carry, see acdc list ablations.", group="ablation",
-        choices=ABLATIONS,
+        choices=ABLATIONS, listed="ablations",
     )  # fmt: skip
     direction: str = option(
         "noising", "noising (ablate) or denoising (restore).", group="ablation",

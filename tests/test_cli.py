@@ -944,12 +944,21 @@ def test_version(call: Call) -> None:
     assert (answer.status, answer.out) == (0, f"acdc {version('acdc-circuits')}\n")
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh"])
-def test_completion(shell: str) -> None:
-    asked = {"COMP_WORDS": "acdc what", "COMP_CWORD": "1", "_TYPER_COMPLETE_ARGS": "acdc what"}
-    environment = os.environ | asked | {"_ACDC_COMPLETE": f"complete_{shell}"}
+@pytest.mark.parametrize(("shell", "typed", "offered", "not_offered"), [
+    ("bash", "acdc what", "what-if", "discover"),
+    ("zsh", "acdc what", "what-if", "discover"),
+    ("zsh", "acdc discover gr", "greater-than", "ioi"),
+    ("bash", "acdc discover ioi --positions sp", "span", "token"),
+    ("bash", "acdc list ref", "references", "tasks"),
+    ("bash", "acdc discover pairs.js", "", "ioi"),
+])  # fmt: skip
+def test_completion(shell: str, typed: str, offered: str, not_offered: str) -> None:
+    asked = {"COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
+    environment = os.environ | asked | {
+        "_TYPER_COMPLETE_ARGS": typed, "_ACDC_COMPLETE": f"complete_{shell}"
+    }  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-m", "acdc"], env=environment, capture_output=True, text=True
     )
-    assert "what-if" in done.stdout
-    assert "discover" not in done.stdout
+    assert offered in done.stdout
+    assert not_offered not in done.stdout

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from acdc.cli.completion import Completion, listed, values
 from acdc.settings import GROUPS, MISSING, Option, Settings, options_of
 from acdc.terminal.loudness import Loudness, set_loudness
 
@@ -107,9 +108,18 @@ def _parameter(name: str, kinds: list[str], says: Option, default: Any) -> inspe
         inspect.Parameter.KEYWORD_ONLY,
         default=default,
         annotation=Annotated[
-            annotation, typer.Option(declared, help=says.help, rich_help_panel=panel)
+            annotation,
+            typer.Option(
+                declared, help=says.help, rich_help_panel=panel, autocompletion=_completion(says)
+            ),
         ],
     )
+
+
+def _completion(says: Option) -> Completion | None:
+    if says.listed:
+        return listed(says.listed)
+    return values(says.choices) if says.choices else None
 
 
 class Command(TyperCommand):

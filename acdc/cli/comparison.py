@@ -9,6 +9,7 @@ import typer
 
 from acdc.cli import options as opt
 from acdc.cli.answers import answer
+from acdc.cli.completion import listed
 from acdc.cli.inputs import check_file
 
 if TYPE_CHECKING:
@@ -24,7 +25,11 @@ def compare(
     ],
     reference: Annotated[
         str | None,
-        typer.Option("--reference", help="Reference circuit: name (acdc list references) or file."),
+        typer.Option(
+            "--reference",
+            help="Reference circuit: name (acdc list references) or file.",
+            autocompletion=listed("references"),
+        ),
     ] = None,
     role: Annotated[
         list[str] | None,

@@ -8,6 +8,7 @@ import typer
 
 from acdc.cli import options as opt
 from acdc.cli.answers import answer
+from acdc.cli.completion import lists
 
 __all__ = ["list_"]
 
@@ -15,7 +16,9 @@ __all__ = ["list_"]
 def list_(
     what: Annotated[
         str,
-        typer.Argument(help="models, tasks, methods, metrics, ablations or references."),
+        typer.Argument(
+            help="models, tasks, methods, metrics, ablations or references.", autocompletion=lists
+        ),
     ],
     as_json: opt.Json = False,
 ) -> None:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from acdc.cli.completion import listed
+
 __all__: list[str] = []
 
 
@@ -23,10 +25,15 @@ def _known_task(name: str) -> str:
 Task = Annotated[
     str,
     typer.Argument(
-        help="Built-in task (acdc list tasks) or a file of pairs.", callback=_known_task
+        help="Built-in task (acdc list tasks) or a file of pairs.",
+        callback=_known_task,
+        autocompletion=listed("tasks"),
     ),
 ]
-RunTask = Annotated[str | None, typer.Option("--task", help="Task (default: the run's).")]
+RunTask = Annotated[
+    str | None,
+    typer.Option("--task", help="Task (default: the run's).", autocompletion=listed("tasks")),
+]
 CircuitPath = Annotated[Path, typer.Argument(help="Folder of a run, or a circuit file.")]
 
 Memory = Annotated[
