@@ -76,7 +76,18 @@ def cuda(
     ] = False,
     device: Annotated[
         list[str] | None,
-        typer.Option("--device", help="Measure this one; repeat it (default: every CUDA device)."),
+        typer.Option(
+            "--device",
+            help="Measure this one; repeat it (default: every CUDA device, and all as one).",
+        ),
+    ] = None,
+    offloaded: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--offloaded",
+            help="Measure this one with weights in the host's memory; repeat it (default: the "
+            "first CUDA device).",
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder to write (default: runs/cuda).")
@@ -88,19 +99,22 @@ def cuda(
 
     Example: acdc bench cuda --out cuda
 
+    Example: acdc bench cuda --device cuda:0 --device cuda:0,cuda:1 --out cuda
+
     Example: acdc bench cuda --quick --device cpu
     """
     from acdc.terminal.tables import say
     from benchmarks.cuda import Plan, Row, cuda_devices, measure, run_table, write
     from benchmarks.results import check_folder
 
-    devices = device or cuda_devices()
+    devices = device or ([] if offloaded else cuda_devices())
+    offloaded = offloaded or ([] if device else devices[:1])
     folder, plan = check_folder(out or Path("runs") / "cuda"), Plan.quick() if quick else Plan()
     rows = list[Row]()
-    for row in measure(plan, devices):
+    for row in measure(plan, devices, offloaded):
         rows.append(row)
         say(f"{row.what} on {row.device} in {row.dtype}: {row.seconds:.3g} s", stderr=True)
-    _show(run_table(rows), folder, write(folder, rows, plan, devices[0]))
+    _show(run_table(rows), folder, write(folder, rows, plan, [*devices, *offloaded][0]))
 
 
 @app.command()

@@ -7,10 +7,14 @@ that is not counted.  A row has
 seconds        of the search, the device's queue included
 ratio          in units of the model's own passes there (:class:`benchmarks.speed.Passes`): forwards
                for ACDC and evaluation, forwards and backwards together for the others
-peak           bytes beside what was there before
+peak           bytes beside what was there before, on the first device
 error          largest difference of a score to the CPU's, as a share of the largest score
 differing      edges that are in one circuit and not in the other
 =============  =================================================================================
+
+Several GPUs are measured one by one, and together with the layers of the model cut between them
+(``cuda:0,cuda:1``); the first also with weights in the memory of the host (``cuda:0, offload
+cpu``).
 
 In float32 the scores of attribution have to be those of the CPU to 1e-3, or there is no table.
 """
@@ -32,7 +36,8 @@ from acdc.engine.metrics import get_metric
 from acdc.errors import DeviceError
 from acdc.measure.evaluation import Evaluator
 from acdc.methods import METHODS
-from acdc.models import load_model, resolve_device
+from acdc.models import load_model
+from acdc.models.devices import resolve_placement
 from acdc.models.lowering import LoweredModel
 from benchmarks.measure import Peak, timed
 from benchmarks.results import write_results
@@ -135,7 +140,7 @@ class Row:
 
 
 def cuda_devices() -> list[str]:
-    """Return every CUDA device of this machine.
+    """Return every CUDA device of this machine, and if they are several all of them together.
 
     Raises
     ------
@@ -148,11 +153,21 @@ def cuda_devices() -> list[str]:
             "this machine has no CUDA device, or this torch "
             f"({torch.__version__}) cannot use it: name others with --device, as --device cpu"
         )
-    return [f"cuda:{i}" for i in range(n)]
+    each = [f"cuda:{i}" for i in range(n)]
+    return each + [",".join(each)] * (n > 1)
 
 
-def measure(plan: Plan, devices: Sequence[str]) -> Iterator[Row]:
+def measure(plan: Plan, devices: Sequence[str], offloaded: Sequence[str] = ()) -> Iterator[Row]:
     """Yield the rows of the CPU in float32, then those of every device in every precision.
+
+    Parameters
+    ----------
+    plan
+        What to measure.
+    devices
+        As ``--device`` takes them, several as one (``cuda:0,cuda:1``) included.
+    offloaded
+        Those that are measured with weights in the memory of the host.
 
     Raises
     ------
@@ -161,25 +176,31 @@ def measure(plan: Plan, devices: Sequence[str]) -> Iterator[Row]:
     WrongAnswerError
         If attribution in float32 does not give what the CPU gives.
     """
-    for device in devices:
-        resolve_device(device)
+    asked: list[tuple[str, str | None]] = [(device, None) for device in devices]
+    asked += [(device, "cpu") for device in offloaded]
+    for device, offload in asked:
+        resolve_placement(device, offload)
     wanted: dict[str, Circuit] = {}
     measured: dict[str, list[float]] = {}
-    places = [("cpu", "float32"), *itertools.product(devices, plan.dtypes)]
+    places = [(("cpu", None), "float32"), *itertools.product(asked, plan.dtypes)]
     with random_folder(plan.size) as folder:
-        for device, dtype in places:
-            models = _models(folder, device, dtype)
+        for (device, offload), dtype in places:
+            models = _models(folder, dtype, {"device": device, "offload": offload})
+            where = device if offload is None else f"{device}, offload {offload}"
             for search in plan.searches:
                 experiment = _experiment(plan.size, search, *models)
                 circuit, row = _searched(plan, search, experiment)
+                row["device"] = where
                 yield _compared(row, circuit, wanted.setdefault(search.name, circuit), search)
-            yield _evaluated(plan, experiment, wanted, measured)
+            yield replace(_evaluated(plan, experiment, wanted, measured), device=where)
 
 
-def _models(folder: Path, device: str, dtype: str) -> tuple[LoweredModel, LoweredModel | None]:
+def _models(
+    folder: Path, dtype: str, where: Mapping[str, Any]
+) -> tuple[LoweredModel, LoweredModel | None]:
     """The model, and in float32, too, if that is another: ACDC decides close cases in it."""
-    model, _ = load_model(str(folder), device=device, dtype=dtype)
-    return model, None if dtype == "float32" else load_model(str(folder), device=device)[0]
+    model, _ = load_model(str(folder), dtype=dtype, **where)
+    return model, None if dtype == "float32" else load_model(str(folder), **where)[0]
 
 
 def _experiment(

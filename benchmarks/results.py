@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from acdc.errors import OutputError
-from acdc.models.devices import resolve_device
+from acdc.models.devices import resolve_placement
 from benchmarks.measure import conditions
 from graphs.files.whole import json_text, write_whole
 
@@ -44,7 +44,7 @@ def write_results(
     device
         What it was measured on.
     """
-    whole = json_text({**head, "conditions": conditions(resolve_device(device))})
+    whole = json_text({**head, "conditions": conditions(resolve_placement(device).device)})
     lines = ",\n".join(json_text(row) for row in rows)
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "results.json", f'{whole[:-1]},\n"rows": [\n{lines}\n]}}\n')

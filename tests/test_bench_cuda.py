@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,21 @@ def test_the_cpu_gives_what_the_cpu_gives(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "results.json").read_text())
     assert len(content["rows"]) == len(rows)
     assert (tmp_path / "results.md").read_text().count("\n| ") == len(rows) + 1
+
+
+def test_weights_in_the_memory_of_the_host_are_a_place_of_their_own() -> None:
+    plan = replace(Plan.quick(), dtypes=("float32",))
+    plan = replace(plan, searches=plan.searches[:1])
+    rows = list(measure(plan, [], ["cpu"]))
+    assert [row.device for row in rows] == ["cpu"] * 2 + ["cpu, offload cpu"] * 2
+    assert {row.error for row in rows} == {0.0}
+
+
+def test_several_gpus_are_measured_as_one_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert cuda_devices() == ["cuda:0", "cuda:1", "cuda:0,cuda:1"]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert cuda_devices() == ["cuda:0"]
 
 
 def test_a_wrong_answer_is_no_row(monkeypatch: pytest.MonkeyPatch) -> None:

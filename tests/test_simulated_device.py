@@ -5,6 +5,7 @@ The numbers are those of the CPU, since they are computed there (:mod:`simulated
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from latent_oracle import random_dictionary
-from simulated import DEVICE, Device, MixedDevicesError, OnDevice, device, moved
+from simulated import DEVICE, OTHER, Device, MixedDevicesError, OnDevice, device, moved
 from test_parity import DATA, experiment
 
 import acdc
@@ -26,6 +27,7 @@ from acdc.methods import METHODS
 from acdc.models import Loaded
 from acdc.models.folder import ModelFolder
 from acdc.models.native import load_native
+from acdc.models.stored import keep_stored
 from acdc.runs.discover import with_constants
 
 FEW: dict[str, dict[str, Any]] = {
@@ -38,12 +40,18 @@ FEW: dict[str, dict[str, Any]] = {
 TRIALS = Trials(n_random=3, n_permutations=9, n_knockouts=2, n_edges=2)
 
 
-@pytest.fixture(scope="module")
-def model() -> Iterator[Loaded]:
-    """Return a model whose weights are on the device."""
+@pytest.fixture(scope="module", params=[1, pytest.param(2, marks=pytest.mark.slow)])
+def model(request: pytest.FixtureRequest) -> Iterator[Loaded]:
+    """Return a model whose weights are on the device, or on two in turn."""
     with device():
         bridge, _ = load_native(ModelFolder(DATA / "ln2"), torch.device("cpu"), torch.float32)
-        yield acdc.load_model(moved(bridge))
+        moved(bridge)
+        if request.param == 2:
+            places = itertools.cycle([DEVICE, OTHER])
+            keep_stored(bridge, torch.float32, torch.float32, DEVICE, lambda _: next(places))
+        loaded = acdc.load_model(bridge)
+        assert len(loaded[0].devices) == request.param
+        yield loaded
 
 
 @pytest.fixture(autouse=True)
@@ -170,7 +178,7 @@ def test_a_run_and_its_evaluation(model: Loaded, positions: str) -> None:
     wanted = acdc.discover(
         rows(), model=str(DATA / "ln2"), method="eap", n_edges=30, positions=positions
     )
-    assert run.settings.device == str(DEVICE)
+    assert run.settings.device == ",".join(map(str, model[0].devices))
     np.testing.assert_array_equal(run.circuit.in_circuit, wanted.circuit.in_circuit)
     how: dict[str, Any] = {"trials": TRIALS} if positions == "span" else {"tests": False}
     measured = [
