@@ -13,12 +13,11 @@ of a search) is where the weights say that they are.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
 __all__ = ["Stored", "is_offloaded", "keep_stored", "kept_in", "used_at"]
 
@@ -89,29 +88,47 @@ class Stored(Tensor):
         if func in _VIEWS:
             own = args[0]
             seen = func(own.raw, *args[1:], **(kwargs or {}))
-            return tree_map(lambda x: Stored(x, own.dtype, own.device), seen)
+            return _mapped(lambda x: Stored(x, own.dtype, own.device), seen)
         if func in _PICKS and isinstance(args[0], Stored):
             own = args[0]
-            there = tree_map(lambda x: _moved(x, own.raw.device), args[1:])
+            there = _mapped(lambda x: _moved(x, own.raw.device), args[1:])
             return func(own.raw, *there, **(kwargs or {})).to(own.device, own.dtype)
         if func is _aten.mm.default and isinstance(args[1], Stored):
             some = max(1, _MOST_SCRATCH // len(args[1]))
             if args[1].shape[1] > some and not args[1].as_is:  # an unembedding: some outputs each
                 return torch.cat([args[0] @ part for part in args[1].split(some, dim=1)], dim=1)
         kwargs = kwargs or {}
-        own = next(x for x in tree_leaves((args, kwargs)) if isinstance(x, Stored))
+        own = next(_stored((*args, *kwargs.values())))
         if own.at != own.device and not func._schema.is_mutable and kwargs.get("device") is None:
             return _computed_at(own, func, args, kwargs)
         scratch = _Scratch(own.device)
-        used = tree_map(scratch.used, (args, kwargs))
-        return tree_map(scratch.own, func(*used[0], **used[1]))
+        used = _mapped(scratch.used, (args, kwargs))
+        return _mapped(scratch.own, func(*used[0], **used[1]))
 
 
 def _computed_at(own: Stored, func: Any, args: Any, kwargs: Any) -> Any:
     """Compute where a weight is held, and bring back what is found."""
     scratch = _Scratch(own.at)
-    there = tree_map(lambda x: _moved(scratch.used(x), own.at), (args, kwargs))
-    return tree_map(lambda x: _moved(x, own.device), func(*there[0], **there[1]))
+    there = _mapped(lambda x: _moved(scratch.used(x), own.at), (args, kwargs))
+    return _mapped(lambda x: _moved(x, own.device), func(*there[0], **there[1]))
+
+
+def _stored(values: Iterable[Any]) -> Iterator[Stored]:
+    """Stored weights among arguments, in lists too."""
+    for value in values:
+        if isinstance(value, Stored):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _stored(value)
+
+
+def _mapped(f: Callable[[Any], Any], value: Any) -> Any:
+    """Apply a function to a value, or to what is in it; torch's own costs as much as a product."""
+    if isinstance(value, list | tuple):
+        return type(value)([_mapped(f, x) for x in value])
+    if isinstance(value, dict):
+        return {name: _mapped(f, x) for name, x in value.items()}
+    return f(value)
 
 
 def _moved(x: Any, device: torch.device) -> Any:
