@@ -36,7 +36,7 @@ _FEWEST = 4
 """Scenarios that are evaluated together at least, where there are as many."""
 _MOST_TOGETHER = 256
 """And at most."""
-_SPEED = {"cpu": (3e-4, 1e11, 1e10), "gpu": (3e-4, 2e13, 2e12)}
+_SPEED = {"cpu": (2e-4, 1e11, 1e10), "gpu": (2e-4, 2e13, 2e12)}
 """Order of magnitude of seconds per node, operations and bytes per second."""
 
 _MOVED = 128.0
@@ -187,7 +187,7 @@ class BatchPlans:
             weights += 4.0 * size
         once, rate, bandwidth = _SPEED["cpu" if self.device.type == "cpu" else "gpu"]
         moved = _MOVED * plan.n_positions * self.batch.n_prompts * self.model.d_model
-        return once * (4 + len(plan.steps)) + weights / bandwidth, flops / rate + moved / bandwidth
+        return once * (2 + len(plan.steps)) + weights / bandwidth, flops / rate + moved / bandwidth
 
     @property
     def _n_logits(self) -> int:

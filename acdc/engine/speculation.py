@@ -118,7 +118,8 @@ class Speculation:
         Taus: an edge stays out if its removal changes the metric by less.
     expected
         ``[edge]``: what each edge's removal is expected to change the minimised metric by, as
-        attribution scores say.  Edges below tau are guessed to be removed; None: all are.
+        attribution scores say: guesses go by what became of edges of which as much was expected.
+        None: nothing is known, and edges are guessed to be removed unless most were kept.
     two_sided
         Whether a change counts by its size, whichever way it goes.
 
@@ -199,7 +200,7 @@ class Speculation:
         """Yield what :meth:`restore` needs; between two receivers."""
         yield self.expected
         yield self._measured
-        yield np.array([self.current, *self._doubt.n, *self._doubt.wrong])
+        yield np.array([self.current, *self._doubt.n, *self._doubt.kept])
         yield from self.run.keep()
         if self.referee is not None:
             yield from self.referee.keep()
@@ -228,8 +229,8 @@ class Speculation:
         self.expected = read("<f8", self.expected.shape).astype(float)
         self._measured = read("|b1", self._measured.shape).astype(bool)
         pace = read("<f8", (1 + 2 * N_KINDS,)).astype(float)
-        self._doubt.n, self._doubt.wrong = pace[1:].reshape(2, N_KINDS)
-        if not np.isfinite(pace).all() or not (self._doubt.n > 0).all():
+        self._doubt.n, self._doubt.kept = pace[1:].reshape(2, N_KINDS)
+        if not np.isfinite(pace).all() or (pace[1:] < 0).any():
             raise StateError("the pace of the search is not finite")
         self.current = float(pace[0])
         self.run.restore(read)
@@ -259,8 +260,9 @@ class Speculation:
         edges, tau = rest[:most], self.thresholds[-1]
         expected = np.abs(self.expected[edges]) if self.two_sided else self.expected[edges]
         kinds = self._doubt.kinds(expected, tau, self._measured[edges])
-        n = best_length(self._doubt.of(kinds), self.run.overhead(rest))
-        edges, kinds, guesses = edges[:n], kinds[:n], expected[:n] < tau
+        kept = self._doubt.kept_of(kinds)
+        n = best_length(np.minimum(kept, 1 - kept), self.run.overhead(rest))
+        edges, kinds, guesses = edges[:n], kinds[:n], kept[:n] < 0.5
         scenarios = np.tril(np.broadcast_to(guesses, (n, n)), -1) | np.eye(n, dtype=bool)
         values, outcomes = self.run.evaluate(edges, scenarios)
         values = self.sign * values
@@ -316,6 +318,8 @@ class Speculation:
     def _close(self, batch: _Batch) -> None:
         """Commit a batch of which nothing more can be used, and learn how good its guesses were."""
         self._commit(batch)
-        wasted = len(batch.edges) - batch.n_decided
-        self.run.work.n_wasted += wasted
-        self._doubt.learn(batch.kinds[: batch.n_decided], batch.wrong)
+        n = batch.n_decided
+        self.run.work.n_wasted += len(batch.edges) - n
+        kept = ~batch.guesses[:n]
+        kept[-1] ^= batch.wrong
+        self._doubt.learn(batch.kinds[:n], kept)
