@@ -6,6 +6,7 @@ The GPUs are none (:mod:`simulated`): what mixes two of them fails, and numbers 
 from __future__ import annotations
 
 import functools
+import gc
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,14 +16,17 @@ import numpy as np
 import pytest
 import torch
 from simulated import DEVICE, OTHER, OnDevice, device, room
+from test_lowering import FAMILIES, VOCAB, build
 
 import acdc
 from acdc.cli import main
+from acdc.engine.checkpoint import Checkpoint
 from acdc.engine.streamed import HostArena
 from acdc.errors import DeviceError, OptionError
 from acdc.models.devices import resolve_placement
 from acdc.models.lowering import LoweredModel
 from acdc.models.stored import Stored, keep_stored
+from acdc.runs.cells import _agree
 from benchmarks.subjects import Size, random_folder, random_task
 
 SIZE = Size(
@@ -64,8 +68,12 @@ def found(model: Any, name: str, memory: int = 1 << 30, **asked: Any) -> list[An
 
 def held(model: LoweredModel) -> list[str]:
     """Where each layer's weights are held, and those of the unembedding."""
-    weights = [*(layer.attention.W_O for layer in model.layers), model.W_U]
-    return [str(W.raw.device if isinstance(W, Stored) else W.device) for W in weights]
+    return [where(W) for W in (*(layer.attention.W_O for layer in model.layers), model.W_U)]
+
+
+def where(W: torch.Tensor) -> str:
+    """Where a matrix is held."""
+    return str(W.raw.device if isinstance(W, Stored) else W.device)
 
 
 # --- the memory of the host ---------------------------------------------------------------
@@ -105,11 +113,30 @@ def test_a_run_says_where_its_weights_were(folder: str, tmp_path: Path) -> None:
         acdc.discover(task, model=acdc.load_model(folder), offload="cpu", **asked)
 
 
+def test_where_weights_were_is_no_part_of_what_was_asked(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint, or a cell of a study, goes on with weights elsewhere."""
+    asked: list[dict[str, Any]] = []
+
+    class Told(Checkpoint):
+        def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
+            asked.append(settings)
+            super().__init__(folder, settings)
+
+    monkeypatch.setattr("acdc.runs.discover.Checkpoint", Told)
+    options: dict[str, Any] = {"method": "eap", "n_edges": 10, "n_select": 0, "model": folder}
+    for offload in (None, "cpu"):
+        run = acdc.discover(random_task(SIZE), offload=offload, checkpoint=tmp_path, **options)
+        assert _agree(run.settings, run.settings.replace(offload="cpu"))
+    assert asked[0] == asked[1]
+
+
 # --- several devices ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("where", "n_bytes", "method"),
+    ("place", "n_bytes", "method"),
     [
         ({"device": BOTH}, FITS, "eap-ig"),
         ({"device": BOTH}, FITS, "edge-pruning"),
@@ -122,31 +149,74 @@ def test_a_run_says_where_its_weights_were(folder: str, tmp_path: Path) -> None:
     ],
 )
 def test_methods_cross_devices(
-    folder: str, method: str, where: dict[str, Any], n_bytes: int
+    folder: str, method: str, place: dict[str, Any], n_bytes: int
 ) -> None:
     expected = plainly(folder, method)
     with device(), room(n_bytes):
-        got = found(folder, method, **{"device": str(DEVICE)} | where)
+        got = found(folder, method, **{"device": str(DEVICE)} | place)
     np.testing.assert_array_equal(got[0], expected[0])
     np.testing.assert_allclose(got[1], expected[1], rtol=1e-5, atol=1e-8)
     np.testing.assert_allclose(got[2], expected[2], rtol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("place", "n_bytes"),
+    [({"device": BOTH}, FITS), ({"device": "auto"}, LAYER), ({"offload": "cpu"}, FITS)],
+)
+def test_every_family_crosses_devices(
+    family: str, place: dict[str, Any], n_bytes: int, tmp_path: Path
+) -> None:
+    build(family).save_pretrained(tmp_path)
+    tokens = torch.randint(0, VOCAB, (3, 8), generator=torch.Generator().manual_seed(0))
+    expected = _logits_and_gradient(acdc.load_model(tmp_path)[0], tokens)
+    with device(), room(n_bytes):
+        model, _ = acdc.load_model(tmp_path, **{"device": str(DEVICE)} | place)
+        got = [x.cpu() for x in _logits_and_gradient(model, tokens.to(DEVICE))]
+    assert set(held(model)) != {str(DEVICE)}
+    for layer, at in zip(model.layers, held(model), strict=False):
+        assert {where(W) for W in layer.attention.W.values()} == {at}
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6 * float(other.abs().max()))
+
+
+def _logits_and_gradient(model: LoweredModel, tokens: torch.Tensor) -> list[torch.Tensor]:
+    embeds = [x.detach().requires_grad_() for x in model.embed(tokens)]
+    final = model.forward(tokens, embeds).final
+    assert final is not None
+    logits = model.unembed(final)
+    return [logits.detach(), *torch.autograd.grad(logits.square().mean(), embeds[:1])]
+
+
+def test_what_is_brought_is_given_back(folder: str) -> None:
+    """Autograd keeps weights for the backward pass, not what was brought to the device."""
+    with device(), room(FITS):
+        model, _ = acdc.load_model(folder, device=str(DEVICE), offload="cpu")
+        tokens = torch.zeros(1, 2, dtype=torch.long, device=DEVICE)
+        embeds = [x.detach().requires_grad_() for x in model.embed(tokens)]
+        final = model.forward(tokens, embeds).final
+        here = [x for x in gc.get_objects() if type(x) is OnDevice]
+    assert final is not None
+    assert final.requires_grad
+    assert max(x.numel() for x in here) <= 2 * 2 * 4 * SIZE.d_model
+
+
 def test_layers_live_where_they_fit(folder: str) -> None:
     """Whole, tied weights together; what fits no GPU is in the memory of the host."""
     with device():
-        for where, n_bytes, expected in (
+        for name, n_bytes, expected in (
             (BOTH, FITS, [DEVICE, OTHER, OTHER, DEVICE]),
             ("auto", FITS, [DEVICE] * 4),
             ("auto", LAYER, [OTHER, "cpu", "cpu", DEVICE]),
         ):
             with room(n_bytes):
-                model, _ = acdc.load_model(folder, device=where)
+                model, _ = acdc.load_model(folder, device=name)
             assert held(model) == list(map(str, expected))
             assert model.device == DEVICE
             for layer, at in zip(model.layers, held(model), strict=False):
-                weights = [*layer.attention.W.values(), layer.mlp.W_out]  # type: ignore[union-attr]
-                assert {str(getattr(W, "raw", W).device) for W in weights} == {at}
+                assert layer.mlp is not None
+                assert {where(W) for W in (*layer.attention.W.values(), layer.mlp.W_out)} == {at}
         with room(FITS):
             native, _ = acdc.load_model("ioi-small", device=BOTH)
     assert {str(DEVICE), str(OTHER)} == set(held(native))

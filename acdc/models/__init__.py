@@ -118,6 +118,7 @@ def load_model(
         If this machine lacks the device, or the type is unknown.
     """
     from acdc.models.lowering import lower
+    from acdc.models.placement import settle
     from acdc.models.stored import keep_stored
 
     if not isinstance(model, str | Path):
@@ -131,6 +132,8 @@ def load_model(
     with quiet(), torch.random.fork_rng(devices=[]):
         use = arithmetic_of(place, number)
         bridge, tokenizer = _load(path, name_or_path, placement, number, use, trust_remote_code)
+        if placement.held:
+            settle(bridge, placement, number, use)
         if use != number or placement.held:
             keep_stored(bridge, number, use, place)
         name = name_or_path if path is None else _short_name(name_or_path, path)

@@ -16,9 +16,9 @@ from torch import nn
 
 from acdc.errors import DeviceError
 from acdc.models.devices import Placement
-from acdc.models.stored import keep_stored
+from acdc.models.stored import Stored, keep_stored
 
-__all__ = ["place", "plan", "room_on"]
+__all__ = ["place", "plan", "room_on", "settle"]
 
 _FREE = 0.9
 """Share of a GPU's free memory that weights may take; the rest is for what is computed."""
@@ -57,6 +57,22 @@ def place(
     for part in module.modules():
         for name, buffer in part._buffers.items():
             part._buffers[name] = None if buffer is None else buffer.to(device)
+
+
+def settle(bridge: Any, placement: Placement, keep: torch.dtype, use: torch.dtype) -> None:
+    """Put what a bridge made of its weights (some split a matrix into q, k and v) beside these.
+
+    Parameters
+    ----------
+    bridge
+        Whose model's weights were placed.
+    placement, keep, use
+        As of :func:`place`.
+    """
+    for block in bridge.blocks:
+        held = next((x.raw.device for x in block.parameters() if isinstance(x, Stored)), None)
+        if held is not None:
+            keep_stored(block, keep, use, placement.device, held)
 
 
 def plan(

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Stored", "is_offloaded", "keep_stored", "kept_in", "used_at"]
+__all__ = ["Stored", "is_offloaded", "keep_stored", "kept_in", "kept_like", "used_at"]
 
 _aten = torch.ops.aten
 _VIEWS = {
@@ -184,7 +184,7 @@ def keep_stored(
     keep: torch.dtype,
     use: torch.dtype,
     device: torch.device,
-    held: Callable[[nn.Parameter], torch.device] | None = None,
+    held: Callable[[nn.Parameter], torch.device] | torch.device | None = None,
 ) -> None:
     """Let the matrices of a module be kept in one type, or at some places, and used in another.
 
@@ -200,8 +200,8 @@ def keep_stored(
     device
         Where it is used.
     held
-        Where a matrix is held; None: on the device.  What is in the memory of the host is brought
-        to the device when it is used, each time.
+        Where a matrix, or all, are held; None: on the device.  What is in the memory of the host is
+        brought to the device when it is used, each time.
     """
     places: dict[int, tuple[nn.Parameter, list[tuple[nn.Module, str]]]] = {}
     for module in modules.modules():
@@ -214,7 +214,7 @@ def keep_stored(
         if data.ndim < 2:
             data = data.to(keep).to(device, use)
         elif not isinstance(data, Stored):
-            home = device if held is None else held(parameter)
+            home = held(parameter) if callable(held) else held or device
             data = _kept(data.to(home, keep), use, device)
         kept = nn.Parameter(data, requires_grad=False)
         for module, name in at:
@@ -232,6 +232,13 @@ def _kept(raw: Tensor, use: torch.dtype, device: torch.device) -> Tensor:
 def kept_in(weight: Tensor) -> torch.dtype:
     """Type in which a weight is held."""
     return weight.raw.dtype if isinstance(weight, Stored) else weight.dtype
+
+
+def kept_like(value: Tensor, weight: Tensor) -> Tensor:
+    """Return what was made of a weight, held where the weight is."""
+    if not isinstance(weight, Stored):
+        return value
+    return Stored(value.to(weight.raw.device), weight.dtype, weight.device)
 
 
 def used_at(weight: Tensor) -> torch.device:

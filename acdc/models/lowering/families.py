@@ -22,6 +22,7 @@ from acdc.models.lowering.mixture import Mixture
 from acdc.models.lowering.mlps import PlainMlp, SplitMlp
 from acdc.models.lowering.model import FeedForward, LoweredLayer, LoweredModel
 from acdc.models.lowering.norm import Norm
+from acdc.models.stored import kept_like
 from graphs import GraphShape
 
 __all__ = ["FAMILIES", "SUPPORTED_ARCHITECTURES", "Family", "check_architecture", "read_bridge"]
@@ -311,7 +312,8 @@ def _shared(
     every = W.permute(1, 0, 2).reshape(d_model, heads * d_head)
     shared = SharedNorm(norm, every, None if b is None else b.flatten())
     weight = norm.weight.view(heads, d_head)
-    return shared, W * weight[:, None], None if b is None else b * weight
+    weighted = kept_like(W * weight[:, None], W)
+    return shared, weighted, None if b is None else b * weight
 
 
 def _hf_scale(module: Any, index: int, d_head: int) -> float:
