@@ -266,6 +266,37 @@ def areas(
     _show(run_table(rows), folder, write(folder, rows, plan, device))
 
 
+@app.command()
+def memory(
+    sizes: Annotated[
+        str | None, typer.Option("--sizes", help="Billions of parameters, as 0.1,0.4,1.2.")
+    ] = None,
+    arithmetic: Annotated[
+        str | None, typer.Option("--arithmetic", help="Only these, as float32,bfloat16.")
+    ] = None,
+    repeats: Annotated[int, typer.Option("--repeats", help="Times each is timed.", min=0)] = 3,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder to write (default: runs/memory).")
+    ] = None,
+) -> None:
+    """Compare the memory that is foretold of a search with what it takes, on random Llamas.
+
+    Example: acdc bench memory --sizes 0.1 --repeats 0 --out memory
+    """
+    from acdc.terminal.tables import say
+    from benchmarks.memory import Plan, Row, measure, run_table, write
+    from benchmarks.results import check_folder
+
+    folder, rows, usual = check_folder(out or Path("runs") / "memory"), list[Row](), Plan()
+    chosen = tuple(_names(sizes) or usual.sizes), tuple(_names(arithmetic) or usual.arithmetics)
+    plan = Plan(*chosen, repeats=repeats)
+    for row in measure(plan):
+        rows.append(row)
+        say(f"{row.model} billion, {row.arithmetic}, {row.what}", stderr=True)
+        write(folder, rows, plan)
+    _show(run_table(rows), folder, write(folder, rows, plan))
+
+
 def _show(table: Table, folder: Path, files: Sequence[str]) -> None:
     """Print a wide table, and what was written."""
     from acdc.terminal.tables import SafeConsole, say

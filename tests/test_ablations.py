@@ -314,7 +314,7 @@ def test_what_a_step_sees_does_not_depend_on_what_fits(monkeypatch: pytest.Monke
     for batch_size in (3, 12):
         found = optimal_constants(replace(experiment, batch_size=batch_size), 10)
         assert found.as_bytes() == whole.as_bytes()
-    monkeypatch.setattr("acdc.engine.steps._ROOM", 1)  # prompt by prompt
+    monkeypatch.setattr("acdc.engine.steps.ROOM", 1)  # prompt by prompt
     found = optimal_constants(experiment, 10)
     for a, b in zip(found.at(4), whole.at(4), strict=True):
         torch.testing.assert_close(a, b)

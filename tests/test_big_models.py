@@ -221,7 +221,7 @@ def test_a_large_unembedding_is_cast_in_parts(monkeypatch: pytest.MonkeyPatch) -
     """A few outputs at a time, the same up to rounding."""
     W, x = torch.randn(70, 8).bfloat16(), torch.randn(3, 8)
     stored = Stored(W, torch.float32, torch.device("cpu"))
-    monkeypatch.setattr("acdc.models.stored._MOST_SCRATCH", 160)
+    monkeypatch.setattr("acdc.models.stored.MOST_SCRATCH", 160)
     torch.testing.assert_close(torch.nn.functional.linear(x, stored), x @ W.float().T)
 
 
@@ -290,7 +290,7 @@ def test_memory_does_not_change_a_score(
     task = o.small_task(3, n_prompts=16, lengths=(5,))
     experiment = Experiment(o.small_model(family, 0), task, get_metric(metric))
     assert len(experiment.batches) == 1
-    monkeypatch.setattr("acdc.engine.attribution._ROWS_BYTES", 4 * 5 * 12 * 4 * 6)
+    monkeypatch.setattr("acdc.engine.footprint._CHUNK_BYTES", 4 * 5 * 12 * 4 * 6)
     for method in (eap, eap_ig):
         few = method(experiment, work=Work(1 << 10))
         np.testing.assert_array_equal(few, method(experiment))
@@ -308,7 +308,7 @@ def test_long_prompts_read_a_few_queries_at_a_time(
     whole = eap_ig(experiment)
     mask = np.abs(whole) > np.median(np.abs(whole))
     value = PatchedModel(experiment).values(mask)
-    monkeypatch.setattr("acdc.models.lowering.attention._PATTERN_BYTES", 1)
+    monkeypatch.setattr("acdc.models.lowering.attention.PATTERN_BYTES", 1)
     sizes: list[int] = []
     pattern = Attention.pattern
 

@@ -270,7 +270,7 @@ def test_equal_seeds_give_equal_circuits(gpt2: Path, tmp_path: Path) -> None:
         (["--split-embed"], "split_embed", True),
         (["--edges", 10**30], "n_edges", 10**30),
         (["--batch-size", 10**30], "batch_size", 10**30),
-        (["--memory", "1e-12"], "method", "eap"),
+        (["--memory", "0.01"], "method", "eap"),
         (["--metric", "prob_diff"], "metric", "prob_diff"),
         (["--method", "exact"], "method", "exact"),
         (["--method", "acdc", "--edges", 9], "n_edges", 9),

@@ -2,17 +2,57 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
 
+import numpy as np
 import oracle as o
 import pytest
+import torch
+import transformers
 
+from acdc.cli import main
 from acdc.engine.experiment import Experiment
-from acdc.engine.footprint import is_streamed, said, state_bytes
+from acdc.engine.footprint import Footprint
 from acdc.engine.incremental import BatchState, IncrementalRun
 from acdc.engine.inputs import Changes
 from acdc.engine.metrics import get_metric
+from acdc.methods import METHODS
+from acdc.models import load_model, quiet
+from acdc.models.hugging_face import _read_weights
+from acdc.models.sizes import Sizes
+from acdc.runs import forecast
 from acdc.runs.discover import Silent, discover
+from acdc.runs.forecast import Forecast, foresee, free_memory
+from acdc.settings import Settings
+
+
+def random_folder(family: str, folder: Path) -> None:
+    """Write a small random model of a family of transformers."""
+    name = f"{family}Text" if family == "Gemma3" else family
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
+    few = {"intermediate_size": 24, "num_key_value_heads": 2, "head_dim": 4, "pad_token_id": 0}
+    small = {"vocab_size": 20, "max_position_embeddings": 16, "bos_token_id": 0, "eos_token_id": 0}
+    own: dict[str, Any] = {
+        "GPT2": {"n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 16},
+        "GPTJ": {"n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 16, "rotary_dim": 4},
+        "GPTNeo": {"hidden_size": 16, "num_layers": 2, "num_heads": 4,
+                   "attention_types": [[["global", "local"], 1]]},
+        "GPTNeoX": sizes | {"intermediate_size": 24, "num_attention_heads": 2},
+        "OPT": sizes | {"ffn_dim": 24, "word_embed_proj_dim": 16, "pad_token_id": 0},
+        "Mixtral": sizes | few | {"num_local_experts": 3},
+        "Qwen3Moe": sizes | few | {"num_experts": 3, "num_experts_per_tok": 2,
+                                   "moe_intermediate_size": 12},
+    }  # fmt: skip
+    config = getattr(transformers, f"{name}Config")(**small | own.get(family, sizes | few))
+    kind = "GPT2LMHeadModel" if family == "GPT2" else f"{family}ForCausalLM"
+    module = getattr(transformers, kind)(config)
+    with quiet():
+        module.save_pretrained(folder)
 
 
 def held(state: BatchState) -> int:
@@ -29,24 +69,58 @@ def held(state: BatchState) -> int:
     return sum({piece.data_ptr(): piece.nbytes() for piece in pieces}.values())
 
 
+FAMILIES = ["GPT2", "GPTNeo", "GPTNeoX", "GPTJ", "OPT", "Llama", "Qwen3", "Gemma2", "Gemma3",
+            "Olmo2", "Phi3", "Mixtral", "Qwen3Moe"]  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sizes_are_told_before_the_weights_are_read(family: str, tmp_path: Path) -> None:
+    """They are those of the loaded model, and so are all that a search is foretold to take."""
+    random_folder(family, tmp_path)
+    told: list[Sizes] = []
+    reading = mock.patch("acdc.models.hugging_face._read_weights", wraps=_read_weights)
+    with reading as read:
+
+        def before(sizes: Sizes, tokenizer: object) -> None:
+            assert not read.called
+            told.append(sizes)
+
+        model, _ = load_model(str(tmp_path), before=before)
+    loaded = Sizes.of(model)  # where one matrix makes queries, keys and values it may be split
+    assert told[0].weights <= loaded.weights <= 1.4 * told[0].weights
+    told[0] = replace(told[0], weights=loaded.weights)
+    assert told == [loaded]
+    experiment = Experiment(model, o.small_task(0), get_metric("kl"))
+    assert Footprint.of_sizes(told[0], whole_vocab=True) == experiment.footprint
+
+
 @pytest.mark.parametrize("family", ["LN", "grouped rotary", "Qwen3", "Gemma2"])
 def test_the_state_of_a_search_is_as_large_as_predicted(family: str) -> None:
     model, task = o.small_model(family, 0, n_layers=6), o.small_task(0)
     experiment = Experiment(model, task, get_metric("logit_diff"))
     run = IncrementalRun(experiment)
-    assert state_bytes(experiment) == sum(map(held, run.states.values()))
+    assert experiment.state_bytes == sum(map(held, run.states.values()))
+
+
+def foreseen(experiment: Experiment, memory: int = 1 << 30, **asked: Any) -> Forecast:
+    """What is foretold of a search on some prompts."""
+    settings = Settings.of("any", **asked)
+    lengths = [len(pair.clean) for pair in experiment.task.pairs]
+    return foresee(experiment.footprint, lengths, settings, METHODS[settings.method], memory)
 
 
 def test_what_is_said_follows_the_memory() -> None:
     experiment = Experiment(o.small_model("LN", 0), o.small_task(0), get_metric("logit_diff"))
-    state = state_bytes(experiment)
-    assert not is_streamed(experiment, 2 * state)
-    assert is_streamed(experiment, 2 * state - 1)
-    assert "in memory" in said(experiment, 2 * state, keeps_state=True)
-    assert "streamed" in said(experiment, state, keeps_state=True)
-    assert "state" not in said(experiment, state, keeps_state=False)
+    state = experiment.state_bytes
+    whole, streamed = (foreseen(experiment, m, method="acdc") for m in (2 * state, 2 * state - 1))
+    assert not whole.is_streamed
+    assert streamed.is_streamed
+    assert "in memory" in str(whole)
+    assert "streamed" in str(streamed)
+    assert streamed.peak <= whole.peak
+    assert "state" not in str(foreseen(experiment, method="eap"))
     double = replace(experiment, task=replace(experiment.task, pairs=2 * experiment.task.pairs))
-    assert state_bytes(double) == 2 * state
+    assert double.state_bytes == 2 * state
 
 
 def test_a_search_says_what_it_takes_before_it_begins() -> None:
@@ -60,11 +134,106 @@ def test_a_search_says_what_it_takes_before_it_begins() -> None:
         def note(self, text: str) -> None:
             self.told.append(text)
 
+        say = note
+
     names = ("clean", "corrupt", "answers", "wrong_answers")
     rows = [{name: [*getattr(p, name)] for name in names} for p in o.small_task(0).pairs]
-    for method, words in (("acdc", "state"), ("eap", "passes")):
+    for method, words in (("acdc", "in memory"), ("eap", "2 forward and 1 backward passes")):
         reporter = Noting()
         discover(rows, model=o.small_model("LN", 0), method=method, n_edges=9, holdout=0.0,
                  reporter=reporter)  # fmt: skip
-        assert reporter.told[0].startswith(words)
-        assert "MiB" in reporter.told[0]
+        first = reporter.told[0]
+        assert first.startswith("takes weights")
+        assert words in first
+        assert "at a time, peak" in first
+
+
+def pairs_file(folder: Path, n_pos: int = 6, n: int = 8) -> Path:
+    """Write pairs of random tokens."""
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "clean": rng.integers(0, 20, n_pos).tolist(),
+            "corrupt": rng.integers(0, 20, n_pos).tolist(),
+            "answers": [1],
+            "wrong_answers": [2],
+        }
+        for _ in range(n)
+    ]
+    path = folder / "pairs.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+@pytest.fixture
+def llama(tmp_path: Path) -> Path:
+    random_folder("Llama", tmp_path / "llama")
+    return tmp_path / "llama"
+
+
+def refused(folder: Path, *more: str) -> Iterator[str]:
+    """Yield the line that searches are refused with; nothing is written, no weights are read."""
+    pairs, out = pairs_file(folder.parent), folder.parent / "out"
+    for method in ("eap", "eap-ig", "acdc", "nap", "edge-pruning"):
+        asked = ["discover", str(pairs), "--model", str(folder), "--method", method, *more]
+        reading = mock.patch("acdc.models.hugging_face._read_weights", wraps=_read_weights)
+        with reading as read, pytest.raises(SystemExit) as done:
+            main([*asked, "--edges", "5", "--out", str(out)])
+        assert done.value.code == 2
+        assert not read.called
+        assert not out.exists()
+        yield method
+
+
+def test_a_prompt_that_does_not_fit_is_refused(
+    llama: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in refused(llama, "--memory", "0.00001"):
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("acdc: a prompt of 6 tokens takes ")
+        assert "memory allows" in line
+        assert "ask for --memory 0.0625" in line
+
+
+def test_a_model_that_the_machine_has_no_room_for_is_refused(
+    llama: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = (llama / "model.safetensors").stat().st_size
+    for free, words in ((1000, "free: choose --dtype bfloat16"), (weights, "and a run at least")):
+        monkeypatch.setattr("acdc.runs.forecast.free_memory", lambda device, free=free: free)
+        for _ in refused(llama):
+            (line,) = capsys.readouterr().err.splitlines()
+            assert line.startswith("acdc: the model's weights take 0 MiB")
+            assert words in line
+
+
+def test_run_json_says_what_was_foretold(llama: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = llama.parent / "out"
+    asked = ["discover", str(pairs_file(llama.parent)), "--model", str(llama), "--method", "eap-ig"]
+    with pytest.raises(SystemExit) as done:
+        main([*asked, "--edges", "5", "--json", "--out", str(out)])
+    assert done.value.code == 0
+    told = capsys.readouterr()
+    found = json.loads((out / "run.json").read_text())["forecast"]
+    assert found == json.loads(told.out)["forecast"]
+    assert (found["forwards"], found["backwards"]) == (7, 5)
+    assert found["weights"] + found["chunk"] <= found["peak"]
+    lines = [line for line in told.err.splitlines() if line.startswith("takes weights")]
+    assert len(lines) == 1
+    assert lines[0].endswith("7 forward and 5 backward passes")
+
+
+def test_free_memory_knows_of_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("info", "max", "current")
+    info, most, taken = (tmp_path / name for name in names)
+    info.write_text("MemTotal: 9000 kB\nMemAvailable: 6000 kB\nSwapFree: 1000 kB\n")
+    most.write_text("max\n")
+    taken.write_text("1024\n")
+    monkeypatch.setattr(forecast, "_MEMINFO", info)
+    monkeypatch.setattr(forecast, "_LIMITS", ((most, taken), (tmp_path / "no", taken)))
+    cpu = torch.device("cpu")
+    assert free_memory(cpu) == 7000 * 1024
+    most.write_text("4096\n")
+    assert free_memory(cpu) == 3072
+    info.unlink()
+    assert free_memory(cpu) is None

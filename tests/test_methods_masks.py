@@ -215,7 +215,7 @@ def test_what_a_step_sees_does_not_depend_on_what_fits(
     whole = method(experiment, training)
     found = method(replace(experiment, batch_size=7), training, Work(memory=1))
     np.testing.assert_array_equal(found, whole)
-    monkeypatch.setattr("acdc.engine.steps._ROOM", 1)  # prompt by prompt
+    monkeypatch.setattr("acdc.engine.steps.ROOM", 1)  # prompt by prompt
     np.testing.assert_allclose(method(experiment, training), whole, atol=1e-9)
 
 

@@ -35,7 +35,6 @@ from acdc.ablations.mean import ablated_prompts, mean_constants
 from acdc.engine.batch import Batch, sum_of
 from acdc.engine.constants import Constants
 from acdc.engine.experiment import Experiment
-from acdc.engine.footprint import bytes_per_prompt
 from acdc.engine.metrics import at_least_float32, get_metric
 from acdc.engine.processes import Numbers, by_chunk, here
 from acdc.engine.steps import in_steps
@@ -139,7 +138,7 @@ def optimal_constants(
     metric = experiment.metric if experiment.metric.compares else get_metric("kl")
     trainer = replace(experiment, metric=metric, intervention="mean", constants=None)
     longest = max(len(pair.clean) for pair in trainer.task.pairs)
-    trainer, seen = in_steps(trainer, _PROMPTS, bytes_per_prompt(trainer, longest))
+    trainer, seen = in_steps(trainer, _PROMPTS, _bytes_per_prompt(trainer, longest))
     groups = _groups(trainer)
     cases = [
         _Case.of(trainer, batch) if here().owns(i) else None
@@ -251,7 +250,7 @@ def _own(cases: list[_Case | None], i: int) -> _Case:
 
 def _parts(trainer: Experiment, case: _Case, which: Tensor, memory: int) -> tuple[Tensor, ...]:
     """Senders that fit into the memory together."""
-    each = case.batch.n_prompts * bytes_per_prompt(trainer, case.batch.clean.shape[1])
+    each = case.batch.n_prompts * _bytes_per_prompt(trainer, case.batch.clean.shape[1])
     return which.split(max(1, memory // each)) if len(which) else ()
 
 
@@ -306,3 +305,16 @@ def _constants(
         for name, (mean, best) in zip(experiment.components.senders, pairs, strict=True)
     }
     return Constants("optimal", experiment.direction, {None: values}, report)
+
+
+def _bytes_per_prompt(experiment: Experiment, n_pos: int) -> int:
+    """What a forward and backward pass keeps for one prompt, roughly (measured on GPT-2).
+
+    Steps are cut by it, so that it stays as it is: constants would become others.
+    """
+    shape, model = experiment.model.shape, experiment.model
+    stream = 40 * n_pos * model.d_model
+    pattern = 4 * shape.n_heads * n_pos * n_pos
+    rows = 6 * model.d_vocab_out if experiment.metric.whole_vocab else 0
+    latents = 4 * n_pos * sum(len(block) for block in experiment.program.blocks if block.narrow)
+    return model.W_U.element_size() * (shape.n_layers * (stream + pattern) + rows + latents)

@@ -30,10 +30,9 @@ from torch import Tensor
 
 from acdc.engine.batch import Batch
 from acdc.engine.experiment import Experiment
-from acdc.engine.footprint import bytes_per_prompt
 from acdc.engine.processes import Told
 from acdc.engine.program import Program
-from acdc.engine.stages import Gradients, Stage, Transcoder
+from acdc.engine.stages import Gradients, Stage
 from acdc.engine.values import (
     Block,
     Rows,
@@ -48,6 +47,7 @@ from acdc.models.lowering.model import Key, LoweredModel, Trace
 from graphs.select import top_edges
 
 __all__ = [
+    "MOST_POINTS",
     "AtBase",
     "Point",
     "Points",
@@ -69,13 +69,8 @@ Tokens = slice | Tensor
 
 _MOST_TOKENS = 64
 """Tokens of one chunk with latents: with more, those that few of them share fill the arrays."""
-_FEWEST = 4
-"""Tokens of one chunk at least: products with fewer rows are computed otherwise."""
-_MOST_POINTS = 5
+MOST_POINTS = 5
 """Points whose gradients are added up before products are taken."""
-_ROWS_BYTES = 8 << 20
-"""Gradients of a stage's receivers are mapped back in parts of this size: small enough that the
-allocator keeps the memory, and that they are in the cache when they are read again."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -285,20 +280,13 @@ def _scores(
         return at_base[-1].trace
 
     shares = isinstance(points, AtBase) and not experiment.holds_base
-    n_pos, tokens_at_once = (
-        experiment.batches[i].clean.shape[1],
-        _tokens_at_once(experiment),
-    )
-    at_once = max(1, tokens_at_once // n_pos)  # prompts
-    together = 1 if experiment.program.has_posts else min(round(1 / weight), _MOST_POINTS)
-    parts = parts_of(
-        experiment, i, memory // (1 + together // 2), base_run if shares else None, at_once
-    )
+    most = experiment.footprint.tokens_of_part(experiment.batches[i].clean.shape[1])
+    together = 1 if experiment.program.has_posts else min(round(1 / weight), MOST_POINTS)
+    parts = parts_of(experiment, i, memory, base_run if shares else None, together)
     for batch, program, base, other, differences in parts:
         own = program.stages[group.start : group.stop]
-        chunk = at_once * n_pos if tokens_at_once >= n_pos else tokens_at_once
-        if any(block.narrow for block in program.blocks):
-            chunk = min(chunk, chunk_size(program, differences, memory))
+        is_dense = not any(block.narrow for block in program.blocks)
+        chunk = most if is_dense else min(most, chunk_size(program, differences, memory))
         room: Room = {}
         for some in _together(points(batch, base, other), together):
             found = []
@@ -316,15 +304,6 @@ def _scores(
                         _accumulate(stage, seen, places, found, rows, scores[span], weight)
             del found
     return scores
-
-
-def _tokens_at_once(experiment: Experiment) -> int:
-    """How many tokens' gradients are mapped back together, whatever the memory."""
-    stages = experiment.program.stages
-    wide = [stage.n_receivers for stage in stages if not isinstance(stage, Transcoder)]
-    # those of a transcoder are few on each token
-    each = max(wide) * experiment.model.d_model * experiment.model.dtype.itemsize
-    return max(_FEWEST, _ROWS_BYTES // each)
 
 
 def _together(points: Iterable[Point], most: int) -> Iterator[list[Point]]:
@@ -537,17 +516,19 @@ def parts_of(
     i: int,
     memory: int,
     base_run: Callable[[Batch], Trace] | None = None,
-    at_once: int = 1,
+    together: int = 1,
 ) -> Iterator[tuple[Batch, Program, Trace, Trace, Values]]:
     """Yield parts of a batch that fit: prompts, program, plain runs and senders' differences.
 
     Differences ``ablated_u - base_u`` are ``[sender, token, width]`` by block.  ``base_run`` makes
-    the run that ablation starts from; None: an ordinary pass.  Parts are of a multiple of
-    ``at_once`` prompts, so that what is added up together is the same whatever the memory.
+    the run that ablation starts from; None: an ordinary pass.  The gradients of ``together`` points
+    are held at once.  How many prompts fit: :meth:`Footprint.prompts_at_once`.
     """
     program, whole = experiment.program, experiment.batches[i]
-    n_prompts = max(1, memory // bytes_per_prompt(experiment, whole.clean.shape[1]))
-    for batch in whole.split(max(1, n_prompts // at_once) * at_once):
+    n_prompts = experiment.footprint.prompts_at_once(
+        whole.clean.shape[1], memory, together, shares_base=base_run is not None
+    )
+    for batch in whole.split(n_prompts):
         with torch.no_grad():
             tokens, others = experiment.runs(batch)
             base = experiment.model.forward(tokens) if base_run is None else base_run(batch)

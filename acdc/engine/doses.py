@@ -25,7 +25,6 @@ from torch import Tensor
 from acdc.engine.attribution import parts_of
 from acdc.engine.batch import Batch
 from acdc.engine.experiment import Experiment
-from acdc.engine.footprint import bytes_per_prompt
 from acdc.engine.incremental import IncrementalRun
 from acdc.engine.patched import PatchedModel
 from acdc.engine.processes import Told
@@ -80,7 +79,7 @@ def node_doses(
         """``[sender, coefficient and slope]``: sums over the rows of a batch."""
         total = torch.zeros(len(senders), len(c) + 1, dtype=torch.double)
         for batch, program, base, _, differences in parts_of(experiment, i, memory):
-            each = batch.n_prompts * bytes_per_prompt(experiment, batch.clean.shape[1])
+            each = batch.n_prompts * experiment.footprint.gradient(batch.clean.shape[1])
             for row, sender in zip(total, senders.tolist(), strict=True):
                 node, span = int(graph.sender_component[sender]), int(graph.sender_span[sender])
                 b, change = _change(program, differences, node, span, batch)

@@ -23,6 +23,7 @@ from acdc.dictionaries.attachment import Attachment
 from acdc.dictionaries.experts import ExpertAttachment
 from acdc.engine.batch import Batch, sum_of, targets_of
 from acdc.engine.constants import Constants
+from acdc.engine.footprint import Footprint
 from acdc.engine.metrics import Metric, at_least_float32
 from acdc.engine.processes import Numbers, Told, by_chunk, here
 from acdc.engine.program import Program
@@ -36,6 +37,9 @@ from graphs import Graph, component_graph
 from graphs.graph import Outline, outline
 
 __all__ = ["Experiment"]
+
+_FEWEST = 4
+"""Prompts that are run together at least: products with fewer rows differ in the last bit."""
 
 _LOGITS_BYTES = 24 << 20
 """Logits of the whole vocabulary are computed in parts of this size: small enough that the
@@ -93,6 +97,8 @@ class Experiment:
         Of constants that are trained.
     select_on
         Prompts that the size of a circuit is chosen on; None: on :attr:`task`, as its scores are.
+    memory
+        Bytes that passes and evaluations may take at a time, beside the weights.
     """
 
     model: LoweredModel
@@ -112,6 +118,7 @@ class Experiment:
     places: NDArray[np.int64] | None = None
     training_steps: int = Settings.optimal_steps
     select_on: Task | None = None
+    memory: int = 1 << 30
 
     def __repr__(self) -> str:
         how = f"{self.metric.name}, {self.direction}, {self.intervention}"
@@ -142,6 +149,16 @@ class Experiment:
         if self.router == "frozen" and self.model.has_experts:
             program = program.hold_routers(base)
         return program
+
+    @cached_property
+    def footprint(self) -> Footprint:
+        """What computations take for each prompt."""
+        return Footprint.of(self.program, whole_vocab=self.metric.whole_vocab)
+
+    @cached_property
+    def state_bytes(self) -> int:
+        """What ``acdc`` keeps of all prompts, see :meth:`Footprint.state`."""
+        return sum(x.n_prompts * self.footprint.state(x.clean.shape[1]) for x in self.batches)
 
     @property
     def holds_base(self) -> bool:
@@ -321,7 +338,7 @@ class Experiment:
         scored = torch.tensor(pairs[0].scored, device=device)
         targets = targets_of(pairs, device).repeat(len(scored))
         if self.metric.compares is not None and here().owns(i):
-            logits = self.logits(self.model.forward(clean), scored, None)
+            logits = self.model.unembed(self.finals(clean, scored))
             targets = replace(targets, clean=self.metric.compares(at_least_float32(logits)))
         return Batch(clean, corrupt, scored, targets, spans)
 
@@ -369,6 +386,16 @@ class Experiment:
             return batch.clean, batch.corrupt
         return batch.corrupt, batch.clean
 
+    @torch.no_grad()
+    def finals(
+        self, tokens: Int[Tensor, "batch pos"], scored: Int[Tensor, " n"]
+    ) -> Float[Tensor, "row d_model"]:
+        """Final streams (raw) at scored positions of plain runs, prompts in parts that fit."""
+        most = max(_FEWEST, self.memory // self.footprint.plain(tokens.shape[1]))
+        n_parts = max(1, len(tokens) // most)
+        parts = (self.model.forward(x).at(("final", 0)) for x in tokens.tensor_split(n_parts))
+        return torch.cat([final[:, scored].flatten(0, 1) for final in parts])
+
     def plain(self, which: Literal["clean", "corrupt"]) -> float:
         """Mean metric of the untouched model on the clean or the corrupt prompts."""
         return float(self.plain_values(which).mean())
@@ -379,9 +406,7 @@ class Experiment:
 
         def rows(i: int) -> Tensor:
             batch = self.batches[i]
-            final = self.model.forward(getattr(batch, which)).final
-            assert final is not None
-            return self.measure_rows(final[:, batch.scored].flatten(0, 1), batch)
+            return self.measure_rows(self.finals(getattr(batch, which), batch.scored), batch)
 
         return self.per_prompt(self.by_batch(rows, about=[which.encode()]))
 

@@ -1,112 +1,246 @@
-"""What computations keep in memory beside the weights, from counts alone.
+"""What computations keep in memory beside the weights, from widths and counts alone.
 
-The same formulas decide what is cut into chunks or kept in files, and say what a search takes
-(:func:`said`, which ``acdc discover`` shows while it searches).  All are of what is held at once,
-in bytes.
+The same formulas decide what is cut into chunks or kept in files, and foretell what a run takes
+(:mod:`acdc.runs.forecast`), also before its weights are read.  All are of what is held at once, in
+bytes; those of the state are exact, the others were fitted to what autograd keeps.
 """
 
 from __future__ import annotations
 
-from acdc.engine.experiment import Experiment
-from acdc.engine.stages import Heads
+from dataclasses import dataclass
 
-__all__ = [
-    "bytes_per_prompt",
-    "evaluation_bytes",
-    "is_streamed",
-    "said",
-    "state_bytes",
-    "state_bytes_per_prompt",
-]
+from acdc.engine.program import Program
+from acdc.engine.stages import Transcoder
+from acdc.models.lowering.attention import PATTERN_BYTES
+from acdc.models.sizes import Sizes
+from acdc.models.stored import MOST_SCRATCH
 
+__all__ = ["Footprint"]
 
-def state_bytes(experiment: Experiment) -> int:
-    """What ``acdc`` keeps of all prompts: what every node writes and every receiver reads."""
-    each: dict[int, int] = {}
-    total = 0
-    for batch in experiment.batches:
-        n_pos = batch.clean.shape[1]
-        if n_pos not in each:
-            each[n_pos] = state_bytes_per_prompt(experiment, n_pos)
-        total += batch.n_prompts * each[n_pos]
-    return total
+_CHUNK_BYTES = 8 << 20
+"""Gradients of a stage's receivers are mapped back in parts of this size: small enough that the
+allocator keeps the memory, and that they are in the cache when they are read again."""
+_HOLES = 1.2
+"""What many tensors take beyond their size, as allocators cannot use all that was given back."""
+_FEWEST_TOKENS = 4
+"""Tokens of one part at least: products with fewer rows are computed otherwise."""
 
 
-def state_bytes_per_prompt(experiment: Experiment, n_pos: int) -> int:
-    """The same of a prompt of some length.
-
-    Senders twice (as they are, and what their ablation changes), one input by stage, what is in
-    front of post-norms behind attention, and the placed queries, keys and values of all heads.
-    """
-    program, model = experiment.program, experiment.model
-    d = model.d_model
-    numbers = 2 * sum(len(block) * (1 if block.narrow else d) for block in program.blocks)
-    posts = sum(layer.attention_post is not None for layer in model.layers)
-    numbers += d * (len(program.stages) + posts)
-    for stage in program.stages:
-        if isinstance(stage, Heads):
-            W = model.layers[stage.layer].attention.W
-            numbers += sum(x.shape[0] * x.shape[2] for x in W.values())
-    return numbers * n_pos * model.dtype.itemsize
-
-
-def evaluation_bytes(experiment: Experiment, n_prompts: int, n_pos: int, share: float = 1.0) -> int:
-    """What one circuit's evaluation keeps of a batch.
+@dataclass(frozen=True)
+class Footprint:
+    """What one prompt takes in computations of each kind.
 
     Parameters
     ----------
-    experiment
-        Model and nodes.
-    n_prompts, n_pos
-        Of the batch.
-    share
-        Of the senders that are in the circuit: the others are neither computed nor kept.
+    sizes
+        Of the model.
+    vectors, latents
+        Senders that write vectors, and those that write multiples of one direction.
+    stages, blocks
+        Of :class:`acdc.engine.program.Program`.
+    receivers
+        Most that a stage has; those of a transcoder, few of them on each token, do not count.
+    whole_vocab
+        Whether the metric reads every logit.
     """
-    program, model = experiment.program, experiment.model
-    senders = sum(len(block) for block in program.blocks if not block.narrow)
-    latents = sum(len(block) for block in program.blocks if block.narrow)
-    numbers = (share * senders + 2 * len(program.stages) + len(program.blocks)) * model.d_model
-    return int((numbers + 2 * latents) * n_prompts * n_pos * model.dtype.itemsize)
 
+    sizes: Sizes
+    vectors: int
+    latents: int
+    stages: int
+    blocks: int
+    receivers: int
+    whole_vocab: bool
 
-def bytes_per_prompt(experiment: Experiment, n_pos: int) -> int:
-    """What a forward and backward pass keeps for one prompt, roughly (measured on GPT-2)."""
-    shape, model = experiment.model.shape, experiment.model
-    stream = 40 * n_pos * model.d_model
-    pattern = 4 * shape.n_heads * n_pos * n_pos
-    rows = 6 * model.d_vocab_out if experiment.metric.whole_vocab else 0
-    latents = 4 * n_pos * sum(len(block) for block in experiment.program.blocks if block.narrow)
-    return model.W_U.element_size() * (shape.n_layers * (stream + pattern) + rows + latents)
+    @classmethod
+    def of(cls, program: Program, *, whole_vocab: bool) -> Footprint:
+        """Return that of a model that is loaded, with its dictionaries."""
+        return cls(
+            sizes=Sizes.of(program.model),
+            vectors=sum(len(block) for block in program.blocks if not block.narrow),
+            latents=sum(len(block) for block in program.blocks if block.narrow),
+            stages=len(program.stages),
+            blocks=len(program.blocks),
+            receivers=max(
+                stage.n_receivers for stage in program.stages if not isinstance(stage, Transcoder)
+            ),
+            whole_vocab=whole_vocab,
+        )
 
+    @classmethod
+    def of_sizes(cls, sizes: Sizes, *, whole_vocab: bool) -> Footprint:
+        """Return that of a model's own graph of heads and MLPs."""
+        shape = sizes.shape
+        n_blocks = shape.n_layers * (1 + shape.has_mlp)
+        sources = 2 if shape.split_embed else 1
+        split = shape.n_heads + 2 * shape.kv_heads
+        whole = shape.n_heads + (shape.kv_heads if shape.grouped else 0)
+        return cls(
+            sizes=sizes,
+            vectors=sources + shape.n_layers * (shape.n_heads + shape.has_mlp),
+            latents=0,
+            stages=n_blocks + 1,
+            blocks=n_blocks + 1,
+            receivers=split if shape.split_qkv else whole,
+            whole_vocab=whole_vocab,
+        )
 
-def said(experiment: Experiment, memory: int, *, keeps_state: bool) -> str:
-    """Say what a search takes beside the weights.
+    def state(self, n_pos: int) -> int:
+        """What ``acdc`` keeps of a prompt: what every node writes and every receiver reads.
 
-    Parameters
-    ----------
-    experiment
-        Model, nodes and prompts.
-    memory
-        Bytes that it may take.
-    keeps_state
-        Whether the method keeps what every node writes, of all prompts.
-    """
-    passes = 0
-    for batch in experiment.batches:
-        each = bytes_per_prompt(experiment, batch.clean.shape[1])
-        passes = max(passes, each * min(batch.n_prompts, max(1, memory // each)))
-    parts = [f"passes {_size(passes)}"]
-    if keeps_state:
-        state = state_bytes(experiment)
-        where = "streamed" if is_streamed(experiment, memory) else "in memory"
-        parts.insert(0, f"state {_size(state)} {where}")
-    return ", ".join(parts)
+        Senders twice (as they are, and what their ablation changes), one input by stage, what is in
+        front of post-norms behind attention, and the placed queries, keys and values of all heads.
+        """
+        d, sizes = self.sizes.d_model, self.sizes
+        numbers = 2 * (self.vectors * d + self.latents) + d * (self.stages + sizes.n_posts)
+        return self._bytes((numbers + sizes.shape.n_layers * self._qkv) * n_pos)
 
+    def evaluation(self, n_pos: int, share: float = 1.0) -> int:
+        """What one circuit's evaluation keeps of a prompt.
 
-def is_streamed(experiment: Experiment, memory: int) -> bool:
-    """Whether the state is too large to be kept in memory whole."""
-    return state_bytes(experiment) > memory // 2
+        ``share`` of the senders that are vectors are in the circuit: the others are neither
+        computed nor kept.
+        """
+        numbers = (share * self.vectors + 2 * self.stages + self.blocks) * self.sizes.d_model
+        return self._bytes(int((numbers + 2 * self.latents) * n_pos))
 
+    def kept_runs(self, n_pos: int) -> int:
+        """What an evaluator keeps of a prompt for the next circuit, see :class:`PlainRuns`."""
+        sums = (self.stages + self.blocks) * self.sizes.d_model
+        return self._bytes((self._differences + sums) * n_pos)
 
-def _size(n_bytes: int) -> str:
-    return f"{n_bytes / 2**20:,.0f} MiB"
+    def masks(self, n_pos: int) -> int:
+        """What a prompt takes until the gradient of edges' weights is taken, roughly.
+
+        Each read keeps the change of every sender that it sees, and each write a copy of the
+        senders up to its own; of a receiver's input about three tensors are kept.
+        """
+        seen = self.stages * (self.vectors + self.latents)  # twice a half of them on average
+        numbers = (seen + 3 * self.stages * self.receivers) * self.sizes.d_model
+        return self._bytes(numbers * n_pos)
+
+    @property
+    def scratch(self) -> int:
+        """What casts of weights take that are kept in another type."""
+        sizes = self.sizes
+        if sizes.kept == sizes.used:
+            return 0
+        largest = sizes.d_model * max(sizes.d_mlp, sizes.d_vocab_out, self._qkv)
+        return self._bytes(min(largest, MOST_SCRATCH))
+
+    def plain(self, n_pos: int) -> int:
+        """What an ordinary pass takes for a prompt: all that it leaves, and one layer's work."""
+        return self._bytes((self._trace + self._layer(n_pos)) * n_pos + self._logits)
+
+    def gradient(self, n_pos: int) -> int:
+        """What a forward and backward pass keeps for a prompt, beside what it leaves.
+
+        Placed queries, keys and values, neurons (and what of these their function keeps), patterns,
+        and what the backward pass of one layer takes.
+        """
+        sizes, shape = self.sizes, self.sizes.shape
+        neurons = (3 if sizes.gated else 4) * sizes.d_mlp
+        layer = 3 * shape.n_heads * sizes.d_head + neurons
+        if shape.n_heads * n_pos * n_pos * 4 <= PATTERN_BYTES:
+            layer += self._pattern(n_pos)
+        if sizes.used.itemsize < 4:  # what norms read, in float32
+            layer += 4 * sizes.d_model
+        numbers = (shape.n_layers * layer + self._layer(n_pos) + self._gradients) * n_pos
+        return self._bytes(numbers + 3 * self._logits)
+
+    def attribution(self, n_pos: int, together: int = 1, *, shares_base: bool = False) -> int:
+        """What attribution keeps of a prompt: plain runs, differences and gradients.
+
+        Parameters
+        ----------
+        n_pos
+            Its length.
+        together
+            Points whose gradients are held at once.
+        shares_base
+            Whether the run that ablation starts from is that of the gradient.
+        """
+        left = self._bytes(self._trace * n_pos)
+        found = left + self._bytes(self._gradients * n_pos)
+        differences = self._bytes(self._differences * n_pos)
+        if shares_base:
+            most = max(left + self.gradient(n_pos), 2 * left + differences + found)
+        else:
+            most = 3 * left + differences + (together - 1) * found + self.gradient(n_pos)
+        return int(_HOLES * most)
+
+    @property
+    def tokens_at_once(self) -> int:
+        """How many tokens' gradients are mapped back together, whatever the memory."""
+        each = self.receivers * self._bytes(self.sizes.d_model)
+        return max(_FEWEST_TOKENS, _CHUNK_BYTES // each)
+
+    def tokens_of_part(self, n_pos: int) -> int:
+        """The same for prompts of some length: whole prompts, or parts of one."""
+        most = self.tokens_at_once
+        return most if most < n_pos else most // n_pos * n_pos
+
+    def products(self, n_pos: int, n_prompts: int) -> int:
+        """What products of gradients and differences take: vectors of the tokens of one part."""
+        numbers = (self.vectors + 2 * self.receivers) * self.sizes.d_model
+        return self._bytes(numbers * min(self.tokens_of_part(n_pos), n_prompts * n_pos))
+
+    def prompts_at_once(
+        self, n_pos: int, memory: int, together: int = 1, *, shares_base: bool = False
+    ) -> int:
+        """How many prompts attribution takes at once; parameters as above.
+
+        Of a multiple of those whose gradients are mapped back together: so what is added up
+        together is the same whatever the memory.
+        """
+        each = self.attribution(n_pos, together, shares_base=shares_base)
+        at_once = max(1, self.tokens_at_once // n_pos)
+        left = memory - self.products(n_pos, at_once)
+        return max(1, left // each // at_once) * at_once
+
+    # Numbers of a token.
+
+    @property
+    def _qkv(self) -> int:
+        shape = self.sizes.shape
+        return (shape.n_heads + 2 * shape.kv_heads) * self.sizes.d_head
+
+    @property
+    def _trace(self) -> int:
+        """What a pass leaves behind, see :class:`acdc.models.lowering.model.Trace`."""
+        shape, d = self.sizes.shape, self.sizes.d_model
+        streams = 2 + (0 if not shape.has_mlp else 1 if shape.parallel else 2)
+        layer = streams * d + self._qkv + shape.n_heads * self.sizes.d_head
+        return shape.n_layers * layer + (self.sizes.n_posts + 2) * d
+
+    @property
+    def _gradients(self) -> int:
+        """Gradients at what receivers read, as :attr:`Stage.sees_gradients` names them."""
+        shape, d = self.sizes.shape, self.sizes.d_model
+        return shape.n_layers * (self._qkv + shape.has_mlp * d) + d
+
+    @property
+    def _differences(self) -> int:
+        """By how much what senders write differs between the runs."""
+        shape, d = self.sizes.shape, self.sizes.d_model
+        layer = shape.n_heads * self.sizes.d_head + shape.has_mlp * d
+        return shape.n_layers * layer + (2 if shape.split_embed else 1) * d + self.latents
+
+    def _layer(self, n_pos: int) -> int:
+        """What one layer takes while it is computed."""
+        neurons = (3 if self.sizes.gated else 2) * self.sizes.d_mlp
+        return max(neurons + 2 * self.sizes.d_model, 2 * self._pattern(n_pos))
+
+    def _pattern(self, n_pos: int) -> int:
+        """Patterns of all heads, at least in float32; of long prompts a part at a time."""
+        most = PATTERN_BYTES // 4 // n_pos
+        numbers = min(self.sizes.shape.n_heads * n_pos, most)
+        return numbers if self.sizes.used.itemsize >= 4 else 3 * numbers
+
+    @property
+    def _logits(self) -> int:
+        """Logits of a scored row, of a prompt."""
+        return 2 * self.sizes.d_vocab_out if self.whole_vocab else 0
+
+    def _bytes(self, numbers: int) -> int:
+        return numbers * self.sizes.used.itemsize

@@ -23,7 +23,6 @@ from torch import Tensor
 from acdc.ablations.base import ZERO
 from acdc.engine.batch import sum_of
 from acdc.engine.experiment import Experiment
-from acdc.engine.footprint import is_streamed
 from acdc.engine.inputs import Changes, Input, Output, Places, Sums, insert
 from acdc.engine.moved import Read
 from acdc.engine.start import Start
@@ -378,7 +377,7 @@ class IncrementalRun:
         self.states: dict[int, BatchState] = {}
         model = experiment.model
         kept_beside = model.offloads and model.device.type != "cpu"
-        streams = kept_beside or is_streamed(experiment, memory)
+        streams = kept_beside or experiment.state_bytes > memory // 2
 
         def begin(i: int) -> Tensor:
             state = self.states[i] = BatchState(experiment, i, places, units)

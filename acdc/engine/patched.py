@@ -28,7 +28,6 @@ from torch import Tensor
 
 from acdc.engine.batch import Batch
 from acdc.engine.experiment import Experiment
-from acdc.engine.footprint import evaluation_bytes
 from acdc.engine.program import Program
 from acdc.engine.stages import (
     Heads,
@@ -71,12 +70,14 @@ class PatchedModel:
     experiment
         Model, prompts, metric, intervention, direction and dictionaries.
     memory
-        Bytes of plain runs to keep; beyond that they are run anew for every circuit, and prompts in
-        parts that fit.  0: nothing is kept.
+        Bytes: a half for plain runs that are kept (beyond that they are run anew for every
+        circuit), a half for the pass, of prompts in parts that fit.  0: nothing is kept; None: the
+        experiment's.
     """
 
-    def __init__(self, experiment: Experiment, memory: int = 2 << 30) -> None:
-        self.experiment, self.memory = experiment, memory
+    def __init__(self, experiment: Experiment, memory: int | None = None) -> None:
+        self.experiment = experiment
+        self.memory = experiment.memory if memory is None else memory
         self._kept: dict[int, PlainRuns] = {}
 
     def metric(self, mask: Bool[np.ndarray, " edge"]) -> float:
@@ -210,15 +211,15 @@ class PatchedModel:
         if i in self._kept:
             return self._kept[i]
         runs = PlainRuns(self.experiment, self.experiment.batches[i])
-        if sum(r.n_bytes for r in self._kept.values()) + runs.n_bytes <= self.memory:
+        if sum(r.n_bytes for r in self._kept.values()) + runs.n_bytes <= self.memory // 2:
             self._kept[i] = runs
         return runs
 
     def _runs(self, i: int) -> Iterator[PlainRuns]:
         """Plain runs of a batch; of parts of it where the memory is too small for the whole."""
         batch = self.experiment.batches[i]
-        each = evaluation_bytes(self.experiment, 1, batch.clean.shape[1])
-        most = max(_FEWEST, self.memory // max(1, each))
+        each = self.experiment.footprint.evaluation(batch.clean.shape[1])
+        most = max(_FEWEST, self.memory // 2 // max(1, each))
         if self.memory == 0 or batch.n_prompts < 2 * most:
             yield self.plain(i)
             return

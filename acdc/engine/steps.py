@@ -11,9 +11,9 @@ from dataclasses import replace
 
 from acdc.engine.experiment import Experiment
 
-__all__ = ["in_steps"]
+__all__ = ["ROOM", "in_steps"]
 
-_ROOM = 2 << 30
+ROOM = 2 << 30
 """Bytes that prompts take which are run together."""
 
 
@@ -37,7 +37,7 @@ def in_steps(
     tuple
         The experiment whose batches are the parts, and of each step the indices of its parts.
     """
-    together = 1 << min(n_prompts, max(1, _ROOM // each)).bit_length() - 1
+    together = 1 << min(n_prompts, max(1, ROOM // each)).bit_length() - 1
     parts = replace(experiment, batch_size=together)
     steps: list[list[int]] = []
     kind, n = None, 0

@@ -446,7 +446,7 @@ class _Lab:
         """Measure a checkpoint, and the final circuit in it."""
         settings = self.settings.replace(model=name)
         sites = run.circuit.graph.shape.site_at or None
-        able, experiment, _, tokenizer = prepare(settings, self.memory, sites)
+        able, experiment, _, tokenizer, _ = prepare(settings, self.memory, sites)
         if run.constants is not None:
             experiment = replace(experiment, constants=run.constants)
         self._check(name, experiment)

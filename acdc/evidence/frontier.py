@@ -35,6 +35,7 @@ from acdc.runs.discover import (
     with_constants,
 )
 from acdc.runs.folder import Timer, versions, write_folder
+from acdc.runs.forecast import Forecast
 from acdc.runs.given import settings_of
 from acdc.runs.many import ALONE, all_of, check_named
 from acdc.runs.prompts import split_prompts
@@ -220,6 +221,7 @@ def _swept(
     if narrowed is not None:
         experiment, candidates = narrowed
     total = len(taus) * experiment.graph.n_edges
+    reporter.say(f"takes {prepared.forecast}")
     with timer.phase("discover"), reporter.phase("discover (acdc)", total):
         expected = expected_changes(experiment, options, memory)
         circuits, work = sweep_thresholds(
@@ -249,17 +251,18 @@ class _Prepared:
 
     evaluator: Evaluator
     claims: Claims
+    forecast: Forecast
     warnings: tuple[str, ...]
 
 
 def _prepared(asked: Settings, memory: int, timer: Timer, reporter: Reporter) -> _Prepared:
     with timer.phase("load"), reporter.phase("load model and task", None):
-        able, experiment, _, tokenizer = prepare(asked, memory)
+        able, experiment, _, tokenizer, forecast = prepare(asked, memory)
     experiment = with_constants(experiment, memory, reporter)
     with timer.phase("load"):
         evaluator = Evaluator(experiment, memory)
         claims = Claims(experiment, split_prompts(asked, experiment, tokenizer), able)
-    return _Prepared(evaluator, claims, (*able.doubts, *claims.split.warnings))
+    return _Prepared(evaluator, claims, forecast, (*able.doubts, *claims.split.warnings))
 
 
 def _default_taus(prepared: _Prepared) -> tuple[float, ...]:

@@ -285,7 +285,7 @@ def groups(
     reporter, timer = reporter or Silent(), Timer()
     settings = replace(check_discovery(settings_of(task, **asked)), n_select=0)
     with timer.phase("load"), reporter.phase("load model and task", None):
-        able, experiment, _, tokenizer = prepare(settings, memory)
+        able, experiment, _, tokenizer, _ = prepare(settings, memory)
     experiment = with_constants(experiment, memory, reporter)
     split = split_prompts(settings, experiment, tokenizer)
     n_fresh = 0 if split.test is None else len(split.test)

@@ -18,7 +18,7 @@ from acdc.errors import OptionError, UnknownNameError
 from acdc.evidence.head_reasons import HeadReasons, circuit_heads, explain_heads, full_precision
 from acdc.measure.heads import towards
 from acdc.measure.roles import HeadNumbers, measure_roles, roles_of
-from acdc.models.lowering.model import LoweredModel
+from acdc.models.sizes import Sized
 from acdc.runs.discover import Reporter, Silent, fit
 from acdc.runs.folder import Timer, save_summary, versions
 from acdc.runs.opened import RunLike, open_run
@@ -219,9 +219,7 @@ class _Remembered:
         self._choice = choice
         self._tokenizer: Tokenizer | None = None
 
-    def __call__(
-        self, settings: Settings, model: LoweredModel, tokenizer: Tokenizer | None
-    ) -> Task:
+    def __call__(self, settings: Settings, model: Sized, tokenizer: Tokenizer | None) -> Task:
         self._tokenizer = tokenizer
         return self._choice(settings, model, tokenizer)
 

@@ -30,7 +30,7 @@ from acdc.engine.experiment import Experiment
 from acdc.engine.values import Values
 from acdc.errors import OptionError
 from acdc.measure.actions import ABLATED, CORRUPT, STEERED, Acted, Actions, steering
-from acdc.models.lowering import LoweredModel
+from acdc.models.sizes import Sized
 from acdc.runs.discover import Reporter, Silent, fit, with_constants
 from acdc.runs.folder import Timer, save_summary, versions
 from acdc.runs.opened import RunLike, open_run
@@ -256,9 +256,7 @@ class _Choice:
         self._choice = choice
         self.tokenizer: Tokenizer | None = None
 
-    def __call__(
-        self, settings: Settings, model: LoweredModel, tokenizer: Tokenizer | None
-    ) -> Task:
+    def __call__(self, settings: Settings, model: Sized, tokenizer: Tokenizer | None) -> Task:
         self.tokenizer = tokenizer
         return self._choice(settings, model, tokenizer)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,7 +15,7 @@ from acdc.files import MAX_WEIGHTS
 from graphs.errors import InputError
 from graphs.files.whole import check_regular
 
-__all__ = ["FLOATING", "check_floating", "read_safetensors"]
+__all__ = ["FLOATING", "check_floating", "read_safetensors", "read_shapes"]
 
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 """Types that weights may be stored in: those that models run in."""
@@ -58,13 +59,37 @@ def read_safetensors(
     InputError
         (``failure``)  If it is not there, truncated or damaged, or holds what torch cannot.
     """
+    with _readable(path, failure, what):
+        return load_file(path) if cast is None else _cast_one_by_one(path, cast)
+
+
+def read_shapes(
+    path: str | os.PathLike[str],
+    failure: type[InputError] = InputError,
+    what: str | None = None,
+) -> dict[str, Tensor]:
+    """Return the tensors of a file on the device ``meta``: nothing is read but their shapes.
+
+    Parameters and errors as of :func:`read_safetensors`; their type is not looked at.
+    """
+    with _readable(path, failure, what), safe_open(path, framework="pt") as file:
+        names = list(file.keys())
+        shapes = {name: file.get_slice(name).get_shape() for name in names}
+        return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+
+
+@contextmanager
+def _readable(
+    path: str | os.PathLike[str], failure: type[InputError], what: str | None
+) -> Iterator[None]:
+    """Check a file, and say of what goes wrong with it that it cannot be read."""
     check_regular(path, MAX_WEIGHTS, failure)
     try:
         with open(path, "rb") as file:
             n_header = int.from_bytes(file.read(8), "little")
         if n_header > _MAX_HEADER:
             raise SafetensorError(f"its header would take {n_header:,} bytes")
-        return load_file(path) if cast is None else _cast_one_by_one(path, cast)
+        yield
     except _BROKEN as error:
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise failure(f"{what or path} is no readable safetensors file: {line}") from error

@@ -168,9 +168,7 @@ def ability(experiment: Experiment) -> Ability:
         """``[figure, row]``: metric, margin and whether it is right, of either run."""
         batch, found = experiment.batches[i], []
         for tokens in (batch.clean, batch.corrupt):
-            final = experiment.model.forward(tokens).final
-            assert final is not None
-            rows = final[:, batch.scored].flatten(0, 1)
+            rows = experiment.finals(tokens, batch.scored)
             found.append(experiment.measure_rows(rows, batch))
             if opposed:
                 logits = experiment.model.unembed(rows, batch.targets.tokens)

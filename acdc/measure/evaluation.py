@@ -54,10 +54,10 @@ class Evaluation:
 class Evaluator:
     """Evaluates circuits of one experiment; full and empty are measured once.
 
-    ``memory`` is that of :class:`acdc.engine.patched.PatchedModel`.
+    ``memory`` is that of :class:`acdc.engine.patched.PatchedModel`; None: the experiment's.
     """
 
-    def __init__(self, experiment: Experiment, memory: int = 1 << 30) -> None:
+    def __init__(self, experiment: Experiment, memory: int | None = None) -> None:
         self.experiment = experiment
         self._patched = PatchedModel(experiment, memory)
 

@@ -100,6 +100,11 @@ def _prompts(experiment: Experiment, options: Any) -> int:
     return len(experiment.task)
 
 
+def _uncounted(options: Any) -> None:
+    """How many passes it makes depends on what it finds."""
+    return None
+
+
 def _unsized(options: Any, n_edges: int) -> None:
     """No options that ask for a size."""
     return None
@@ -130,6 +135,11 @@ class Method:
         Why it cannot be run with a cross-layer transcoder; empty: it can.
     keeps_state
         Whether it keeps what every node writes, of all prompts, while it searches.
+    trains
+        Whether it trains masks.
+    counts
+        ``options`` -> forward and backward passes that it makes of each prompt; None where that
+        depends on what it finds.
     """
 
     name: str
@@ -142,6 +152,8 @@ class Method:
     size: Callable[[Any, int], int | None] = _unsized
     not_across: str = ""
     keeps_state: bool = False
+    trains: bool = False
+    counts: Callable[[Any], tuple[int, int] | None] = _uncounted
 
     @property
     def option_names(self) -> tuple[str, ...]:

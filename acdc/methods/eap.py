@@ -87,7 +87,7 @@ def between_inputs(experiment: Experiment, steps: int) -> Points:
     return points
 
 
-@method("eap", "edge attribution patching (Syed et al. 2023)")
+@method("eap", "edge attribution patching (Syed et al. 2023)", counts=lambda options: (2, 1))
 def eap(experiment: Experiment, options: NoOptions = _NONE, work: Work = _WORK) -> Scores:
     """Edge attribution patching: gradients at the base run.
 
@@ -115,6 +115,7 @@ def eap(experiment: Experiment, options: NoOptions = _NONE, work: Work = _WORK) 
     "EAP with integrated gradients over the inputs (Hanna et al. 2024)",
     Integration,
     passes=_passes,
+    counts=lambda options: (2 + options.steps, options.steps),
 )
 def eap_ig(experiment: Experiment, options: Integration = _FIVE, work: Work = _WORK) -> Scores:
     """EAP with integrated gradients over the input embeddings.
@@ -132,6 +133,7 @@ def eap_ig(experiment: Experiment, options: Integration = _FIVE, work: Work = _W
     "clean-corrupted",
     "EAP with the mean gradient of the clean and the corrupt run",
     passes=lambda experiment, options: 2 * len(experiment.task),
+    counts=lambda options: (4, 2),
 )
 def clean_corrupted(
     experiment: Experiment, options: NoOptions = _NONE, work: Work = _WORK

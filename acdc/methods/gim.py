@@ -18,6 +18,7 @@ __all__ = ["gim"]
     "gim",
     "EAP with gradient interaction modifications: softmax, norms and products in the backward "
     "pass (Edin et al. 2025)",
+    counts=lambda options: (2, 1),
 )
 def gim(
     experiment: Experiment,

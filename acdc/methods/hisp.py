@@ -32,6 +32,7 @@ _NONE, _WORK = NoOptions(), Work()
     "head importance for pruning: nap by absolute value per prompt (Michel et al. 2019)",
     over="nodes",
     score=Score.MAGNITUDE,
+    counts=lambda options: (3, 1),
 )
 def hisp(
     experiment: Experiment, options: NoOptions = _NONE, work: Work = _WORK

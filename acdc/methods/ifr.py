@@ -34,6 +34,7 @@ _NONE, _WORK = NoOptions(), Work()
     "ifr",
     "information flow routes: shares of what receivers read, no metric (Ferrando & Voita 2024)",
     score=Score.MAGNITUDE,
+    counts=lambda options: (1, 0),
 )
 @torch.no_grad()
 def ifr(

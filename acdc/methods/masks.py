@@ -246,6 +246,7 @@ def ranks(scores: Scores) -> Tensor:
     EdgeTraining,
     score=Score.MAGNITUDE,
     passes=lambda experiment, training: training.mask_steps,
+    trains=True,
     size=lambda training, n_edges: training.n_edges(n_edges),
 )
 def _edge_pruning(experiment: Experiment, training: EdgeTraining, work: Work) -> Scores:
@@ -271,6 +272,7 @@ def _edge_pruning(experiment: Experiment, training: EdgeTraining, work: Work) ->
     over="nodes",
     score=Score.MAGNITUDE,
     passes=lambda experiment, training: training.mask_steps,
+    trains=True,
     size=lambda training, n_edges: training.n_edges(n_edges),
 )
 def subnetwork_probing(

@@ -25,6 +25,7 @@ _NONE, _WORK, _FIVE = NoOptions(), Work(), Integration()
     "nap",
     "node attribution patching, an edge ranks as the lower of its ends (Nanda 2023)",
     over="nodes",
+    counts=lambda options: (3, 1),
 )
 def nap(experiment: Experiment, options: NoOptions = _NONE, work: Work = _WORK) -> Scores:
     """Node attribution patching: gradients at the base run.
@@ -54,6 +55,7 @@ def nap(experiment: Experiment, options: NoOptions = _NONE, work: Work = _WORK) 
     Integration,
     over="nodes",
     passes=lambda experiment, options: options.passes(experiment),
+    counts=lambda options: (2 + options.steps, options.steps),
 )
 def nap_ig(experiment: Experiment, options: Integration = _FIVE, work: Work = _WORK) -> Scores:
     """Node attribution patching with integrated gradients over the input embeddings.

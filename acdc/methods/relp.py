@@ -40,6 +40,7 @@ class Options(Checked):
     "relevance patching: EAP with LRP's rules for norms, activations and gates in the backward "
     "pass (Jafari et al. 2025)",
     Options,
+    counts=lambda options: (2, 1),
 )
 def relp(
     experiment: Experiment,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,10 +32,12 @@ from acdc.tasks.base import Tokenizer
 
 if TYPE_CHECKING:
     from acdc.models.lowering import LoweredModel
+    from acdc.models.sizes import Sizes
 
 __all__ = [
     "BUNDLED",
     "MODELS",
+    "Before",
     "Loaded",
     "folder_of",
     "is_hugging_face",
@@ -48,6 +50,9 @@ __all__ = [
 
 Loaded = tuple["LoweredModel", Tokenizer | None]
 """A lowered model and its tokenizer."""
+
+Before = Callable[["Sizes", Tokenizer | None], None]
+"""What is told of a model before its weights are read."""
 
 BUNDLED: dict[str, Path] = {
     path.parent.name: path.parent
@@ -71,6 +76,7 @@ def load_model(
     split_qkv: bool = True,
     split_embed: bool = False,
     trust_remote_code: bool = False,
+    before: Before | None = None,
 ) -> Loaded:
     """Load a model and lower it.
 
@@ -100,6 +106,9 @@ def load_model(
         Granularity of the graph, see :class:`graphs.GraphShape`.
     trust_remote_code
         Let the model's folder run Python code of its own.
+    before
+        Told the model's sizes and its tokenizer before any weights are read, where its files say
+        so much.
 
     Returns
     -------
@@ -131,7 +140,15 @@ def load_model(
     path = _find(name_or_path)
     with quiet(), torch.random.fork_rng(devices=[]):
         use = arithmetic_of(place, number)
-        bridge, tokenizer = _load(path, name_or_path, placement, number, use, trust_remote_code)
+
+        def tell(sizes: Sizes, tokenizer: Tokenizer | None) -> None:
+            shape = replace(sizes.shape, split_qkv=split_qkv, split_embed=split_embed)
+            if before is not None:
+                before(replace(sizes, shape=shape), tokenizer)
+
+        bridge, tokenizer = _load(
+            path, name_or_path, placement, number, use, trust_remote_code, tell
+        )
         if placement.held:
             settle(bridge, placement, number, use)
         if use != number or placement.held:
@@ -169,6 +186,7 @@ def _load(
     keep: torch.dtype,
     use: torch.dtype,
     trust_remote_code: bool,
+    tell: Before,
 ) -> tuple[Any, Tokenizer | None]:
     """Return bridge and tokenizer of a local folder, or of a name on the hub.
 
@@ -185,9 +203,10 @@ def _load(
     else:
         folder = ModelFolder.on_hub(name) if path is None else ModelFolder(path)
         if path is None or is_hugging_face(folder):
-            allowed = trust_remote_code
-            return load_hugging_face(folder, placement, keep, use, trust_remote_code=allowed)
-        loaded = load_native(folder, placement.loading, use)
+            return load_hugging_face(
+                folder, placement, keep, use, trust_remote_code=trust_remote_code, tell=tell
+            )
+        loaded = load_native(folder, placement.loading, use, tell)
     if placement.held:
         bridge, _ = loaded
         place(bridge.original_model, placement, keep, use, [type(bridge.blocks[0]).__name__])

@@ -11,6 +11,7 @@ allows it.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ from torch import Tensor
 
 from acdc.errors import ModelError, did_you_mean
 from acdc.files.pickled import read_pt
-from acdc.files.tensors import FLOATING, check_floating, read_safetensors
+from acdc.files.tensors import FLOATING, check_floating, read_safetensors, read_shapes
 from acdc.models.configuration import check_configuration, check_relations
+from acdc.models.described import sizes_of_config
 from acdc.models.devices import Placement
 from acdc.models.folder import ModelFolder, check_sizes, foreign_errors, read_object
 from acdc.models.lowering.families import check_architecture
 from acdc.models.placement import place
+from acdc.models.sizes import Sizes
 from acdc.models.stored import Stored
 from acdc.models.tokenizer import TextTokenizer, read_tokenizer
 
@@ -42,6 +45,7 @@ def load_hugging_face(
     use: torch.dtype,
     *,
     trust_remote_code: bool,
+    tell: Callable[[Sizes, TextTokenizer | None], None] | None = None,
 ) -> tuple[Any, TextTokenizer | None]:
     """Return a bridge around a model, and its tokenizer.
 
@@ -57,6 +61,8 @@ def load_hugging_face(
         Where, in which precision weights are kept, and in which they are computed with.
     trust_remote_code
         Let Python code in the folder run.
+    tell
+        Told the sizes and the tokenizer before the weights are read, if these are safetensors.
 
     Raises
     ------
@@ -70,15 +76,22 @@ def load_hugging_face(
     values = read_object(folder.path / "config.json")
     if trust_remote_code and values.get("auto_map"):
         module, architecture = _with_own_code(folder, use)
+        tokenizer = read_tokenizer(folder, module.config, trust_remote_code=True)
     else:
-        module, architecture = read_module(folder, values, keep, use)
-        trust_remote_code = False
+        found: list[TextTokenizer | None] = []
+
+        def known(config: Any, shapes: Mapping[str, Tensor]) -> None:
+            found.append(read_tokenizer(folder, config))
+            if tell is not None:
+                tell(sizes_of_config(config, shapes, keep, use), found[0])
+
+        module, architecture = read_module(folder, values, keep, use, known)
+        tokenizer = found[0] if found else read_tokenizer(folder, module.config)
     device = placement.device
     if placement.held:
         place(module, placement, keep, use, list(module._no_split_modules or ()))
     elif device.type != "cpu":
         module = module.to(device)
-    tokenizer = read_tokenizer(folder, module.config, trust_remote_code=trust_remote_code)
     bridge = build_bridge_from_module(
         module,
         architecture,
@@ -95,6 +108,7 @@ def read_module(
     values: dict[str, Any],
     keep: torch.dtype,
     use: torch.dtype | None = None,
+    tell: Callable[[Any, Mapping[str, Tensor]], None] | None = None,
 ) -> tuple[Any, str]:
     """Return the module of a model that transformers knows, and its architecture.
 
@@ -104,21 +118,20 @@ def read_module(
         As of :func:`load_hugging_face`; ``use`` is ``keep`` if None.
     values
         Content of its ``config.json``.
+    tell
+        Told the configuration and the shapes of the weights before these are read, if they are
+        safetensors.
     """
     use = use or keep
     import transformers
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     architecture = _architecture(folder, values)
-    state = _read_weights(folder, keep, use)
-    default = CONFIG_MAPPING[values["model_type"]]()
     where = f"{folder}: no usable config.json"
-    fields = check_configuration(values, default, state, where)
-    with foreign_errors(where):
-        config = type(default)(**fields)
-    check_relations(config, where)
-    if (config.pad_token_id or 0) >= config.vocab_size:  # it has no say, but must be a token
-        config.pad_token_id = None
+    shapes = None if tell is None else _shapes(folder)
+    if tell is not None and shapes is not None:
+        tell(_configuration(values, shapes, where), shapes)
+    state = _read_weights(folder, keep, use)
+    config = _configuration(values, state, where)
     module_class = getattr(transformers, architecture)
     with foreign_errors(where), torch.device("meta"):
         check_sizes(module_class(config), state, where)
@@ -134,6 +147,20 @@ def read_module(
         )
     _check_report(folder, report)
     return module, architecture
+
+
+def _configuration(values: dict[str, Any], state: Mapping[str, Tensor], where: str) -> Any:
+    """Return the configuration that transformers makes of checked values."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    default = CONFIG_MAPPING[values["model_type"]]()
+    fields = check_configuration(values, default, state, where)
+    with foreign_errors(where):
+        config = type(default)(**fields)
+    check_relations(config, where)
+    if (config.pad_token_id or 0) >= config.vocab_size:  # it has no say, but must be a token
+        config.pad_token_id = None
+    return config
 
 
 def _architecture(folder: ModelFolder, values: dict[str, Any]) -> str:
@@ -197,6 +224,17 @@ def _read_weights(folder: ModelFolder, keep: torch.dtype, use: torch.dtype) -> d
                 state[key] = value
     check_floating(state, start, ModelError)
     return state
+
+
+def _shapes(folder: ModelFolder) -> dict[str, Tensor] | None:
+    """Return the weights without their numbers; None where a file does not tell by itself."""
+    start = f"{folder}: no usable weights"
+    found: dict[str, Tensor] = {}
+    for path in _weight_files(folder, start):
+        if path.suffix != ".safetensors":
+            return None
+        found |= read_shapes(path, ModelError, f"{start}: {path.name}")
+    return {key: x for key, x in found.items() if not _IGNORED_BUFFERS.search(key)}
 
 
 def _weight_files(folder: ModelFolder, start: str) -> list[Path]:

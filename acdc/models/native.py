@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,11 @@ import torch
 
 from acdc.errors import ModelError, UnsupportedModelError, did_you_mean
 from acdc.files.fields import Field, at_least, check_fields, flag, number, one_of, text, whole
+from acdc.files.tensors import read_shapes
+from acdc.models.described import sizes_of_native
 from acdc.models.folder import ModelFolder, check_sizes, read_object
-from acdc.models.lowering.weights import fit_weights, load_weights, read_weights
+from acdc.models.lowering.weights import BUFFERS, fit_weights, load_weights, read_weights
+from acdc.models.sizes import Sizes
 from acdc.models.tokenizer import TextTokenizer, read_native_tokenizer
 
 __all__ = ["load_native"]
@@ -52,7 +55,10 @@ _PASSED = (*_NATIVE_ONLY, "normalization_type", "architecture")
 
 
 def load_native(
-    folder: ModelFolder, device: torch.device, dtype: torch.dtype
+    folder: ModelFolder,
+    device: torch.device,
+    dtype: torch.dtype,
+    tell: Callable[[Sizes, TextTokenizer | None], None] | None = None,
 ) -> tuple[Any, TextTokenizer | None]:
     """Return a bridge around a native model, and its tokenizer.
 
@@ -63,6 +69,8 @@ def load_native(
         ``model.pt``, and perhaps ``tokenizer.json``.
     device, dtype
         Where and in which precision.
+    tell
+        Told the sizes and the tokenizer before the weights are read, if these are safetensors.
 
     Raises
     ------
@@ -73,6 +81,11 @@ def load_native(
     """
     path = folder.path / "config.json"
     fields = _read_fields(path)
+    file, tokenizer = folder.path / "model.safetensors", read_native_tokenizer(folder)
+    if tell is not None and file.exists():
+        shapes = read_shapes(file, ModelError)
+        weights = {name: x for name, x in shapes.items() if not name.endswith(BUFFERS)}
+        tell(sizes_of_native(fields, weights, dtype, dtype), tokenizer)
     source, state = read_weights(folder.path)
     if fields["n_layers"] > len(state):
         raise ModelError(
@@ -85,7 +98,7 @@ def load_native(
     weights = fit_weights(cfg, state, source)
     bridge = _boot(cfg, path, device=device, dtype=dtype)
     load_weights(bridge, weights, state, source)
-    return bridge, read_native_tokenizer(folder)
+    return bridge, tokenizer
 
 
 def _read_fields(path: Path) -> dict[str, Any]:

@@ -19,7 +19,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Stored", "is_offloaded", "keep_stored", "kept_in", "kept_like", "used_at"]
+__all__ = [
+    "MOST_SCRATCH",
+    "Stored",
+    "held_bytes",
+    "is_offloaded",
+    "keep_stored",
+    "kept_in",
+    "kept_like",
+    "used_at",
+]
 
 _aten = torch.ops.aten
 _VIEWS = {
@@ -34,7 +43,7 @@ _PICKS = {
     _aten.embedding.default, _aten.gather.default, _aten.index.Tensor, _aten.index_select.default
 }  # fmt: skip
 """What takes a few of the numbers, which are then cast alone."""
-_MOST_SCRATCH = 1 << 26
+MOST_SCRATCH = 1 << 26
 """Numbers: what is larger is cast into memory of its own, which is given back."""
 
 
@@ -94,7 +103,7 @@ class Stored(Tensor):
             there = _mapped(lambda x: _moved(x, own.raw.device), args[1:])
             return func(own.raw, *there, **(kwargs or {})).to(own.device, own.dtype)
         if func is _aten.mm.default and isinstance(args[1], Stored):
-            some = max(1, _MOST_SCRATCH // len(args[1]))
+            some = max(1, MOST_SCRATCH // len(args[1]))
             if args[1].shape[1] > some and not args[1].as_is:  # an unembedding: some outputs each
                 return torch.cat([args[0] @ part for part in args[1].split(some, dim=1)], dim=1)
         kwargs = kwargs or {}
@@ -157,7 +166,7 @@ class _Scratch:
         if not isinstance(x, Stored):
             return x
         raw = x.raw
-        if self._at.type != "cpu" or raw.numel() > _MOST_SCRATCH or raw.dtype == x.dtype:
+        if self._at.type != "cpu" or raw.numel() > MOST_SCRATCH or raw.dtype == x.dtype:
             return raw.to(self._at, x.dtype, non_blocking=raw.device.type == "cpu")
         copy = torch.empty_like(raw, dtype=x.dtype, device="meta")  # dense, in the same order
         room = self._room(len(self._used), x.dtype, raw.numel())
@@ -254,3 +263,10 @@ def is_offloaded(weight: Tensor) -> bool:
     if not isinstance(weight, Stored) or weight.raw.device.type != "cpu":
         return False
     return weight.device.type != "cpu" or weight.raw.dtype == weight.dtype
+
+
+def held_bytes(weights: Iterable[Tensor]) -> int:
+    """Bytes in which some weights are held, each piece of memory once."""
+    raw = (x.raw if isinstance(x, Stored) else x for x in weights)
+    pieces = (x.untyped_storage() for x in raw)
+    return sum({piece.data_ptr(): piece.nbytes() for piece in pieces}.values())

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -17,11 +17,11 @@ from acdc.dictionaries.attach import Attached, attach, attach_experts, attach_ne
 from acdc.dictionaries.attachment import site_kind
 from acdc.dictionaries.quality import Quality, qualities_on_task
 from acdc.dictionaries.sources import load_dictionaries, names_cross_layer
-from acdc.engine import footprint
 from acdc.engine.attribution import node_scores
 from acdc.engine.checkpoint import Checkpoint
 from acdc.engine.constants import FILE_NAME, Constants, load_constants
 from acdc.engine.experiment import Experiment
+from acdc.engine.footprint import Footprint
 from acdc.engine.processes import by_chunk, here
 from acdc.engine.stages import NOT_TRAINED
 from acdc.engine.work import Work
@@ -32,10 +32,13 @@ from acdc.measure.evaluation import Evaluation, Evaluator
 from acdc.methods import Method, Score
 from acdc.methods.acdc import TWO_SIDED
 from acdc.methods.eap import between_inputs
+from acdc.models.devices import resolve_placement
 from acdc.models.identity import exact_digest, identity_of
 from acdc.models.lowering import LoweredModel
+from acdc.models.sizes import Sized, Sizes
 from acdc.runs.claim import Claims
 from acdc.runs.folder import Run, Timer, versions
+from acdc.runs.forecast import Forecast, check_room, foresee
 from acdc.runs.given import (
     check_given,
     method_of,
@@ -44,7 +47,7 @@ from acdc.runs.given import (
     settings_of,
     spec_of,
 )
-from acdc.runs.prompts import chooses_size, load_prompts, split_prompts
+from acdc.runs.prompts import DEFAULT_N_OTHERS, chooses_size, load_prompts, split_prompts
 from acdc.runs.pt import group_heads
 from acdc.settings import DEFAULT_HOLDOUT, Settings, options_of
 from acdc.tasks import DEFAULT_METRIC, TASKS, Task, Tokenizer, is_task_file
@@ -56,6 +59,7 @@ from graphs.sites import ALONE, EXPERTS, NEURONS, Site
 
 __all__ = [
     "Passes",
+    "Prepared",
     "Reporter",
     "Silent",
     "attach_dictionaries",
@@ -80,7 +84,10 @@ __all__ = [
     "with_means",
 ]
 
-_Prompts = Callable[[Settings, LoweredModel, Tokenizer | None], Task]
+_Prompts = Callable[[Settings, Sized, Tokenizer | None], Task]
+
+_Foresee = Callable[[Sizes, Task], object]
+"""Told of a model and its prompts before the weights are read."""
 
 _STEPS = 5
 """Integration steps of the node scores in run.json."""
@@ -98,6 +105,9 @@ class Reporter(Protocol):
     def note(self, text: str) -> None:
         """Say how the current phase stands."""
 
+    def say(self, text: str) -> None:
+        """Say something that stays to be read: what a run will take."""
+
 
 class Silent:
     """A reporter that says nothing."""
@@ -110,6 +120,9 @@ class Silent:
         """Do nothing."""
 
     def note(self, text: str) -> None:
+        """Do nothing."""
+
+    def say(self, text: str) -> None:
         """Do nothing."""
 
 
@@ -174,7 +187,7 @@ def discover(
     method, timer = method_of(settings), Timer()
     work = Work(memory, reporter.advance, reporter.note)
     with timer.phase("load"), reporter.phase("load model and task", None):
-        able, experiment, attached, tokenizer = prepare(settings, memory, sites, strict)
+        able, experiment, attached, tokenizer, forecast = prepare(settings, memory, sites, strict)
     if checkpoint is not None and here().size == 1:
         identity = {**settings.plain(), **_fingerprint(experiment), "versions": versions()}
         del identity["offload"]  # which changes nothing
@@ -185,15 +198,15 @@ def discover(
     split = split_prompts(settings, experiment, tokenizer)
     experiment = replace(experiment, select_on=split.select)
     total = method.passes(experiment, method.configured(settings))
+    reporter.say(f"takes {forecast}")
     with (
         timer.phase("discover"),
         reporter.phase(f"discover ({method.name})", total),
         counted_passes(experiment) as passes,
     ):
-        work.note(footprint.said(experiment, memory, keeps_state=method.keeps_state))
         found = method.search(experiment, settings, work)
     with timer.phase("evaluate"), reporter.phase("evaluate", None):
-        evaluator = Evaluator(experiment, memory)
+        evaluator = Evaluator(experiment)
         evaluation = evaluator.evaluate(found.circuit.in_circuit)
         qualities = qualities_on_task(experiment)
         doubts = [doubt for quality in qualities for doubt in quality.doubts]
@@ -205,6 +218,7 @@ def discover(
             "task_info": experiment.task.info,
             "model_info": model_info(experiment, settings),
             "forwards": passes.of_all,
+            "forecast": forecast.plain(),
             **found.details,
             **latent_details(attached, evaluator, found.circuit, qualities),
             **mixture_details(experiment, attached),
@@ -216,21 +230,50 @@ def discover(
     return Run(settings, circuit, claim, timer.seconds, details, experiment.carried)
 
 
+class Prepared(NamedTuple):
+    """What a search starts from.
+
+    Attributes
+    ----------
+    able
+        What the model does.
+    experiment
+        With dictionaries and means.
+    attached
+        What is attached to it; None: nothing.
+    tokenizer
+        The model's.
+    forecast
+        What the search will take.
+    """
+
+    able: Ability
+    experiment: Experiment
+    attached: Attached | None
+    tokenizer: Tokenizer | None
+    forecast: Forecast
+
+
 def prepare(
     settings: Settings,
     memory: int = 1 << 30,
     sites: Mapping[str, Site] | None = None,
     strict: bool = False,
-) -> tuple[Ability, Experiment, Attached | None, Tokenizer | None]:
+) -> Prepared:
     """Load what checked settings ask for, with dictionaries and means; parameters as of discover.
 
-    Returns
-    -------
-    tuple
-        What the model does, the experiment, what is attached to it (None: nothing), and the
-        model's tokenizer.
+    What takes more memory than it may, or than the machine has, is refused before the weights are
+    read where the model's files tell its sizes.
     """
-    experiment, tokenizer = load_experiment(settings)
+
+    def foretold(sizes: Sizes, task: Task) -> None:
+        whole_vocab = metric_of(settings).whole_vocab
+        found = _foresee(settings, memory, Footprint.of_sizes(sizes, whole_vocab=whole_vocab), task)
+        check_room(sizes, _places(settings), found.least, found.weights)
+
+    experiment, tokenizer = load_experiment(settings, foreseen=foretold)
+    experiment = replace(experiment, memory=memory)
+    _foresee(settings, memory, experiment.footprint, experiment.task)
     able = ability(experiment)
     if strict and able.doubts:
         raise AbilityError("; ".join(able.doubts))
@@ -241,7 +284,15 @@ def prepare(
             "whole, and runs are compared on whole graphs: lower --max-latents"
         )
     experiment = experiment if attached is None else attached.experiment
-    return able, with_means(experiment), attached, tokenizer
+    forecast = _foresee(settings, memory, experiment.footprint, experiment.task)
+    return Prepared(able, with_means(experiment), attached, tokenizer, forecast)
+
+
+def _foresee(settings: Settings, memory: int, footprint: Footprint, task: Task) -> Forecast:
+    """Foretell what a search on some prompts takes."""
+    lengths = [len(pair.clean) for pair in task.pairs]
+    n_others = None if spec_of(settings) is None else 2 * DEFAULT_N_OTHERS
+    return foresee(footprint, lengths, settings, method_of(settings), memory, n_others)
 
 
 @dataclass
@@ -642,11 +693,17 @@ def build_experiment(
 
 
 def load_experiment(
-    settings: Settings, prompts: _Prompts = load_prompts, positions: Positions | None = None
+    settings: Settings,
+    prompts: _Prompts = load_prompts,
+    positions: Positions | None = None,
+    foreseen: _Foresee | None = None,
 ) -> tuple[Experiment, Tokenizer | None]:
-    """As :func:`build_experiment`, with the model's tokenizer."""
-    model, tokenizer = model_of(settings)
-    task = prompts(settings, model, tokenizer)
+    """As :func:`build_experiment`, with the model's tokenizer.
+
+    ``foreseen`` is told of the model's sizes and the prompts before the weights are read, where
+    that is known.
+    """
+    model, task, tokenizer = _model_and_task(settings, prompts, foreseen)
     if positions is None and settings.positions != "none":
         causal = all(layer.attention.causal for layer in model.layers)
         positions = find_positions(task, settings.positions, causal=causal)
@@ -675,6 +732,32 @@ def load_experiment(
         )
     _ = experiment.batches  # a pair that cannot be used is found before the search starts
     return experiment, tokenizer
+
+
+def _places(settings: Settings) -> tuple[torch.device, ...]:
+    """Where weights are held."""
+    placement = resolve_placement(settings.device, settings.offload)
+    return placement.held or (placement.device,)
+
+
+def _model_and_task(
+    settings: Settings, prompts: _Prompts, foreseen: _Foresee | None
+) -> tuple[LoweredModel, Task, Tokenizer | None]:
+    """Load prompts, and then what reads them; the other way round where files tell no sizes."""
+    found: list[tuple[Sizes, Task]] = []
+
+    def before(sizes: Sizes, tokenizer: Tokenizer | None) -> None:
+        check_room(sizes, _places(settings))
+        found.append((sizes, prompts(settings, sizes, tokenizer)))
+        if foreseen is not None:
+            foreseen(*found[0])
+
+    model, tokenizer = model_of(settings, before=before)
+    for sizes, task in found:
+        known = sizes.d_vocab, sizes.d_vocab_out, sizes.n_ctx
+        if known == (model.d_vocab, model.d_vocab_out, model.n_ctx):
+            return model, task, tokenizer
+    return model, prompts(settings, model, tokenizer), tokenizer
 
 
 def _mean_over(

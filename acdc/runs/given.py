@@ -16,7 +16,7 @@ import torch
 from acdc.engine.metrics import METRICS, Metric, get_metric
 from acdc.errors import OptionError
 from acdc.methods import METHODS, Method
-from acdc.models import Loaded, load_model
+from acdc.models import Before, Loaded, load_model
 from acdc.models.devices import resolve_dtype, resolve_placement
 from acdc.settings import Lost, Settings
 from acdc.tasks import DEFAULT_METRIC, TASKS, Task, TaskSpec
@@ -172,8 +172,10 @@ def defaults_of(settings: Settings) -> dict[str, Any]:
     return {} if isinstance(settings.given.get("method"), Lost) else method_of(settings).defaults
 
 
-def model_of(settings: Settings, dtype: str | None = None) -> Loaded:
+def model_of(settings: Settings, dtype: str | None = None, before: Before | None = None) -> Loaded:
     """Return the model of settings and its tokenizer, in their precision or another.
+
+    ``before`` is that of :func:`acdc.models.load_model`.
 
     Raises
     ------
@@ -198,4 +200,5 @@ def model_of(settings: Settings, dtype: str | None = None) -> Loaded:
         split_qkv=settings.split_qkv,
         split_embed=settings.split_embed,
         trust_remote_code=settings.trust_remote_code,
+        before=before,
     )

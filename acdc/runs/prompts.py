@@ -21,7 +21,7 @@ import numpy as np
 from acdc.engine.experiment import Experiment
 from acdc.errors import OptionError, TaskError
 from acdc.methods import Method
-from acdc.models.lowering import LoweredModel
+from acdc.models.sizes import Sized
 from acdc.runs.given import method_of, spec_of
 from acdc.settings import Settings
 from acdc.tasks import Pair, Task, Tokenizer, load_task
@@ -80,7 +80,7 @@ def chooses_size(settings: Settings, method: Method | None = None) -> bool:
     return method.size(method.configured(settings), 1) is None
 
 
-def load_prompts(settings: Settings, model: LoweredModel, tokenizer: Tokenizer | None) -> Task:
+def load_prompts(settings: Settings, model: Sized, tokenizer: Tokenizer | None) -> Task:
     """Return the prompt pairs that a search with checked settings sees.
 
     Raises
@@ -95,7 +95,7 @@ def load_prompts(settings: Settings, model: LoweredModel, tokenizer: Tokenizer |
 
 
 def load_selection(
-    settings: Settings, model: LoweredModel, tokenizer: Tokenizer | None, fit: Task
+    settings: Settings, model: Sized, tokenizer: Tokenizer | None, fit: Task
 ) -> Task | None:
     """Return the prompt pairs that a search chooses a size on; None: those of the search."""
     n = _n_select(settings)
@@ -177,7 +177,7 @@ def _some(task: Task, pairs: tuple[Pair, ...]) -> Task | None:
 
 def draw(
     settings: Settings,
-    model: LoweredModel,
+    model: Sized,
     tokenizer: Tokenizer | None,
     n: int,
     known: Iterable[tuple[int, ...]],
@@ -219,7 +219,7 @@ def draw(
 
 def _load(
     settings: Settings,
-    model: LoweredModel,
+    model: Sized,
     tokenizer: Tokenizer | None,
     n_prompts: int | None,
     seed: int,
@@ -252,7 +252,7 @@ def _n_select(settings: Settings) -> int:
 
 
 def _rows(
-    settings: Settings, model: LoweredModel, tokenizer: Tokenizer | None
+    settings: Settings, model: Sized, tokenizer: Tokenizer | None
 ) -> tuple[Task, tuple[Pair, ...], tuple[Pair, ...], tuple[Pair, ...]]:
     """A file's rows: all, and those that fit, select and test."""
     task = _load(settings, model, tokenizer, None, settings.seed)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from itertools import count
 
 from acdc.errors import TaskError
-from acdc.models.lowering import LoweredModel
+from acdc.models.sizes import Sized
 from acdc.runs.given import same_task, spec_of
 from acdc.runs.prompts import draw, load_prompts, load_selection
 from acdc.settings import Settings
@@ -39,9 +39,7 @@ class PromptChoice:
     discovery: Settings | None = None
     seen: bool = False
 
-    def __call__(
-        self, settings: Settings, model: LoweredModel, tokenizer: Tokenizer | None
-    ) -> Task:
+    def __call__(self, settings: Settings, model: Sized, tokenizer: Tokenizer | None) -> Task:
         """Return the prompt pairs; TaskError if there are none that discovery has not seen."""
         run = self.discovery
         if run is None:
@@ -58,7 +56,7 @@ class PromptChoice:
         return replace(task, info={**task.info, "prompts": says, "seen": seen})
 
     def _known(
-        self, settings: Settings, run: Settings, model: LoweredModel, tokenizer: Tokenizer | None
+        self, settings: Settings, run: Settings, model: Sized, tokenizer: Tokenizer | None
     ) -> list[Task]:
         """What the run saw: prompts of its search, and those that it chose a size on."""
         own = replace(
@@ -74,7 +72,7 @@ class PromptChoice:
         return [fit] if select is None else [fit, select]
 
     def _drawn(
-        self, settings: Settings, run: Settings, model: LoweredModel, tokenizer: Tokenizer | None
+        self, settings: Settings, run: Settings, model: Sized, tokenizer: Tokenizer | None
     ) -> Task:
         """Prompts of other seeds, without repeats and without the run's own."""
         tasks = self._known(settings, run, model, tokenizer)
@@ -92,7 +90,7 @@ class PromptChoice:
         return replace(found, info={**found.info, "prompts": says, "seen": False})
 
     def _held_out(
-        self, settings: Settings, run: Settings, model: LoweredModel, tokenizer: Tokenizer | None
+        self, settings: Settings, run: Settings, model: Sized, tokenizer: Tokenizer | None
     ) -> Task:
         """The file's rows that the run did not use; those that it did where none are left."""
         used = self._known(settings, run, model, tokenizer)

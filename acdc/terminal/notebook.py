@@ -100,6 +100,9 @@ class _NotebookReporter(tables.TerminalReporter):
     def note(self, text: str) -> None:
         self._bar.set_postfix_str(text)
 
+    def say(self, text: str) -> None:
+        self._bar.write(text)
+
 
 def _parts(found: Shown) -> Iterator[Any]:
     """Yield what a result shows, and its warnings."""

@@ -119,6 +119,16 @@ class TerminalReporter:
         if self._progress is not None:
             self._progress.update(self._progress.task_ids[0], note=text)
 
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        if loudness() is Loudness.QUIET:
+            return
+        if self._progress is None:
+            say(text, stderr=True)
+        else:
+            console = self._progress.console
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
+
 
 def _peak_memory() -> str:
     """Most memory that the process has held."""

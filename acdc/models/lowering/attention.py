@@ -27,7 +27,7 @@ Which = int | Literal["first"] | Sequence[int] | None
 first axis; None: all heads' along the last but two."""
 
 
-_PATTERN_BYTES = 64 << 20
+PATTERN_BYTES = 64 << 20
 """Patterns are computed for as many queries at a time as have this size, where there are more: of a
 long prompt that of a layer would fill the memory, and autograd would keep those of all layers."""
 
@@ -302,7 +302,7 @@ class Attention:
             ``[..., q_pos, d_head]``: z, before W_O.
         """
         each = k.shape[-2] * 4 * max(q.shape[:-2].numel(), k.shape[:-2].numel())
-        some = max(1, _PATTERN_BYTES // each)
+        some = max(1, PATTERN_BYTES // each)
         if q.shape[-2] <= some:
             return self._read(q, k, v, mask, heads)
         parts = []

@@ -22,12 +22,19 @@ from acdc.models.lowering.mixture import Mixture
 from acdc.models.lowering.mlps import PlainMlp, SplitMlp
 from acdc.models.lowering.model import FeedForward, LoweredLayer, LoweredModel
 from acdc.models.lowering.norm import Norm
-from acdc.models.stored import kept_like
+from acdc.models.stored import held_bytes, kept_like
 from graphs import GraphShape
 
-__all__ = ["FAMILIES", "SUPPORTED_ARCHITECTURES", "Family", "check_architecture", "read_bridge"]
+__all__ = [
+    "FAMILIES",
+    "MAX_TABLE",
+    "SUPPORTED_ARCHITECTURES",
+    "Family",
+    "check_architecture",
+    "read_bridge",
+]
 
-_MAX_TABLE = 1 << 24  # numbers: 131,072 positions of 128 dimensions
+MAX_TABLE = 1 << 24  # numbers: 131,072 positions of 128 dimensions
 
 
 @dataclass(frozen=True)
@@ -114,6 +121,7 @@ def read_bridge(
         logit_cap=_cap(cfg.output_logits_soft_cap),
         n_ctx=n_ctx,
         d_vocab=cfg.d_vocab,
+        n_bytes=held_bytes([*model.parameters(), *bridge.parameters()]),
     )
 
 
@@ -355,7 +363,7 @@ def _context(bridge: Any) -> int:
     if not hasattr(bridge, "rotary_emb"):
         return n_ctx
     rotated = 2 * len(next(_module(bridge.rotary_emb).buffers()))
-    return min(n_ctx, max(1, _MAX_TABLE // rotated))
+    return min(n_ctx, max(1, MAX_TABLE // rotated))
 
 
 def _rotaries(family: Family, bridge: Any, n_ctx: int) -> Sequence[Rotary | None]:

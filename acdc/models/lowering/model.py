@@ -302,6 +302,8 @@ class LoweredModel:
         Soft cap of the logits, or None.
     n_ctx, d_vocab
         Most positions that it reads, and how many tokens there are.
+    n_bytes
+        What its weights take, as they are kept.
     """
 
     name: str
@@ -315,6 +317,7 @@ class LoweredModel:
     logit_cap: float | None
     n_ctx: int
     d_vocab: int
+    n_bytes: int
 
     def __repr__(self) -> str:
         s = self.shape

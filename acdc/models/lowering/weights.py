@@ -19,8 +19,8 @@ from acdc.files.tensors import check_floating, read_safetensors
 
 __all__ = ["expected_shapes", "fit_weights", "load_weights", "read_weights"]
 
-_TABLES = (".attn.rotary_sin", ".attn.rotary_cos")
-_BUFFERS = (".attn.mask", ".attn.IGNORE")
+TABLES = (".attn.rotary_sin", ".attn.rotary_cos")
+BUFFERS = (".attn.mask", ".attn.IGNORE")
 _OPTIONAL = ("unembed.b_U",)  # native models have none of their own; zero where it is missing
 
 
@@ -126,9 +126,9 @@ def fit_weights(cfg: Any, state: dict[str, Tensor], path: Path) -> dict[str, Ten
         Naming the first key that is missing, unknown, of the wrong shape or of no floating type.
     """
     expected = expected_shapes(cfg)
-    state = {key: value for key, value in state.items() if not key.endswith(_BUFFERS)}
+    state = {key: value for key, value in state.items() if not key.endswith(BUFFERS)}
     check_floating(state, path, ModelError)
-    state = {key: value for key, value in state.items() if not key.endswith(_TABLES)}
+    state = {key: value for key, value in state.items() if not key.endswith(TABLES)}
     state = {_underscored(key, expected): value for key, value in state.items()}
     state = {k: v for k, v in state.items() if k in expected or not _is_zero_bias(k, v)}
     _check_keys(state, expected, path)
@@ -159,7 +159,7 @@ def load_weights(
     from transformer_lens.utilities.tl_checkpoint_conversion import convert_tl_checkpoint
 
     for key, value in state.items():
-        if key.endswith(_TABLES):
+        if key.endswith(TABLES):
             _check_rotary(key, value, bridge, path)
     report = bridge.load_state_dict(convert_tl_checkpoint(weights, bridge.cfg), strict=False)
     missing = [k for k in report.missing_keys if k != "head._original_component.bias"]
