@@ -269,4 +269,4 @@ def held_bytes(weights: Iterable[Tensor]) -> int:
     """Bytes in which some weights are held, each piece of memory once."""
     raw = (x.raw if isinstance(x, Stored) else x for x in weights)
     pieces = (x.untyped_storage() for x in raw)
-    return sum({piece.data_ptr(): piece.nbytes() for piece in pieces}.values())
+    return sum({piece._cdata: piece.nbytes() for piece in pieces}.values())

@@ -173,12 +173,13 @@ def check_room(
     """
     weights = weights or sizes.weights
     known = [free for place in places if (free := free_memory(place)) is not None]
-    if len(known) == len(places) and weights + beside > (free := sum(known)):
+    there = sum(known)
+    if len(known) == len(places) and weights + beside > there:
         low = "" if sizes.kept.itemsize < 4 else "--dtype bfloat16, "
         more = f" and a run at least {_size(beside)} beside them" if beside else ""
         raise OptionError(
             f"the model's weights take {_size(weights)}{more}, {' and '.join(map(str, places))} "
-            f"has {_size(free)} free: "
+            f"has {_size(there)} free: "
             f"choose {low}a smaller model or a larger machine"
         )
 
