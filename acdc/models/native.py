@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from acdc.errors import ModelError, UnsupportedModelError, did_you_mean
 from acdc.files.fields import Field, at_least, check_fields, flag, number, one_of, text, whole
@@ -84,14 +85,11 @@ def load_native(
     file, tokenizer = folder.path / "model.safetensors", read_native_tokenizer(folder)
     if tell is not None and file.exists():
         shapes = read_shapes(file, ModelError)
+        _check_extent(fields, shapes, path, file)
         weights = {name: x for name, x in shapes.items() if not name.endswith(BUFFERS)}
         tell(sizes_of_native(fields, weights, dtype, dtype), tokenizer)
     source, state = read_weights(folder.path)
-    if fields["n_layers"] > len(state):
-        raise ModelError(
-            f"{path}: n_layers is {fields['n_layers']:,}, but {source.name} has only "
-            f"{len(state):,} weights"
-        )
+    _check_extent(fields, state, path, source)
     cfg = _configuration(fields, path)
     with torch.device("meta"):
         check_sizes(_boot(cfg, path).original_model, state, path)
@@ -99,6 +97,17 @@ def load_native(
     bridge = _boot(cfg, path, device=device, dtype=dtype)
     load_weights(bridge, weights, state, source)
     return bridge, tokenizer
+
+
+def _check_extent(
+    fields: dict[str, Any], weights: dict[str, Tensor], path: Path, source: Path
+) -> None:
+    """Refuse more layers than there are weights, before anything is made of so many."""
+    if fields["n_layers"] > len(weights):
+        raise ModelError(
+            f"{path}: n_layers is {fields['n_layers']:,}, but {source.name} has only "
+            f"{len(weights):,} weights"
+        )
 
 
 def _read_fields(path: Path) -> dict[str, Any]:
