@@ -20,6 +20,7 @@ from acdc.measure.evaluation import (
     standard_error,
 )
 from acdc.methods.base import Found
+from acdc.methods.sizes import MOST, of_size
 from graphs import Circuit
 
 __all__ = ["DEFAULT", "at_threshold", "n_searches"]
@@ -39,8 +40,8 @@ _NEAR = 1.15
 _SLOPES = 0.3, 0.45
 """What faithfulness falls by where tau is e times as large, where it is faithful or not."""
 
-_MOST, _BISECTIONS = 13, 12
-"""Searches at most, for a faithful circuit and for one of a size."""
+_MOST = 13
+"""Searches at most."""
 
 _ROUGH, _MOST_ROUGH = 0.15, 4
 """How near to faithful a rough search has to come for the tau to be guessed from it, and how many
@@ -70,8 +71,8 @@ def at_threshold(
     threshold
         Tau, in the metric's unit.
     n_edges
-        Look for the largest circuit of at most so many edges.  With neither: for the smallest
-        that is faithful.
+        Look for the largest circuit of at most so many edges, see :mod:`acdc.methods.sizes`.
+        With neither: for the smallest that is faithful.
     run
         ``tau -> Found``.
     rough
@@ -79,7 +80,7 @@ def at_threshold(
         ``run`` finds, in a fraction of the time; None: the first tau is the same for all.
     """
     if n_edges is not None:
-        return _of_size(experiment, n_edges, run)
+        return of_size(_gap(experiment), n_edges, run, None if rough is None else rough()[1])
     if threshold is None:
         return _of_faithfulness(experiment, run, rough)
     return run(threshold)
@@ -89,7 +90,7 @@ def n_searches(threshold: float | None, n_edges: int | None) -> int:
     """At how many thresholds :func:`at_threshold` runs at most."""
     if threshold is not None:
         return 1
-    return _BISECTIONS if n_edges is not None else _MOST
+    return MOST if n_edges is not None else _MOST
 
 
 def _gap(experiment: Experiment) -> float:
@@ -228,22 +229,3 @@ def _roughly(gap: float, few: Experiment, search: Callable[[float], Circuit]) ->
         if abs(tried.spare - _AIM) <= _ROUGH or bracket.is_done:
             break
     return tau
-
-
-def _of_size(experiment: Experiment, n_edges: int, run: Callable[[float], Found]) -> Found:
-    """Bisect tau (on a log scale) for the largest circuit of at most ``n_edges`` edges."""
-    gap = _gap(experiment)
-    low, high = 1e-6 * gap, 2 * gap  # thresholds that keep too many, few enough
-    best: Found | None = None
-    for _ in range(_BISECTIONS):
-        tau = math.sqrt(low * high)
-        found = run(tau)
-        if found.circuit.n_edges <= n_edges:
-            high = tau
-            if best is None or found.circuit.n_edges >= best.circuit.n_edges:
-                best = found
-            if found.circuit.n_edges == n_edges:
-                break
-        else:
-            low = tau
-    return run(high) if best is None else best
