@@ -24,6 +24,7 @@ __all__ = [
     "GROUPS",
     "MOST_REPEATS",
     "MOST_RESAMPLES",
+    "OFFLOADS",
     "POSITIONS",
     "RANKINGS",
     "SELECTIONS",
@@ -44,6 +45,8 @@ Norms = Literal["live", "frozen"]
 Router = Literal["frozen", "free"]
 POSITIONS = ("token", "span")
 """By what nodes and edges can be split."""
+OFFLOADS = ("none", "cpu")
+"""Whether weights are held in the host's memory, not on the device."""
 RANKINGS = ("absolute", "signed")
 SELECTIONS = ("top", "greedy", "milp")
 """How scores can be ranked."""
@@ -336,9 +339,9 @@ class Settings(Checked):
         "cpu", "cpu, cuda, cuda:N, mps, GPUs that share the layers (cuda:0,cuda:1), or auto.",
         group="computing",
     )  # fmt: skip
-    offload: str | None = option(
-        None, "cpu: weights stay in the memory of the host, and are brought to the device as they "
-        "are used.", group="computing", choices=("cpu",),
+    offload: str = option(
+        "none", "cpu: weights stay in the host's memory, and are brought to the device as they are "
+        "used.", group="computing", choices=OFFLOADS,
     )  # fmt: skip
     dtype: str = option("float32", "float32, bfloat16, float16 or float64.", group="computing")
     intervention: str = option(

@@ -176,17 +176,17 @@ def measure(plan: Plan, devices: Sequence[str], offloaded: Sequence[str] = ()) -
     WrongAnswerError
         If attribution in float32 does not give what the CPU gives.
     """
-    asked: list[tuple[str, str | None]] = [(device, None) for device in devices]
+    asked = [(device, "none") for device in devices]
     asked += [(device, "cpu") for device in offloaded]
     for device, offload in asked:
         resolve_placement(device, offload)
     wanted: dict[str, Circuit] = {}
     measured: dict[str, list[float]] = {}
-    places = [(("cpu", None), "float32"), *itertools.product(asked, plan.dtypes)]
+    places = [(("cpu", "none"), "float32"), *itertools.product(asked, plan.dtypes)]
     with random_folder(plan.size) as folder:
         for (device, offload), dtype in places:
             models = _models(folder, dtype, {"device": device, "offload": offload})
-            where = device if offload is None else f"{device}, offload {offload}"
+            where = device if offload == "none" else f"{device}, offload {offload}"
             for search in plan.searches:
                 experiment = _experiment(plan.size, search, *models)
                 circuit, row = _searched(plan, search, experiment)

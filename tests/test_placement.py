@@ -109,7 +109,7 @@ def test_a_run_says_where_its_weights_were(folder: str, tmp_path: Path) -> None:
     assert acdc.load_run(tmp_path / "run").settings.offload == "cpu"
     given = acdc.load_model(folder, offload="cpu")
     assert acdc.discover(task, model=given, **asked).settings.offload == "cpu"
-    with pytest.raises(OptionError, match="offload 'cpu' was asked for, the model given has None"):
+    with pytest.raises(OptionError, match="offload 'cpu' was asked for, the model given has none"):
         acdc.discover(task, model=acdc.load_model(folder), offload="cpu", **asked)
 
 
@@ -126,7 +126,7 @@ def test_where_weights_were_is_no_part_of_what_was_asked(
 
     monkeypatch.setattr("acdc.runs.discover.Checkpoint", Told)
     options: dict[str, Any] = {"method": "eap", "n_edges": 10, "n_select": 0, "model": folder}
-    for offload in (None, "cpu"):
+    for offload in ("none", "cpu"):
         run = acdc.discover(random_task(SIZE), offload=offload, checkpoint=tmp_path, **options)
         assert _agree(run.settings, run.settings.replace(offload="cpu"))
     assert asked[0] == asked[1]
@@ -265,7 +265,7 @@ def test_a_search_beside_offloaded_weights_keeps_its_state_there(
         (["--device", "cpu,cpu"], "device 'cpu,cpu': several devices are GPUs, each once"),
         (["--device", "cpu,"], "unknown device ''"),
         (["--device", "auto"], "device 'auto': this machine has no GPU, only cpu"),
-        (["--offload", "gpu"], "offload 'gpu': expected one of cpu"),
+        (["--offload", "gpu"], "offload 'gpu': expected one of none, cpu"),
     ],
 )
 def test_bad_values_get_one_line(

@@ -71,7 +71,7 @@ def load_model(
     model: Any,
     *,
     device: str = "cpu",
-    offload: str | None = None,
+    offload: str = "none",
     dtype: str = "float32",
     split_qkv: bool = True,
     split_embed: bool = False,
@@ -97,7 +97,7 @@ def load_model(
         what is left (:mod:`acdc.models.placement`).  A model that is loaded stays where it is.
     offload
         ``cpu``: weights stay in the memory of the host, and each is brought to the device when it
-        is used.
+        is used; ``none``.
     dtype
         ``float32``, ``float64``, ``bfloat16`` or ``float16``; likewise.  On a CPU that computes in
         one of the last two slowly, weights are of that type and are cast layer by layer as they

@@ -9,6 +9,7 @@ from torch.torch_version import TorchVersion
 
 from acdc.engine.processes import here
 from acdc.errors import DeviceError
+from acdc.settings import OFFLOADS
 
 __all__ = [
     "Placement",
@@ -96,7 +97,7 @@ class Placement:
         return gpus or (_numbered(self.device),)
 
 
-def resolve_placement(device: str, offload: str | None = None) -> Placement:
+def resolve_placement(device: str, offload: str = "none") -> Placement:
     """Return where a model is to be computed, and its weights are to be held.
 
     Parameters
@@ -106,15 +107,16 @@ def resolve_placement(device: str, offload: str | None = None) -> Placement:
         each; or ``auto``: GPUs that are filled one after the other, and the memory of the host for
         the rest.
     offload
-        ``cpu``: all weights are held in the memory of the host.
+        ``cpu``: all weights are held in the memory of the host; ``none``: they are not.
 
     Raises
     ------
     DeviceError
         As :func:`resolve_device`; or if what is asked for does not go together.
     """
-    if offload not in (None, "cpu"):
-        raise DeviceError(f"unknown offload {offload!r}: expected cpu, or none")
+    if offload not in OFFLOADS:
+        raise DeviceError(f"unknown offload {offload!r}: expected {' or '.join(OFFLOADS)}")
+    offloads = offload != "none"
     names = _gpus() if device == "auto" else device.split(",")
     if not names:
         raise DeviceError(
@@ -123,17 +125,17 @@ def resolve_placement(device: str, offload: str | None = None) -> Placement:
         )
     found = [resolve_device(name) for name in names]
     if device != "auto" and len(found) == 1:
-        main = _numbered(found[0]) if offload else found[0]
-        return Placement(device, main, (_HOST,) if offload else ())
+        main = _numbered(found[0]) if offloads else found[0]
+        return Placement(device, main, (_HOST,) if offloads else ())
     if any(one.type in ("cpu", "mps") for one in found) or len(set(names)) < len(names):
         raise DeviceError(
             f"device {device!r}: several devices are GPUs, each once, as cuda:0,cuda:1; this "
             f"machine has {', '.join(_available())}"
         )
-    if offload:
+    if offloads:
         raise DeviceError(
             f"offload {offload!r} with device {device!r}: weights in the memory of the host are "
-            "used on one device: name that, or leave offload out"
+            "used on one device: name that, or choose offload none"
         )
     held = tuple(map(_numbered, found))
     if device == "auto":

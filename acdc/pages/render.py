@@ -148,7 +148,7 @@ def _facts(report: Report) -> dict[str, str]:
         "corruption": str(report.summary.get("task_info", {}).get("corruption") or "as given"),
         "selection": _selection(report),
         "precision": s.dtype,
-        "device": s.device,
+        "device": s.device if s.offload == "none" else f"{s.device}, weights in host memory",
         "seed": str(s.seed),
     }
     if s.positions != "none":

@@ -112,7 +112,7 @@ def _place(loaded: Loaded, asked: dict[str, Any]) -> dict[str, Any]:
     """Devices and dtype of a model that is loaded, which are those of the run."""
     model, _ = loaded
     device, dtype = _said(model.devices), str(model.kept_dtype).removeprefix("torch.")
-    offload = "cpu" if model.offloads else None
+    offload = "cpu" if model.offloads else "none"
     for name, has, wanted in (
         ("device", device, _said(resolve_placement(asked.get("device", device)).devices)),
         ("offload", offload, asked.get("offload", offload)),
