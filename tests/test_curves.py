@@ -217,6 +217,14 @@ def test_smallest_faithful(evaluator, scores) -> None:
     graph = evaluator.experiment.graph
     smaller = select_top(graph, ranked, int(mask.sum()) - 2, absolute=False)
     assert evaluator.faithfulness(smaller) < 0.9
+    said = list[str]()
+    size = int(mask.sum())
+    again = smallest_faithful(evaluator, ranked, 0.9, below=size + 1, note=said.append)
+    assert np.array_equal(again, mask)
+    assert "trying 1 edges" in said
+    n_tried = len(said)
+    assert smallest_faithful(evaluator, ranked, 0.9, below=size // 2, note=said.append).all()
+    assert len(said) - n_tried < n_tried
 
 
 def test_draws_without_a_gap_are_left_out_of_intervals() -> None:

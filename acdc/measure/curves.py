@@ -393,6 +393,8 @@ def smallest_faithful(
     *,
     surely: bool = False,
     choose: Callable[[int], Mask] | None = None,
+    below: int | None = None,
+    note: Callable[[str], None] = lambda _: None,
 ) -> Mask:
     """Return the smallest circuit along a ranking that is faithful.
 
@@ -414,16 +416,21 @@ def smallest_faithful(
     choose
         Gives the circuit of at most so many edges; None: the largest connected one that the
         ranking gives (:func:`graphs.select_top`).
+    below
+        Size from which on circuits are of no interest; None: of any size.
+    note
+        Told in words which size is looked at.
 
     Returns
     -------
     ndarray
-        ``[edge]`` mask; its sum is the size.
+        ``[edge]`` mask; its sum is the size.  Every edge, if no circuit ``below`` is faithful.
     """
     graph = evaluator.experiment.graph
     choose = choose or (lambda n: select_top(graph, ranked, n, absolute=False))
 
     def faithful(n: int) -> bool:
+        note(f"trying {n:,} edges")
         mask = choose(n)
         if surely:
             return evaluator.is_surely_faithful(mask, faithfulness)
@@ -432,6 +439,8 @@ def smallest_faithful(
     low, high = 0, 1
     while high < graph.n_edges and not faithful(high):
         low, high = high, min(graph.n_edges, int(high * 1.25) + 1)
+        if below is not None and low >= below - 1:
+            return np.ones(graph.n_edges, dtype=bool)
     while high - low > max(1, high // 50):
         middle = (low + high) // 2
         low, high = (low, middle) if faithful(middle) else (middle, high)

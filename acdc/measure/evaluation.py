@@ -119,10 +119,11 @@ class Evaluator:
 
     def is_surely_faithful(self, mask: NDArray[np.bool_], level: float) -> bool:
         """Whether a circuit is faithful with a standard error to spare, see :func:`is_faithful`."""
-        value = self.faithfulness(mask)
+        values = self.values(mask)
+        value = self.evaluation(values).faithfulness
         if not is_faithful(value, level):
             return False
-        error = standard_error(self.values(mask), self.full_values, self.empty_values)
+        error = standard_error(values, self.full_values, self.empty_values)
         return is_faithful(value, level, error)
 
     def faithfulness(self, mask: NDArray[np.bool_]) -> float | None:

@@ -231,7 +231,7 @@ class Method:
             ranking = selection.ranking or "absolute"
             selection = replace(selection, ranking=ranking)
             found = edge_scores(experiment, found, ranking)
-        chosen = select(experiment, found, selection)
+        chosen = select(experiment, found, selection, work.note)
         details = {"ranking": chosen.ranking, **chosen.details, **details}
         return Found(Circuit(experiment.graph, found, chosen.mask), details)
 

@@ -21,6 +21,7 @@ all three (bootstrapping, a ratio of signs, integer programming); how each is do
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,8 +100,13 @@ class Selected:
     details: dict[str, Any]
 
 
-def select(experiment: Experiment, scores: Scores, selection: Selection) -> Selected:
-    """Choose a circuit by scores ``[edge]``.
+def select(
+    experiment: Experiment,
+    scores: Scores,
+    selection: Selection,
+    note: Callable[[str], None] = lambda _: None,
+) -> Selected:
+    """Choose a circuit by scores ``[edge]``; ``note`` is told which sizes are tried.
 
     Raises
     ------
@@ -117,11 +123,7 @@ def select(experiment: Experiment, scores: Scores, selection: Selection) -> Sele
         rankings = rankings[:1]
     choosers = [Chooser(experiment, scores, selection, name) for name in rankings]
     if _chooses_size(selection):
-        evaluator = Evaluator(experiment.selection)
-        found = [
-            smallest_faithful(evaluator, one.ranked, surely=True, choose=one) for one in choosers
-        ]
-        mask, chooser = min(zip(found, choosers, strict=True), key=lambda pair: int(pair[0].sum()))
+        mask, chooser = _smallest(Evaluator(experiment.selection), choosers, note)
     else:
         chooser = choosers[0]
         mask = (
@@ -130,6 +132,22 @@ def select(experiment: Experiment, scores: Scores, selection: Selection) -> Sele
             else chooser(min(selection.n_edges or 0, experiment.graph.n_edges))
         )
     return Selected(mask, chooser.ranking, chooser.details(mask))
+
+
+def _smallest(
+    evaluator: Evaluator, choosers: Sequence[Chooser], note: Callable[[str], None]
+) -> tuple[Mask, Chooser]:
+    """The smallest faithful circuit of several rankings, the first one's where they are equal."""
+    best: tuple[Mask, Chooser] | None = None
+    for one in choosers:
+        below = None if best is None else int(best[0].sum())
+        mask = smallest_faithful(
+            evaluator, one.ranked, surely=True, choose=one, below=below, note=note
+        )
+        if below is None or mask.sum() < below:
+            best = mask, one
+    assert best is not None
+    return best
 
 
 def _why_zero(experiment: Experiment) -> str:

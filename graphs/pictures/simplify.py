@@ -13,13 +13,13 @@ import numpy as np
 
 from graphs.circuit import Circuit
 from graphs.select import Mask
-from graphs.similar import similar_nodes
+from graphs.similar import Likeness
 
 __all__ = ["Simplified", "simplify"]
 
 _ALIKE = (0.9, 0.8, 0.7, 0.6)
 """Similarity of nodes that are drawn as one, the first that is enough: see
-:func:`graphs.similar.similar_nodes`."""
+:class:`graphs.similar.Likeness`."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,9 @@ def simplify(circuit: Circuit, kept: Mask, most: int | None) -> Simplified:
         return Simplified(kept, merge=True)
     whole = Simplified(kept, merge=True)
     columns = bool(circuit.graph.shape.spans)  # have no room for nodes with many names
+    likeness = Likeness(circuit, kept, one_layer=True)
     for least in () if columns else _ALIKE:
-        alike = similar_nodes(circuit, kept, least=least, one_layer=True)
+        alike = likeness.sets(least)
         whole = Simplified(kept, merge=True, groups={names[0]: names for names in alike})
         if _n_lines(circuit, kept, whole.stands_for) <= most:
             return whole
