@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -23,13 +23,13 @@ from torch import Tensor
 from acdc.ablations.base import ZERO
 from acdc.engine.batch import sum_of
 from acdc.engine.experiment import Experiment
-from acdc.engine.inputs import Changes, Input, Output, Places, Sums, insert
+from acdc.engine.inputs import Changes, Input, Output, Places, Sums, Together, insert
 from acdc.engine.moved import Read
 from acdc.engine.start import Start
 from acdc.engine.streamed import Arena, arena_for
 from acdc.engine.units import News, Projections, Unit, units_of
 from acdc.errors import OptionError
-from graphs.plan import Plan, Planner
+from graphs.plan import Plan, Planner, Step
 
 _FEWEST = 4
 """Scenarios that are evaluated together at least, where there are as many."""
@@ -275,23 +275,32 @@ class BatchState(BatchPlans):
             From :meth:`plan` for these edges.
         """
         outcome = Outcome(edges, scenarios, torch.zeros(len(scenarios), device=self.device))
-        inputs, outputs = outcome.news.inputs, outcome.outputs
         _, tested = self._place(int(self.graph.edge_receiver[edges[0]]))
-        inputs[tested] = self.inputs.ablate(
+        outcome.news.inputs[tested] = self.inputs.ablate(
             plan.flows[tested],
             self._senders(edges),
             torch.as_tensor(scenarios, device=self.device),
         )
-        for step in plan.steps:
-            for v in step.receivers:
-                if v not in inputs:
-                    inputs[v] = self.inputs.gather(plan.flows[v], outputs)
-            if step.unit in self.units:
-                few = self.units[step.unit].run(step, outcome.news, self.now)
-                outputs[step.unit] = self.inputs.store(step, *few)
-            else:
-                outcome.values = self._score(inputs[self._logits])
+        for unit, steps in itertools.groupby(plan.steps, lambda step: self.units.get(step.unit)):
+            self._recompute(unit, list(steps), plan, outcome)
         return outcome
+
+    def _recompute(
+        self, unit: Unit | None, steps: Sequence[Step], plan: Plan, outcome: Outcome
+    ) -> None:
+        """Compute units of a stage, none of which reads another; None: the logits."""
+        news, outputs = outcome.news, outcome.outputs
+        receivers = list(dict.fromkeys(v for step in steps for v in step.receivers))
+        tested = [news.inputs[v] for v in receivers if v in news.inputs]
+        flows = [plan.flows[v] for v in receivers if v not in news.inputs]
+        inputs, together = self.inputs.gather(flows, outputs, len(outcome.scenarios))
+        news.inputs |= inputs
+        if unit is None:
+            outcome.values = self._score(news.inputs[self._logits])
+            return
+        unit.project([*together, *map(Together.alone, tested)], news)
+        for output in unit.run(steps, self.inputs, news, self.now):
+            outputs[output.step.unit] = output
 
     def metric(self) -> float:
         """Metric of the current circuit, summed over the rows of the batch."""

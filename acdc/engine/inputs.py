@@ -12,9 +12,12 @@ passes that norm; all other senders form the group -1.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -36,18 +39,26 @@ __all__ = [
     "Output",
     "Places",
     "Sums",
+    "Together",
     "Written",
+    "at_once",
     "index_of",
     "insert",
     "overlap",
     "where",
 ]
 
+T = TypeVar("T")
 Index = slice | list[int]
 Senders = NDArray[np.int64]
 
 _VECTORS = -1
 """In the place of a block of latents."""
+_TOGETHER = {"cpu": 1 << 18, "gpu": 1 << 26}
+"""Numbers of one product at most, if it is of several receivers: on a CPU what its caches hold."""
+
+_PLAIN = -1
+"""In the place of a layer with a post-norm: what the stream reads as it is."""
 
 _MOST = 1 << 23
 """Numbers that one product over latents may hold."""
@@ -70,6 +81,30 @@ class Input:
     flow: Flow
     read: Tensor
     raw: dict[int, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Together:
+    """New inputs of receivers that change at the same positions, side by side.
+
+    Parameters
+    ----------
+    receivers
+        Ascending.
+    positions
+        Sorted.
+    read
+        ``[receiver, scenario, batch, position, d_model]``.
+    """
+
+    receivers: Numbers
+    positions: Numbers
+    read: Tensor
+
+    @classmethod
+    def alone(cls, new: Input) -> Together:
+        """One receiver's."""
+        return cls((new.flow.receiver,), new.flow.positions, new.read[None])
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +152,19 @@ class Output:
             total = part if total is None else total + part
         assert total is not None
         return total
+
+
+def at_once(items: Sequence[T], each: int, device: torch.device) -> Iterator[Sequence[T]]:
+    """Cut what is computed alike into parts for one product; ``each``: numbers of an item."""
+    most = max(1, _TOGETHER["cpu" if device.type == "cpu" else "gpu"] // each)
+    for start in range(0, len(items), most):
+        yield items[start : start + most]
+
+
+_Entry = tuple[Output, Numbers, Index | None, Index | None]
+"""What a unit writes, senders of it, and the indices of :func:`overlap`."""
+_Part = tuple[Tensor, Index | None]
+"""A change ``[scenario, batch, position, d_model]``, and where it stands (None: everywhere)."""
 
 
 class Places:
@@ -263,8 +311,9 @@ class Written:
             some = senders[members]
             weight = weights[:, torch.as_tensor(members)].to(self.vectors.dtype)
             if block == _VECTORS:
-                values = self.vectors[torch.as_tensor(self.places.row[some])][:, :, at]
-                part = torch.einsum("ke,ebpd->kbpd", weight, values)
+                rows = self.places.row[some].tolist()
+                values = torch.stack([self.vectors[row][:, at] for row in rows])
+                part = (weight @ values.flatten(1)).unflatten(1, values.shape[1:])
             else:
                 columns = torch.as_tensor(self.places.column[some])
                 directions = self.places.blocks[block].directions[columns]
@@ -347,26 +396,85 @@ class Changes:
         """
         return self._add(flow, self.ablation.mix(senders, scenarios, index_of(flow.positions)))
 
-    def gather(self, flow: Flow, outputs: dict[int, Output]) -> Input:
-        """New input of a downstream receiver: what its touched senders bring."""
-        groups: dict[int, list[int]] = {}
-        for i, senders in enumerate(flow.senders):
-            _, target = overlap(
-                outputs[flow.units[i]].step.positions, flow.positions, flow.kept_at[i]
-            )
+    def gather(
+        self, flows: Iterable[Flow], outputs: dict[int, Output], n: int
+    ) -> tuple[dict[int, Input], list[Together]]:
+        """New inputs of downstream receivers that do not read each other's units.
+
+        Parameters
+        ----------
+        flows
+            Receivers and positions.
+        outputs
+            By unit, of all that they read and that changes.
+        n
+            Scenarios.
+
+        Returns
+        -------
+        tuple
+            By receiver, and the same side by side.
+        """
+        alike: dict[Numbers, list[Flow]] = {}
+        for flow in flows:
+            alike.setdefault(flow.positions, []).append(flow)
+        inputs: dict[int, Input] = {}
+        together = []
+        for positions, some in alike.items():
+            now = self.current(some[0].receiver)
+            shape = n, len(now), len(positions), now.shape[-1]
+            some.sort(key=lambda flow: flow.receiver)
+            for part in at_once(some, math.prod(shape), now.device):
+                read = now.new_empty(len(part), *shape)
+                for flow, row in zip(part, read.unbind(), strict=True):
+                    inputs[flow.receiver] = self._gather(flow, outputs, row)
+                together.append(Together(tuple(x.receiver for x in part), positions, read))
+        return inputs, together
+
+    def _gather(self, flow: Flow, outputs: dict[int, Output], row: Tensor) -> Input:
+        """New input of one receiver, what its touched senders bring, written into ``row``."""
+        groups: dict[int, list[_Entry]] = {}
+        for unit, senders, kept_at in zip(flow.units, flow.senders, flow.kept_at, strict=True):
+            new = outputs[unit]
+            source, target = overlap(new.step.positions, flow.positions, kept_at)
             if target != []:  # what is kept only where nothing is live may not be computed
-                groups.setdefault(int(self.places.group[senders[0]]), []).append(i)
-        changes = {
-            group: _sum_at(flow, [(i, outputs[flow.units[i]]) for i in entries], self.places)
-            for group, entries in groups.items()
-        }
-        return self._add(flow, changes)
+                entry = new, senders, source, target
+                groups.setdefault(int(self.places.group[senders[0]]), []).append(entry)
+        if groups.keys() == {_PLAIN}:
+            now = self.current(flow.receiver)[:, index_of(flow.positions)]
+            _sum_into(row, chain(self._parts(groups[_PLAIN]), [(now, None)]))
+            return Input(flow, row, {})
+        changes = {}
+        for group, entries in groups.items():
+            changes[group] = torch.empty_like(row)
+            _sum_into(changes[group], self._parts(entries))
+        new_input = self._add(flow, changes)
+        return Input(flow, row.copy_(new_input.read), new_input.raw)
+
+    def _parts(self, entries: Iterable[_Entry]) -> Iterator[_Part]:
+        """Sums of each unit's senders, one after the other."""
+        for new, senders, source, target in entries:
+            yield new.sum(senders, source, self.places), target
 
     def store(self, step: Step, latents: Tensor | None, vector: Tensor | None) -> Output:
         """Return the output of a unit, given what its wanted senders write now."""
         before, now = self.out.at(step.senders, step.positions), (latents, vector)
         pairs = zip(now, before, strict=True)
         return Output(step, *(None if a is None or b is None else a - b for a, b in pairs))
+
+    def store_heads(self, steps: Sequence[Step], vectors: Tensor) -> list[Output]:
+        """Outputs of heads of a layer that are neighbours, with equal positions.
+
+        Parameters
+        ----------
+        steps
+            Of each head.
+        vectors
+            ``[head, scenario, batch, position, d_model]``: what they write now; taken over.
+        """
+        at, first = index_of(steps[0].positions), int(self.places.row[steps[0].senders[0]])
+        vectors -= self.out.vectors[first : first + len(steps), None, :, at]
+        return [Output(step, None, x) for step, x in zip(steps, vectors.unbind(), strict=True)]
 
     def commit(self, inputs: dict[int, Input], outputs: dict[int, Output], scenario: int) -> None:
         """Make one scenario's inputs and outputs the current ones."""
@@ -425,8 +533,8 @@ class Changes:
         """Current input plus changes of the groups' sums."""
         at = index_of(flow.positions)
         read = self.current(flow.receiver)[:, at]
-        if -1 in changes:
-            read = read + changes.pop(-1)
+        if _PLAIN in changes:
+            read = read + changes.pop(_PLAIN)
         raw = {}
         for layer, change in changes.items():
             key = flow.receiver, layer
@@ -468,8 +576,8 @@ class Sums(Changes):
         weights[:, torch.as_tensor(np.searchsorted(inside, senders))] -= scenarios.to(weights)
         return self._sum(flow, self.out.mix(inside, weights, index_of(flow.positions)))
 
-    def gather(self, flow: Flow, outputs: dict[int, Output]) -> Input:
-        """New input of a downstream receiver: all senders that are still in."""
+    def _gather(self, flow: Flow, outputs: dict[int, Output], row: Tensor) -> Input:
+        """New input of one receiver, all senders that are still in, written into ``row``."""
         inside, mask = self._kept_at(flow)
         sums: dict[int, Tensor] = {}
         for group, block, members in self.places.sorted(inside):
@@ -477,7 +585,8 @@ class Sums(Changes):
             own = None if mask is None else torch.as_tensor(mask[:, members]).to(self.out.vectors)
             part = total(flow, inside[members], own, outputs)
             sums[group] = sums[group] + part if group in sums else part
-        return self._sum(flow, sums)
+        new = self._sum(flow, sums)
+        return Input(flow, row.copy_(new.read), new.raw)
 
     def _kept_at(self, flow: Flow) -> tuple[Senders, NDArray[np.bool_] | None]:
         """Senders in at any position of a flow, and where ``[position, sender]`` (None: all)."""
@@ -525,6 +634,10 @@ class Sums(Changes):
         """Return the output of a unit, given what its wanted senders write now."""
         return Output(step, latents, vector)
 
+    def store_heads(self, steps: Sequence[Step], vectors: Tensor) -> list[Output]:
+        """Outputs of heads, see :meth:`Changes.store_heads`."""
+        return [Output(step, None, x) for step, x in zip(steps, vectors.unbind(), strict=True)]
+
     def _committed(self, old: Tensor | None, new: Tensor) -> Tensor:
         """Current values, which :class:`Output` holds as they are."""
         return new
@@ -545,7 +658,7 @@ class Sums(Changes):
         """Sum of the groups, each through its norm, and of the biases below."""
         at = index_of(flow.positions)
         shape = self.current(flow.receiver)[:, at]
-        read = sums[-1] if -1 in sums else torch.zeros_like(shape)
+        read = sums[_PLAIN] if _PLAIN in sums else torch.zeros_like(shape)
         raw = {}
         for layer, bias in self._biases[flow.receiver]:
             if layer is None:
@@ -564,27 +677,23 @@ def _latents(block: int) -> str:
     return f"latents {block}"
 
 
-def _sum_at(flow: Flow, parts: Iterable[tuple[int, Output]], places: Places) -> Tensor:
-    """Sum of changes at the flow's positions; those that lack one there count as zero.
-
-    Each part is an entry of the flow's units with what changes there.
-    """
-    total: Tensor | None = None
-    owned = False
-    for i, output in parts:
-        source, target = overlap(output.step.positions, flow.positions, flow.kept_at[i])
-        part = output.sum(flow.senders[i], source, places)
-        if target is None:
-            total, owned = (part, False) if total is None else (total + part, True)
-            continue
-        if total is None:
-            total = part.new_zeros((*part.shape[:2], len(flow.positions), part.shape[3]))
-        elif not owned:
-            total = total.clone()
-        owned = True
-        total[:, :, target] += part
-    assert total is not None
-    return total
+def _sum_into(total: Tensor, parts: Iterator[_Part]) -> None:
+    """Write the sum of changes, one at least; those that lack a position count as zero there."""
+    first, place = next(parts)
+    second = next(parts, None)
+    if place is not None:
+        total.zero_()
+        total[:, :, place] += first
+    elif second is not None and second[1] is None:
+        torch.add(first, second[0], out=total)
+        second = None
+    else:
+        total.copy_(first)
+    for part, place in chain([] if second is None else [second], parts):
+        if place is None:
+            total += part
+        else:
+            total[:, :, place] += part
 
 
 @lru_cache(maxsize=4096)

@@ -387,6 +387,15 @@ class Heads(Stage):
         at = {"q": head, "k": head // group, "v": head // group}
         return {kind: self.first_receiver + rows[at[kind]] for kind, rows in self.rows.items()}
 
+    @cached_property
+    def head_of(self) -> dict[tuple[int, Kind], int]:
+        """Head, or key-value head, that a receiver (as of :meth:`receivers_of`) is q, k or v of."""
+        return {
+            (self.first_receiver + row, kind): head
+            for kind, rows in self.rows.items()
+            for head, row in enumerate(rows)
+        }
+
     def read_by(self, heads: Sequence[int]) -> list[int]:
         """Receivers of some heads, counted within the stage, ascending."""
         return sorted({self.rows[kind][i] for kind in KINDS for i in self._sharing(kind, heads)})

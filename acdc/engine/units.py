@@ -17,21 +17,23 @@ Only senders that are wanted are computed, and only heads of which an input chan
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
 from acdc.dictionaries.attachment import Attachment
-from acdc.engine.inputs import Input, index_of, insert
+from acdc.engine.inputs import Changes, Input, Output, Together, at_once, index_of, insert
 from acdc.engine.mixtures import EXPERT, ROUTER, Experts, Projection
 from acdc.engine.moved import Moved
 from acdc.engine.program import Program
 from acdc.engine.stages import Cut, Few, Heads, LatentHeads, Mlp, Stage, Wanted
 from acdc.engine.streamed import Arena, bytes_of
-from acdc.models.lowering.attention import KINDS, Kind
+from acdc.models.lowering.attention import KINDS, Kind, neighbours
 from graphs.plan import Numbers, Step
 
 __all__ = ["Expert", "Head", "Layer", "News", "Point", "Projections", "Unit", "new_z", "units_of"]
@@ -68,6 +70,11 @@ class Projections:
         n_rows: dict[str, int] = dict.fromkeys(filter(kinds.__contains__, _KINDS), n_receivers)
         n_rows["z"] = 1 + max(self.z, default=-1)
         self.moved = Moved(n_rows, self.n_pos)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the values are used."""
+        return next(iter(self.placed.values())).device
 
     def move(self, own: Arena) -> None:
         """Let values lie elsewhere."""
@@ -133,9 +140,26 @@ class Unit(ABC):
     def __init__(self, stage: Stage, first: int) -> None:
         self.stage, self.first, self.model = stage, first, stage.model
 
+    def project(self, together: Sequence[Together], news: News) -> None:  # noqa: B027
+        """Find what all units make of new inputs first, before any of them runs."""
+
     @abstractmethod
-    def run(self, step: Step, news: News, now: Projections) -> Few:
-        """What wanted senders of one unit write at the step's positions, in every scenario."""
+    def run(
+        self, steps: Sequence[Step], inputs: Changes, news: News, now: Projections
+    ) -> list[Output]:
+        """What wanted senders of some units write at the positions of their steps.
+
+        Parameters
+        ----------
+        steps
+            Of units of the stage.
+        inputs
+            Keeps what senders write now.
+        news
+            All that these units read is in it.
+        now
+            Current values.
+        """
 
     @abstractmethod
     def n_weights(self, step: Step) -> int:
@@ -145,7 +169,21 @@ class Unit(ABC):
     """Latents that are computed at a position."""
 
 
-class _WithLatents(Unit):
+class _OneByOne(Unit):
+    """Units that are computed one after the other."""
+
+    def run(
+        self, steps: Sequence[Step], inputs: Changes, news: News, now: Projections
+    ) -> list[Output]:
+        """What they write, see :meth:`Unit.run`."""
+        return [inputs.store(step, *self.one(step, news, now)) for step in steps]
+
+    @abstractmethod
+    def one(self, step: Step, news: News, now: Projections) -> Few:
+        """What wanted senders of one unit write at the step's positions, in every scenario."""
+
+
+class _WithLatents(_OneByOne):
     """Units that may have the latents of a dictionary."""
 
     def __init__(self, stage: Stage, first: int) -> None:
@@ -174,8 +212,8 @@ class Point(_WithLatents):
 
     stage: Mlp | Cut
 
-    def run(self, step: Step, news: News, now: Projections) -> Few:
-        """What is written, see :meth:`Unit.run`."""
+    def one(self, step: Step, news: News, now: Projections) -> Few:
+        """What is written, see :meth:`_OneByOne.one`."""
         (receiver,) = step.receivers
         new = news.inputs[receiver]
         return self.stage.few(new.read, self.wanted(step), index_of(new.flow.positions))
@@ -186,31 +224,65 @@ class Point(_WithLatents):
         return mlp + super().n_weights(step)
 
 
-class Head(Unit):
-    """A head that is a sender."""
+class _OfHeads(Unit):
+    """Units that are made of heads."""
 
     stage: Heads
 
-    def run(self, step: Step, news: News, now: Projections) -> Few:
-        """What the head writes, see :meth:`Unit.run`."""
-        head = step.senders[0] - self.first
-        z = new_z(self.stage, head, step, news, now)
-        if z.shape[-1] == 1:  # a multiple of one direction, as a latent
-            return z, None
-        return None, z @ self.model.layers[self.stage.layer].attention.W_O[head]
+    def project(self, together: Sequence[Together], news: News) -> None:
+        """Find new placed projections, of what receivers read at the same positions in one."""
+        block, head_of = self.model.layers[self.stage.layer], self.stage.head_of
+        for some in together:
+            at = index_of(some.positions)
+            read = block.ln1.at(at)(some.read)
+            for kind in KINDS:
+                rows = [i for i, v in enumerate(some.receivers) if (v, kind) in head_of]
+                if not rows:
+                    continue
+                heads = [head_of[some.receivers[i], kind] for i in rows]
+                x = read[index_of(tuple(rows))]
+                found = block.attention.project_each(kind, x.flatten(1, -2), heads)
+                found = found.unflatten(1, x.shape[1:-1])
+                placed = block.attention.place(kind, found, at, heads)
+                for i, own in zip(rows, placed.unbind(), strict=True):
+                    news.placed[some.receivers[i], kind] = own
+
+
+class Head(_OfHeads):
+    """Heads that are senders."""
+
+    def run(
+        self, steps: Sequence[Step], inputs: Changes, news: News, now: Projections
+    ) -> list[Output]:
+        """What they write, see :meth:`Unit.run`: those of equal positions in one product."""
+        attention = self.model.layers[self.stage.layer].attention
+        alike: dict[Numbers, list[Step]] = {}
+        for step in steps:
+            alike.setdefault(step.positions, []).append(step)
+        found: list[Output] = []
+        for positions, some in alike.items():
+            heads = [step.senders[0] - self.first for step in some]
+            z = new_z(self.stage, heads, positions, news, now)
+            if z.shape[-1] == 1:  # multiples of one direction, as latents
+                found += [inputs.store(step, x, None) for step, x in zip(some, z, strict=True)]
+                continue
+            for at in neighbours(tuple(heads)):
+                written = attention.write(z[at].flatten(1, -2), heads[at])
+                found += inputs.store_heads(some[at], written.unflatten(1, z.shape[1:-1]))
+        return found
 
     def n_weights(self, step: Step) -> int:
         """W_Q, W_K, W_V and W_O of a head."""
         return 4 * self.model.d_model**2 // self.model.shape.n_heads
 
 
-class Expert(Unit):
+class Expert(_OneByOne):
     """An expert of a mixture that is a sender."""
 
     stage: Experts
 
-    def run(self, step: Step, news: News, now: Projections) -> Few:
-        """What the expert writes, see :meth:`Unit.run`."""
+    def one(self, step: Step, news: News, now: Projections) -> Few:
+        """What the expert writes, see :meth:`_OneByOne.one`."""
         e, router = step.senders[0] - self.first, self.stage.router
         if router is None:
             (receiver,) = step.receivers
@@ -244,20 +316,20 @@ class Expert(Unit):
         return 3 * self.model.d_model * self.stage.mixture.width
 
 
-class Layer(_WithLatents):
+class Layer(_OfHeads, _WithLatents):
     """The heads of a layer whose latents are senders."""
 
     stage: LatentHeads
 
-    def run(self, step: Step, news: News, now: Projections) -> Few:
-        """What latents and error node write, see :meth:`Unit.run`."""
+    def one(self, step: Step, news: News, now: Projections) -> Few:
+        """What latents and error node write, see :meth:`_OneByOne.one`."""
         new = set(step.receivers)
         heads = [
             head
             for head in range(self.model.shape.n_heads)
             if not new.isdisjoint(self.stage.receivers_of(head).values())
         ]
-        found = torch.stack([new_z(self.stage, head, step, news, now) for head in heads], -2)
+        found = new_z(self.stage, heads, step.positions, news, now).movedim(0, -2)
         z = now.z[self.stage.layer][:, index_of(step.positions)]
         z = z.unflatten(-1, (self.model.shape.n_heads, -1))  # (batch, position, head, d_head)
         z = z.expand(len(found), *z.shape).clone()
@@ -272,34 +344,38 @@ class Layer(_WithLatents):
         return 4 * self.model.d_model**2 + super().n_weights(step)
 
 
-def new_z(stage: Heads, head: int, step: Step, news: News, now: Projections) -> Tensor:
-    """New z of a head, ``[scenario, batch, position, d_head]``."""
+def new_z(
+    stage: Heads, heads: Sequence[int], positions: Numbers, news: News, now: Projections
+) -> Float[Tensor, "head scenario batch position d_head"]:
+    """New z of some heads, of which inputs change, at the same positions of all."""
     attention = stage.model.layers[stage.layer].attention
-    n_keys = step.positions[-1] + 1 if attention.causal else now.n_pos
-    values: dict[Kind, Tensor] = {}
-    for kind, receiver in stage.receivers_of(head).items():
-        wanted = step.positions if kind == "q" else tuple(range(n_keys))
-        values[kind] = now.placed[receiver, kind][:, index_of(wanted)]
-        if receiver in step.receivers:
-            new, at = _projected(stage, kind, head, receiver, news)
-            values[kind] = insert(values[kind], new, at, wanted)
+    n_keys = positions[-1] + 1 if attention.causal else now.n_pos
+    wanted = {kind: positions if kind == "q" else tuple(range(n_keys)) for kind in KINDS}
     mask = now.masks[stage.layer]
-    mask = None if mask is None else mask[index_of(step.positions), :n_keys]
-    return attention.attend(values["q"], values["k"], values["v"], mask, head)
+    mask = None if mask is None else mask[index_of(positions), :n_keys]
+    n, n_prompts = next(iter(news.inputs.values())).read.shape[:2]
+    found = []
+    for part in at_once(heads, n * n_prompts * len(positions) * n_keys, now.device):
+        ports = [stage.receivers_of(head) for head in part]
+        q, k, v = (
+            _values(kind, [port[kind] for port in ports], wanted[kind], news, now) for kind in KINDS
+        )  # (head, scenario or 1, batch, position, d_head)
+        found.append(attention.attend(q, k, v, mask, part))
+    return found[0] if len(found) == 1 else torch.cat(found)
 
 
-def _projected(
-    stage: Heads, kind: Kind, head: int, receiver: int, news: News
-) -> tuple[Tensor, Numbers]:
-    """New placed projection ``[scenario, batch, position, d_head]``, and the positions."""
-    new, key = news.inputs[receiver], (receiver, kind)
-    if key not in news.placed:
-        block = stage.model.layers[stage.layer]
-        h = head if kind == "q" else head // block.attention.group
-        at = index_of(new.flow.positions)
-        projection = block.attention.project_head(kind, h, block.ln1.at(at)(new.read))
-        news.placed[key] = block.attention.place(kind, projection, at, h)
-    return news.placed[key], new.flow.positions
+def _values(
+    kind: Kind, receivers: Sequence[int], wanted: Numbers, news: News, now: Projections
+) -> Float[Tensor, "receiver _ batch position d_head"]:
+    """Placed projections of some receivers, new ones where there are some."""
+    each, n, at = [], 1, index_of(wanted)
+    for receiver in receivers:
+        value, new = now.placed[receiver, kind][:, at][None], news.placed.get((receiver, kind))
+        if new is not None:
+            n = len(new)
+            value = insert(value[0], new, news.inputs[receiver].flow.positions, wanted)
+        each.append(value)
+    return torch.stack([x.expand(n, -1, -1, -1) for x in each])
 
 
 def units_of(program: Program, unit: NDArray[np.int64]) -> dict[int, Unit]:

@@ -7,8 +7,10 @@ subset of ``pos``.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -18,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from acdc.models.lowering.norm import Norm
 
-__all__ = ["KINDS", "Attention", "Kind", "Rotary", "SharedNorm", "Which"]
+__all__ = ["KINDS", "Attention", "Kind", "Rotary", "SharedNorm", "Which", "neighbours"]
 
 Kind = Literal["q", "k", "v"]
 KINDS: tuple[Kind, ...] = ("q", "k", "v")
@@ -38,6 +40,20 @@ def _forgetting(f: Callable[..., Tensor], *args: Any) -> Tensor:
         return f(*args)
     found: Tensor = checkpoint(f, *args, use_reentrant=False, preserve_rng_state=False)
     return found
+
+
+@lru_cache(maxsize=1024)
+def neighbours(numbers: tuple[int, ...]) -> list[slice]:
+    """Cut ascending numbers into parts of which each follows on the one before.
+
+    Examples
+    --------
+    >>> neighbours((0, 1, 4, 5, 7))
+    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    """
+    n = len(numbers)
+    starts = [i for i in range(n) if i == 0 or numbers[i] != numbers[i - 1] + 1]
+    return [slice(low, high) for low, high in itertools.pairwise([*starts, n])]
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,6 +205,13 @@ class Attention:
         W, b = self._weights(kind, some)
         return self._scaled(kind, x @ W if b is None else torch.baddbmm(b[:, None], x, W), x)
 
+    def project_each(
+        self, kind: Kind, x: Float[Tensor, "head n d_model"], some: Sequence[int]
+    ) -> Float[Tensor, "head n d_head"]:
+        """As :meth:`project_split`, without a copy of any weights: a product for neighbours."""
+        parts = [self.project_split(kind, x[at], some[at]) for at in neighbours(tuple(some))]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
     def project_head(
         self, kind: Kind, head: int, x: Float[Tensor, "*place pos d_model"]
     ) -> Float[Tensor, "*place pos d_head"]:
@@ -200,6 +223,12 @@ class Attention:
             else torch.addmm(b[head], x.flatten(0, -2), W).unflatten(0, x.shape[:-1])
         )
         return self._scaled(kind, out, x)
+
+    def write(
+        self, z: Float[Tensor, "head n d_head"], heads: Sequence[int]
+    ) -> Float[Tensor, "head n d_model"]:
+        """What heads that are neighbours write, each of its z."""
+        return z @ self.W_O[heads[0] : heads[-1] + 1]
 
     def _weights(self, kind: Kind, some: Sequence[int] | None) -> tuple[Tensor, Tensor | None]:
         """Matrices and biases of all or some heads: views where those are neighbours."""
