@@ -281,7 +281,7 @@ def _search(experiment: Experiment, options: Options, work: Means, two_sided: bo
     guess = options.guess
     start = _shared_start(experiment, options, work)
 
-    def rough() -> tuple[Experiment, Callable[[float], Circuit]]:
+    def rough() -> Callable[[float], Circuit]:
         nonlocal guess
         guess, own = "rough", Rough(experiment, work.memory)
         few = None if own.few.crosses_layers else IncrementalRun(own.few, work.memory)
@@ -301,7 +301,7 @@ def _search(experiment: Experiment, options: Options, work: Means, two_sided: bo
             expected = own.expected
             return circuit
 
-        return own.few, run_roughly
+        return run_roughly
 
     def run(threshold: float) -> Found:
         nonlocal expected

@@ -2,8 +2,9 @@
 
 Without a threshold and a number of edges tau is searched for on a log scale.  Where circuits become
 faithful is found by rough searches first: on a few of the prompts, of the edges with the largest
-attribution scores alone (:mod:`acdc.methods.rough`).  From there on every search is a whole one,
-and the circuit is exactly the one that ACDC finds at the tau that is returned.
+attribution scores alone (:mod:`acdc.methods.rough`); they are judged as all circuits are.  From
+there on every search is a whole one, and the circuit is exactly the one that ACDC finds at the tau
+that is returned.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ _SLOPES = 0.3, 0.45
 _MOST = 13
 """Searches at most."""
 
-_ROUGH, _MOST_ROUGH = 0.15, 4
+_ROUGH, _MOST_ROUGH = 0.075, 4
 """How near to faithful a rough search has to come for the tau to be guessed from it, and how many
 there are at most."""
 
@@ -60,7 +61,7 @@ def at_threshold(
     threshold: float | None,
     n_edges: int | None,
     run: Callable[[float], Found],
-    rough: Callable[[], tuple[Experiment, Callable[[float], Circuit]]] | None = None,
+    rough: Callable[[], Callable[[float], Circuit]] | None = None,
 ) -> Found:
     """Run at the threshold that is asked for, or look for one.
 
@@ -76,11 +77,11 @@ def at_threshold(
     run
         ``tau -> Found``.
     rough
-        Returns an experiment on few of the prompts, and ``tau -> circuit`` on it: about what
-        ``run`` finds, in a fraction of the time; None: the first tau is the same for all.
+        Returns ``tau -> circuit``: about what ``run`` finds, in a fraction of the time, from few
+        of the prompts; None: the first tau is the same for all.
     """
     if n_edges is not None:
-        return of_size(_gap(experiment), n_edges, run, None if rough is None else rough()[1])
+        return of_size(_gap(experiment), n_edges, run, None if rough is None else rough())
     if threshold is None:
         return _of_faithfulness(experiment, run, rough)
     return run(threshold)
@@ -122,15 +123,15 @@ class _Try:
     distance: float
 
 
-def _judge(evaluator: Evaluator, tau: float, found: Found, *, seen: bool = False) -> _Try:
-    """Measure a circuit; on prompts that it was found on (``seen``) no error is to spare."""
+def _judge(evaluator: Evaluator, tau: float, found: Found) -> _Try:
+    """Measure a circuit."""
     values = evaluator.values(found.circuit.in_circuit)
     value = evaluator.evaluation(values).faithfulness
     if value is None:
         return _Try(tau, found, True, 0.0, 0.0)
     level = DEFAULT_FAITHFULNESS
     full, empty = evaluator.full_values, evaluator.empty_values
-    error = 0.0 if seen else standard_error(values, full, empty)
+    error = standard_error(values, full, empty)
     faithful = is_faithful(value, level, error)
     spare = value - min(error, 1 - level) - level
     if not faithful:  # also one that overshoots
@@ -198,15 +199,14 @@ class _Bracket:
 def _of_faithfulness(
     experiment: Experiment,
     run: Callable[[float], Found],
-    rough: Callable[[], tuple[Experiment, Callable[[float], Circuit]]] | None,
+    rough: Callable[[], Callable[[float], Circuit]] | None,
 ) -> Found:
     """Look for the smallest faithful circuit, see :data:`DEFAULT`.
 
     Where none is: the one that comes nearest.
     """
-    gap = _gap(experiment)
-    tau = _FIRST * gap if rough is None or not gap else _roughly(gap, *rough())
-    evaluator = Evaluator(experiment.selection)
+    gap, evaluator = _gap(experiment), Evaluator(experiment.selection)
+    tau = _FIRST * gap if rough is None or not gap else _roughly(gap, evaluator, rough())
     bracket = _Bracket(gap)
     for _ in range(_MOST):
         tried = _judge(evaluator, tau, run(tau))
@@ -219,11 +219,14 @@ def _of_faithfulness(
     return best.found
 
 
-def _roughly(gap: float, few: Experiment, search: Callable[[float], Circuit]) -> float:
-    """Tau at which rough circuits are just faithful on the prompts that they are found on."""
-    evaluator, bracket, tau = Evaluator(few), _Bracket(gap), _FIRST * gap
+def _roughly(gap: float, evaluator: Evaluator, search: Callable[[float], Circuit]) -> float:
+    """Tau at which rough circuits are just faithful, on the prompts that whole ones are judged on.
+
+    On the few prompts that it is found on a circuit is far more faithful than on others.
+    """
+    bracket, tau = _Bracket(gap), _FIRST * gap
     for _ in range(_MOST_ROUGH):
-        tried = _judge(evaluator, tau, Found(search(tau)), seen=True)
+        tried = _judge(evaluator, tau, Found(search(tau)))
         bracket.add(tried)
         tau = bracket.between()
         if abs(tried.spare - _AIM) <= _ROUGH or bracket.is_done:
