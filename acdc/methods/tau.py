@@ -29,7 +29,7 @@ __all__ = ["DEFAULT", "at_threshold", "n_searches"]
 _FIRST, _TOP, _BOTTOM = 0.003, 1.0, 1e-6
 """Tau that is tried first, and between which: fractions of the metric's gap."""
 
-_CLOSE = 0.075
+_CLOSE = 0.05
 """A circuit is small enough whose faithfulness is at most so much above what it has to be."""
 
 _AIM = _CLOSE / 2
