@@ -156,9 +156,14 @@ class Experiment:
         return Footprint.of(self.program, whole_vocab=self.metric.whole_vocab)
 
     @cached_property
+    def state_bytes_by_batch(self) -> tuple[int, ...]:
+        """What ``acdc`` keeps of the prompts of each batch, see :meth:`Footprint.state`."""
+        return tuple(x.n_prompts * self.footprint.state(x.clean.shape[1]) for x in self.batches)
+
+    @property
     def state_bytes(self) -> int:
-        """What ``acdc`` keeps of all prompts, see :meth:`Footprint.state`."""
-        return sum(x.n_prompts * self.footprint.state(x.clean.shape[1]) for x in self.batches)
+        """What it keeps of all prompts."""
+        return sum(self.state_bytes_by_batch)
 
     @property
     def holds_base(self) -> bool:

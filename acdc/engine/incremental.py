@@ -366,7 +366,8 @@ class IncrementalRun:
     experiment
         Model, prompts, metric, intervention and direction.
     memory
-        Bytes that one evaluation's scenarios may take.
+        Bytes that the state and one evaluation's scenarios may take: the state a half at most (a
+        larger one is streamed), scenarios half of what it leaves.
 
     Attributes
     ----------
@@ -387,6 +388,8 @@ class IncrementalRun:
         model = experiment.model
         kept_beside = model.offloads and model.device.type != "cpu"
         streams = kept_beside or experiment.state_bytes > memory // 2
+        held = max(experiment.state_bytes_by_batch) if streams else experiment.state_bytes
+        self._room = max(0, memory - held) // 2
 
         def begin(i: int) -> Tensor:
             state = self.states[i] = BatchState(experiment, i, places, units)
@@ -460,7 +463,7 @@ class IncrementalRun:
         """
         outcomes: Outcomes = {}
         each = [batch.bytes_per_scenario(batch.plan(edges)) for batch in self.batches]
-        fits = sum(each) * len(scenarios) <= self.memory // 2
+        fits = sum(each) * len(scenarios) <= self._room
 
         def values(i: int) -> Tensor:
             state = self.states[i]
@@ -471,7 +474,7 @@ class IncrementalRun:
                 if fits:
                     outcomes[i] = state.evaluate(edges, scenarios, plan)
                 else:
-                    parts = _parts(len(scenarios), self.memory // max(1, each[i]))
+                    parts = _parts(len(scenarios), self._room // max(1, each[i]))
                     found = [state.evaluate(edges, scenarios[s], plan).values for s in parts]
                     outcomes[i] = Outcome(edges, scenarios, torch.cat(found), is_forgotten=True)
             return outcomes[i].values
