@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from grids import each_level
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_lowering import FAMILIES, build
@@ -124,8 +125,7 @@ def test_every_architecture_is_among_the_cases(lowered: Any) -> None:
     assert names | {"TransformerLensNative"} == set(SUPPORTED_ARCHITECTURES)
 
 
-@pytest.mark.parametrize("family", CASES)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("family", "method"), each_level(tuple(CASES), tuple(METHODS)))
 def test_scores_are_means_over_prompts(family: str, method: str, lowered: Any) -> None:
     model = lowered(family)
     lengths = LENGTHS[:4] if method == "exact" else LENGTHS
@@ -134,8 +134,9 @@ def test_scores_are_means_over_prompts(family: str, method: str, lowered: Any) -
     close(scores, np.mean([METHODS[method](one) for one in alone(whole)], axis=0))
 
 
-@pytest.mark.parametrize("family", CASES)
-@pytest.mark.parametrize("metric", ["kl", "logit_diff", "nll"])
+@pytest.mark.parametrize(
+    ("family", "metric"), each_level(tuple(CASES), ["kl", "logit_diff", "nll"])
+)
 def test_metrics_of_circuits_are_those_of_the_prompts(
     family: str, metric: str, lowered: Any
 ) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import oracle
 import pytest
+from grids import each_level
 from test_parity import experiment as parity_experiment
 
 from acdc.engine.experiment import Experiment
@@ -21,8 +22,10 @@ def group_of(sender: str) -> tuple[str, int]:
     return parse_node(sender)[:2]
 
 
-@pytest.mark.parametrize("name", ["ln2", "attn3"])
-@pytest.mark.parametrize("intervention", ["resample", "zero", "mean", "mean-positional"])
+@pytest.mark.parametrize(
+    ("name", "intervention"),
+    each_level(["ln2", "attn3"], ["resample", "zero", "mean", "mean-positional"]),
+)
 def test_edges_out_of_a_group_add_up_to_its_effect(name: str, intervention: str) -> None:
     experiment = replace(parity_experiment(name, "logit_diff"), intervention=intervention)
     graph = experiment.graph

@@ -400,7 +400,7 @@ def test_exact_is_one_patch_per_edge(case: Case) -> None:
 # --- what the result must not depend on ---------------------------------------------------
 
 
-@quick(30)
+@quick(20)
 @given(cases())
 def test_guess_memory_batch_size_and_order_of_prompts_do_not_matter(case: Case) -> None:
     plain = dataclasses.replace(case, guess="removed", batch_size=32, memory=1 << 30)

@@ -7,11 +7,13 @@ in which every edge is explicit in ``test_latents.py``, and some searches are he
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from itertools import product
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
+from grids import each_level
 from oracle import sequential_acdc, small_model, small_task
 from test_latents import FLOAT32_INSIDE, build
 
@@ -20,6 +22,7 @@ from acdc.engine.experiment import Experiment
 from acdc.engine.metrics import get_metric
 from acdc.engine.patched import PatchedModel
 from acdc.methods.acdc import acdc
+from acdc.settings import Direction
 from graphs.order import edge_order, receiver_order
 
 KINDS = ("outputs", "transcoders", "cuts", "neurons")
@@ -65,26 +68,18 @@ def check(experiment: Experiment, tau: float = TAU) -> None:
     assert work.n_nodes > 0
 
 
-@pytest.mark.parametrize(
-    ("intervention", "direction"),
-    [
-        ("resample", "noising"),
-        ("zero", "noising"),
-        ("mean", "denoising"),
-        pytest.param("resample", "denoising", marks=pytest.mark.slow),
-        pytest.param("zero", "denoising", marks=pytest.mark.slow),
-        pytest.param("mean", "noising", marks=pytest.mark.slow),
-        pytest.param("mean-positional", "noising", marks=pytest.mark.slow),
-        pytest.param("mean-positional", "denoising", marks=pytest.mark.slow),
-    ],
-)
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_node_and_ablation(kind: str, intervention: str, direction: str) -> None:
+ABLATIONS = tuple(product(("resample", "zero", "mean", "mean-positional"), get_args(Direction)))
+
+
+@pytest.mark.parametrize(("kind", "ablation"), each_level(KINDS, ABLATIONS))
+def test_every_kind_of_node_and_ablation(kind: str, ablation: tuple[str, Direction]) -> None:
+    intervention, direction = ablation
     check(experiment_of(kind, intervention=intervention, direction=direction))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", ["grouped rotary", "GPTNeoX", "Gemma2"])
+@pytest.mark.parametrize(
+    ("family", "kind"), each_level(["grouped rotary", "GPTNeoX", "Gemma2"], KINDS)
+)
 def test_families(family: str, kind: str) -> None:
     """Shared keys and values, parallel blocks, post-norms."""
     check(experiment_of(kind, family, metric="kl"), tau=0.002)
@@ -102,9 +97,10 @@ def test_inputs_that_are_not_split(kind: str) -> None:
     check(experiment_of(kind, "grouped rotary", split_qkv=False), tau=0.003)
 
 
-@pytest.mark.parametrize("intervention", ["resample", "zero"])
-@pytest.mark.parametrize("family", ["LN", "Gemma2"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "family", "intervention"), [
+    ("outputs", "LN", "resample"), ("transcoders", "Gemma2", "zero"), ("cuts", "LN", "zero"),
+    ("neurons", "Gemma2", "resample"),
+])  # fmt: skip
 def test_candidates_alone(kind: str, family: str, intervention: str) -> None:
     """The search starts from the circuit of all candidates, the other edges being ablated."""
     whole = experiment_of(kind, family, intervention=intervention)

@@ -16,6 +16,7 @@ import numpy as np
 import oracle as o
 import pytest
 import torch
+from grids import each_level
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -228,8 +229,9 @@ def test_every_method_runs_with_frozen_norms(method: str) -> None:
     assert np.isfinite(found.scores).all()
 
 
-@pytest.mark.parametrize("alone", [False, True])
-@pytest.mark.parametrize("family", ["LN", "gated rotary", "Gemma2"])
+@pytest.mark.parametrize(
+    ("family", "alone"), each_level(["LN", "gated rotary", "Gemma2"], [False, True])
+)
 def test_neurons_with_frozen_norms_add_up_to_their_mlp(family: str, alone: bool) -> None:
     ours, slow = _both(family, 6, "kl")
     neurons = attach_neurons(ours, max_neurons=6, alone=alone).experiment

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from grids import each_level
 from latent_oracle import LatentOracle, LatentPass
 from test_latents import SETS, build
 
@@ -80,8 +81,7 @@ def sum_of_biases(run: LatentPass, edges: list[str]) -> torch.Tensor:
     return total
 
 
-@pytest.mark.parametrize("which", SETS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "which"), each_level(FAMILIES, tuple(SETS)))
 def test_edges_out_of_a_site_add_up_to_its_effect(family: str, which: str) -> None:
     experiment, _ = build(family, which)
     graph = experiment.graph

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from itertools import product
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
+from grids import each_level
 from latent_oracle import NEURON_INPUTS, NEURONS, LatentOracle, place
 from oracle import labelled, sequential_acdc, small_model, small_task
 from test_latents import FLOAT32_INSIDE, IDS, dictionaries_of, tolerance
@@ -22,20 +24,12 @@ from acdc.methods.acdc import acdc
 from acdc.methods.eap import Integration, between_inputs, eap, eap_ig
 from acdc.methods.exact import exact
 from acdc.methods.sweep import sweep
+from acdc.settings import Direction
 from acdc.tasks.positions import find_positions
 from graphs.order import edge_order, receiver_order
 
 KINDS = ("outputs", "transcoders", "cuts", NEURONS, NEURON_INPUTS)
-ABLATIONS = [
-    ("resample", "noising"),
-    ("zero", "noising"),
-    ("mean", "denoising"),
-    pytest.param("resample", "denoising", marks=pytest.mark.slow),
-    pytest.param("zero", "denoising", marks=pytest.mark.slow),
-    pytest.param("mean", "noising", marks=pytest.mark.slow),
-    pytest.param("mean-positional", "noising", marks=pytest.mark.slow),
-    pytest.param("mean-positional", "denoising", marks=pytest.mark.slow),
-]
+ABLATIONS = tuple(product(("resample", "zero", "mean", "mean-positional"), get_args(Direction)))
 
 
 def build(
@@ -81,10 +75,10 @@ def test_every_node_in_gives_the_model_and_masks_the_oracle(kind: str, family: s
             assert patched.metric(mask) == pytest.approx(wanted, abs=close)
 
 
-@pytest.mark.parametrize(("intervention", "direction"), ABLATIONS)
-@pytest.mark.parametrize("kind", KINDS)
-def test_circuits_under_every_ablation(kind: str, intervention: str, direction: str) -> None:
+@pytest.mark.parametrize(("kind", "ablation"), each_level(KINDS, ABLATIONS))
+def test_circuits_under_every_ablation(kind: str, ablation: tuple[str, str]) -> None:
     """Random circuits, EAP and a search."""
+    intervention, direction = ablation
     experiment, slow = build(kind, intervention=intervention, direction=direction)
     graph = experiment.graph
     mask = np.random.default_rng(2).random(graph.n_edges) < 0.6
@@ -111,14 +105,15 @@ def check_acdc(experiment: Experiment, slow: LatentOracle, tau: float) -> None:
     assert value == pytest.approx(wanted.metric, abs=close)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("family", ["grouped rotary", "GPTNeoX", "Gemma2"])
+@pytest.mark.parametrize(
+    ("family", "kind"), each_level(["grouped rotary", "GPTNeoX", "Gemma2"], KINDS)
+)
 def test_acdc_in_other_families(family: str, kind: str) -> None:
     experiment, slow = build(kind, family, metric="kl")
     check_acdc(experiment, slow, 0.002)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["outputs", "transcoders", NEURONS])
 def test_acdc_by_token_and_its_sweep(kind: str) -> None:
     experiment, slow = build(kind, positions="token")
     check_acdc(experiment, slow, 0.02)

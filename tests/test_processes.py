@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -79,10 +80,14 @@ def case() -> Experiment:
 
 
 def alike(case: Experiment, work: Callable[[Experiment], Any], n: int = 3) -> Any:
-    """Return what one process gets, once ``n`` of them got the same to the last bit."""
+    """Return what one process gets, once ``n`` of them got the same to the last bit.
+
+    Each has a model of its own, as processes have: hooks on a module are all its threads'.
+    """
     alone = work(replace(case))
     wanted = digest(alone)
-    assert all(digest(one) == wanted for one in in_threads(n, lambda: work(replace(case))))
+    found = in_threads(n, lambda: work(replace(case, model=deepcopy(case.model))))
+    assert all(digest(one) == wanted for one in found)
     return alone
 
 

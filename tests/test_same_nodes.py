@@ -17,7 +17,7 @@ FEW: dict[str, Any] = {"n_prompts": 6, "max_latents": 12}
 NODES = [{"neurons": True}, {"saes": "bundled"}]
 
 
-@pytest.mark.parametrize("nodes", NODES, ids=["neurons", "latents"])
+@pytest.mark.parametrize("nodes", NODES[1:], ids=["latents"])
 def test_both_directions(nodes: dict[str, Any], tmp_path: Path) -> None:
     found = discover_both("ioi", method="eap-ig", n_edges=60, steps=2, **nodes, **FEW)
     shapes = [run.circuit.graph.shape for run in found.runs]
@@ -29,7 +29,7 @@ def test_both_directions(nodes: dict[str, Any], tmp_path: Path) -> None:
     assert (tmp_path / "both" / "directions.svg").stat().st_size > 1000
 
 
-@pytest.mark.parametrize("nodes", NODES, ids=["neurons", "latents"])
+@pytest.mark.parametrize("nodes", NODES[:1], ids=["neurons"])
 def test_stability(nodes: dict[str, Any], tmp_path: Path) -> None:
     found = stability("ioi", 2, method="eap", n_edges=60, **nodes, **FEW)
     assert found.graph.shape.sites
