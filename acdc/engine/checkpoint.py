@@ -43,7 +43,7 @@ PERIOD = 20.0
 """Seconds between two writes, unless a checkpoint is told otherwise."""
 
 _NAME = "checkpoint"
-_FORMAT = {"format": "acdc-checkpoint-1"}
+_FORMAT = {"format": "acdc-checkpoint-2"}
 _SETTINGS = "settings.json"
 _FILES = re.compile(
     r"settings\.json|acdc-[0-9.e+-]+\.npz|state-[0-9.e+-]+\.bin|constants\.safetensors"
