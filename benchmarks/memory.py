@@ -28,6 +28,7 @@ from acdc.engine.experiment import Experiment
 from acdc.engine.footprint import Footprint
 from acdc.engine.metrics import get_metric
 from acdc.engine.work import Work
+from acdc.errors import UnknownNameError
 from acdc.measure.evaluation import Evaluator
 from acdc.methods import METHODS
 from acdc.models import devices, load_model
@@ -88,6 +89,7 @@ LLAMAS = {
     "8": Llama(128256, 4096, 14336, 32, 32, 8, head_dim=128),
 }
 """By billions of parameters; the last is Llama-3-8B's shape, and is never built."""
+PAPER = "8"
 
 
 @dataclass(frozen=True)
@@ -105,12 +107,27 @@ class Plan:
         GiB beside the weights.
     repeats
         How often each thing is timed.
+
+    Raises
+    ------
+    UnknownNameError
+        If a size or an arithmetic is none of these.
     """
 
     sizes: tuple[str, ...] = ("0.1", "0.4", "1.2")
     arithmetics: tuple[str, ...] = tuple(_ARITHMETIC)
     memory: float = 1.0
     repeats: int = 3
+
+    def __post_init__(self) -> None:
+        built = [name for name in LLAMAS if name != PAPER]
+        for kind, names, known in (
+            ("size", self.sizes, built),
+            ("arithmetic", self.arithmetics, list(_ARITHMETIC)),
+        ):
+            for name in names:
+                if name not in known:
+                    raise UnknownNameError(kind, name, known)
 
 
 @dataclass(frozen=True)
@@ -153,7 +170,7 @@ def measure(plan: Plan) -> Iterator[Row]:
     on_paper = replace(plan, memory=2 * plan.memory)
     for arithmetic in plan.arithmetics:
         for what in ("eap", "eap-ig", "circuit"):
-            yield _row(on_paper, "8", arithmetic, what, None)
+            yield _row(on_paper, PAPER, arithmetic, what, None)
 
 
 @contextmanager

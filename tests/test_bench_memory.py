@@ -1,0 +1,53 @@
+"""The benchmark of memory: what it foretells of big models, and what it measures of a tiny one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from acdc.cli import main
+from benchmarks import memory
+from benchmarks.memory import LLAMAS, Llama, Plan, markdown, measure, write
+
+
+def test_eight_billion_on_paper(tmp_path: Path) -> None:
+    rows = list(measure(Plan(sizes=())))
+    assert len(rows) == 9
+    by = {(row.arithmetic, row.what): row for row in rows}
+    full = by["float32", "eap"]
+    assert 8.0e9 < full.weights / 4 < 8.1e9  # Llama-3-8B has 8.03 billion parameters
+    assert by["bfloat16", "eap"].weights * 2 == full.weights
+    assert all(row.weights < row.foretold < row.allowed for row in rows)
+    assert all(row.measured is None for row in rows)
+    assert by["bfloat16", "eap"].foretold < by["bfloat16 weights, float32", "eap"].foretold
+    assert "| 8 | float32 | eap | 30,633 |" in markdown(rows, Plan())
+    write(tmp_path, rows, Plan())
+    assert json.loads((tmp_path / "results.json").read_text())["format"] == memory.FORMAT
+
+
+@pytest.mark.slow
+def test_a_tiny_one_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LLAMAS, "0.1", Llama(512, 64, 128, 2, 4, 2, head_dim=16))
+    rows = [row for row in measure(Plan(("0.1",), ("float32",), repeats=1)) if row.measured]
+    assert [row.what for row in rows] == ["eap", "eap-ig", "circuit"]
+    for row in rows:
+        assert row.ratio is not None
+        assert row.measured is not None
+        assert row.weights < row.measured
+
+
+@pytest.mark.parametrize(("option", "value", "line"), [
+    ("--sizes", "3", "acdc: unknown size '3': known: 0.1, 0.4, 1.2"),
+    ("--sizes", "8", "acdc: unknown size '8': known: 0.1, 0.4, 1.2"),
+    ("--arithmetic", "float33", "acdc: unknown arithmetic 'float33': did you mean float32"),
+])  # fmt: skip
+def test_what_is_not_there_is_refused(
+    option: str, value: str, line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as done:
+        main(["bench", "memory", option, value, "--out", str(tmp_path / "out")])
+    assert done.value.code == 2
+    assert capsys.readouterr().err.startswith(line)
+    assert not (tmp_path / "out").exists()
