@@ -48,10 +48,16 @@ __all__ = [
 
 
 class UnknownNameError(InputError):
-    """No task, model, method or metric of the given name; the message lists the nearest ones."""
+    """No task, model, method or metric of the given name; the message lists the nearest ones.
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
-        super().__init__(f"unknown {kind} {name!r}: {did_you_mean(name, known)}")
+    ``otherwise`` is what else could be given.
+    """
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], otherwise: str = "") -> None:
+        near = did_you_mean(name, known)
+        if otherwise:
+            near = f"{near.rstrip('?')}, {otherwise}{'?' * near.endswith('?')}"
+        super().__init__(f"unknown {kind} {name!r}: {near}")
 
 
 class TaskError(InputError):

@@ -262,9 +262,12 @@ def test_unknown_names(monkeypatch: pytest.MonkeyPatch, data: Path) -> None:
     known = Registry("model", Path, "none.such", known=folders)
     monkeypatch.setattr(models, "MODELS", known)
     message = refusal("ioi-smal", UnknownNameError)
-    assert message == "unknown model 'ioi-smal': did you mean ioi-small, docstring-small?"
+    assert message == (
+        "unknown model 'ioi-smal': did you mean ioi-small, docstring-small, a folder, or a name "
+        "on the Hugging Face hub as EleutherAI/pythia-70m?"
+    )
     message = refusal("xyz", UnknownNameError)
-    assert message == "unknown model 'xyz': known: docstring-small, ioi-small"
+    assert message.startswith("unknown model 'xyz': known: docstring-small, ioi-small, a folder, o")
 
 
 def test_bundled_names_win(monkeypatch: pytest.MonkeyPatch, data: Path) -> None:

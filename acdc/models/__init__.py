@@ -60,6 +60,7 @@ BUNDLED: dict[str, Path] = {
 }
 """Folder of each model that comes with the package, by name."""
 
+_ELSEWHERE = "a folder, or a name on the Hugging Face hub as EleutherAI/pythia-70m"
 MODELS: Registry[Path] = Registry("model", Path, "acdc.models", known=BUNDLED)
 """Folder of every model known by name: the bundled ones, then those of installed packages."""
 
@@ -226,7 +227,7 @@ def _find(name: str) -> Path | None:
         return None
     if "/" in base or "\\" in base:
         raise ModelError(f"model {name!r}: there is no such folder")
-    raise UnknownNameError("model", base, MODELS)
+    raise UnknownNameError("model", base, MODELS, _ELSEWHERE)
 
 
 def _local(name: str) -> Path | None:
