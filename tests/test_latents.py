@@ -287,7 +287,7 @@ def test_searches_at_several_thresholds_share_their_start(monkeypatch: pytest.Mo
     monkeypatch.setattr(IncrementalRun, "__init__", counted)
     n = experiment.graph.n_edges // 3
     found = METHODS["acdc"].find(experiment, n_edges=8, candidates=n)
-    assert len(made) == 1
+    assert len(made) == 2  # one for all rough searches, one for all whole ones
     narrowed = narrow(experiment, n, 1 << 30)
     assert narrowed is not None
     few, candidates = narrowed

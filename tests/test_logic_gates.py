@@ -260,6 +260,7 @@ def test_a_killed_pair_goes_on_and_a_finished_one_is_kept(
             **_fingerprint(run),
             "versions": versions(),
         }
+        del identity["offload"]
         Checkpoint(Path("found") / direction, identity, period=0).keep("constants.safetensors", b"")
     for status, words in ((0, ""), (2, "exists and is not empty")):
         with pytest.raises(SystemExit) as ended:

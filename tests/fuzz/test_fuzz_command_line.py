@@ -79,6 +79,8 @@ def place(
     monkeypatch.setattr("benchmarks.accuracy.measure", refuse)
     monkeypatch.setattr("benchmarks.calibration.measure", refuse)
     monkeypatch.setattr("benchmarks.unseen.measure", refuse)
+    monkeypatch.setattr("benchmarks.memory.measure", refuse)
+    monkeypatch.setattr("benchmarks.cuda.measure", refuse)
     monkeypatch.setattr("graphs.pictures.draw.draw_dot", lambda text, format: b"drawn")
     monkeypatch.chdir(tmp_path)
     a_run().save("original")
