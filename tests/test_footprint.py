@@ -11,6 +11,7 @@ from unittest import mock
 
 import numpy as np
 import oracle as o
+import psutil
 import pytest
 import torch
 import transformers
@@ -22,12 +23,13 @@ from acdc.engine.incremental import BatchState, IncrementalRun
 from acdc.engine.inputs import Changes
 from acdc.engine.metrics import get_metric
 from acdc.methods import METHODS
-from acdc.models import load_model, quiet
+from acdc.models import devices, load_model, quiet
+from acdc.models.devices import free_memory
 from acdc.models.hugging_face import _read_weights
+from acdc.models.placement import room_on
 from acdc.models.sizes import Sizes
-from acdc.runs import forecast
 from acdc.runs.discover import Silent, discover
-from acdc.runs.forecast import Forecast, foresee, free_memory
+from acdc.runs.forecast import Forecast, foresee
 from acdc.settings import Settings
 
 
@@ -121,6 +123,16 @@ def test_what_is_said_follows_the_memory() -> None:
     assert "state" not in str(foreseen(experiment, method="eap"))
     double = replace(experiment, task=replace(experiment.task, pairs=2 * experiment.task.pairs))
     assert double.state_bytes == 2 * state
+
+
+def test_a_batch_larger_than_the_memory_is_foretold_as_it_is() -> None:
+    """Nothing is left for scenarios then: that is no reason to promise less."""
+    experiment = Experiment(o.small_model("LN", 0), o.small_task(0), get_metric("logit_diff"))
+    footprint, n_pos = experiment.footprint, len(experiment.task.pairs[0].clean)
+    one = footprint.state(n_pos) + 2 * footprint.plain(n_pos)
+    found = foreseen(experiment, one, method="acdc")
+    assert found.prompts_at_once > 1
+    assert found.chunk == found.prompts_at_once * one
 
 
 def test_a_search_says_what_it_takes_before_it_begins() -> None:
@@ -224,16 +236,20 @@ def test_run_json_says_what_was_foretold(llama: Path, capsys: pytest.CaptureFixt
 
 
 def test_free_memory_knows_of_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ("info", "max", "current")
-    info, most, taken = (tmp_path / name for name in names)
-    info.write_text("MemTotal: 9000 kB\nMemAvailable: 6000 kB\nSwapFree: 1000 kB\n")
+    most, taken = (tmp_path / name for name in ("max", "current"))
     most.write_text("max\n")
     taken.write_text("1024\n")
-    monkeypatch.setattr(forecast, "_MEMINFO", info)
-    monkeypatch.setattr(forecast, "_LIMITS", ((most, taken), (tmp_path / "no", taken)))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: mock.Mock(available=6000, total=9000))
+    monkeypatch.setattr(psutil, "swap_memory", lambda: mock.Mock(free=1000, total=2000))
+    monkeypatch.setattr(devices, "_LIMITS", ((most, taken), (tmp_path / "no", taken)))
     cpu = torch.device("cpu")
-    assert free_memory(cpu) == 7000 * 1024
+    assert free_memory(cpu) == 7000
     most.write_text("4096\n")
     assert free_memory(cpu) == 3072
-    info.unlink()
-    assert free_memory(cpu) is None
+    most.write_text("999999\n")
+    assert free_memory(cpu) == 7000
+
+
+def test_weights_take_a_share_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("acdc.models.placement.free_memory", lambda device: 1000)
+    assert room_on(torch.device("cpu")) == 900

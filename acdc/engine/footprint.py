@@ -15,7 +15,7 @@ from acdc.models.lowering.attention import PATTERN_BYTES
 from acdc.models.sizes import Sizes
 from acdc.models.stored import MOST_SCRATCH
 
-__all__ = ["Footprint"]
+__all__ = ["Footprint", "room_for_scenarios", "streams"]
 
 _CHUNK_BYTES = 8 << 20
 """Gradients of a stage's receivers are mapped back in parts of this size: small enough that the
@@ -24,6 +24,16 @@ _HOLES = 1.2
 """What many tensors take beyond their size, as allocators cannot use all that was given back."""
 _FEWEST_TOKENS = 4
 """Tokens of one part at least: products with fewer rows are computed otherwise."""
+
+
+def streams(state: int, memory: int) -> bool:
+    """Whether the state of a search is too large to be in memory as a whole, both in bytes."""
+    return state > memory // 2
+
+
+def room_for_scenarios(memory: int, held: int) -> int:
+    """Bytes that the scenarios of one evaluation may take beside what is held of the state."""
+    return max(0, memory - held) // 2
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from torch import Tensor
 from acdc.ablations.base import ZERO
 from acdc.engine.batch import sum_of
 from acdc.engine.experiment import Experiment
+from acdc.engine.footprint import room_for_scenarios, streams
 from acdc.engine.inputs import Changes, Input, Output, Places, Sums, Together, insert
 from acdc.engine.moved import Read
 from acdc.engine.start import Start
@@ -387,13 +388,13 @@ class IncrementalRun:
         self.states: dict[int, BatchState] = {}
         model = experiment.model
         kept_beside = model.offloads and model.device.type != "cpu"
-        streams = kept_beside or experiment.state_bytes > memory // 2
-        held = max(experiment.state_bytes_by_batch) if streams else experiment.state_bytes
-        self._room = max(0, memory - held) // 2
+        is_streamed = kept_beside or streams(experiment.state_bytes, memory)
+        held = max(experiment.state_bytes_by_batch) if is_streamed else experiment.state_bytes
+        self._room = room_for_scenarios(memory, held)
 
         def begin(i: int) -> Tensor:
             state = self.states[i] = BatchState(experiment, i, places, units)
-            if streams:
+            if is_streamed:
                 state.stream()
             return torch.from_numpy(state.touched)
 

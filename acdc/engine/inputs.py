@@ -30,7 +30,7 @@ from acdc.engine.moved import Moved
 from acdc.engine.program import Program
 from acdc.engine.start import Start
 from acdc.engine.streamed import Arena, bytes_of
-from acdc.engine.values import Values, coefficients
+from acdc.engine.values import MOST, Values, coefficients
 from graphs.plan import Flow, Numbers, Step
 
 __all__ = [
@@ -59,9 +59,6 @@ _TOGETHER = {"cpu": 1 << 18, "gpu": 1 << 26}
 
 _PLAIN = -1
 """In the place of a layer with a post-norm: what the stream reads as it is."""
-
-_MOST = 1 << 23
-"""Numbers that one product over latents may hold."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -318,7 +315,7 @@ class Written:
                 columns = torch.as_tensor(self.places.column[some])
                 directions = self.places.blocks[block].directions[columns]
                 found = self.latents[block][:, at][..., columns]
-                parts = weight.split(max(1, _MOST // max(1, found.nelement())))
+                parts = weight.split(max(1, MOST // max(1, found.nelement())))
                 part = torch.cat([(w[:, None, None] * found) @ directions for w in parts])
             sums[group] = sums[group] + part if group in sums else part
         return sums

@@ -28,6 +28,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 __all__ = [
+    "MOST",
     "Block",
     "Rows",
     "Sparse",
@@ -42,7 +43,7 @@ __all__ = [
 Values = list[Tensor]
 """By block, ``[sender, scenario, batch, pos, width]``."""
 
-_MOST = 1 << 23
+MOST = 1 << 23
 """Numbers that one product over latents may hold."""
 _DENSE = 0.5
 """Share of the latents above which one product over all is quicker than one of each row's own."""
@@ -125,7 +126,8 @@ class Block:
         """Sums over those with weight 1, not 0, of ``weights [row, sender]``: ``[row, ...]``."""
         if not self.narrow:
             return torch.einsum("rs,sk...->rk...", weights, parts)
-        if len(weights) * parts.numel() <= _MOST and (weights.is_cuda or weights.mean() > _DENSE):
+        many = weights.device.type != "cpu" or weights.mean() > _DENSE
+        if many and len(weights) * parts.numel() <= MOST:
             rows = weights[:, None, None, None] * coefficients(parts)
             return rows @ self.directions
         return torch.stack([self._row(parts, row) for row in weights])

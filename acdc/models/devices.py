@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+import psutil
 import torch
 from torch.torch_version import TorchVersion
 
@@ -15,6 +17,7 @@ __all__ = [
     "Placement",
     "arithmetic_of",
     "computes_fast",
+    "free_memory",
     "resolve_device",
     "resolve_dtype",
     "resolve_placement",
@@ -28,6 +31,14 @@ _DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+_LIMITS = (
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (
+        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+        Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ),
+)
+"""What a container may take, and has taken, in the second and first version of Linux' groups."""
 _MPS_RIGHT = "2.9"
 """First torch whose ``mps`` computes right: with 2.8 products of matrices that are views come out
 wrong, and before that other operations did (TransformerLens, ``utilities/devices.py``)."""
@@ -171,6 +182,18 @@ def computes_fast(dtype: torch.dtype) -> bool:
 def arithmetic_of(device: torch.device, dtype: torch.dtype) -> torch.dtype:
     """Return the type that a model whose weights are of a type is computed in on a device."""
     return dtype if device.type != "cpu" or computes_fast(dtype) else torch.float32
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a process can still take on a device."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free)
+    found = int(psutil.virtual_memory().available + psutil.swap_memory().free)
+    for limit, taken in _LIMITS:  # which psutil does not know
+        if limit.exists() and (most := limit.read_text().strip()) != "max":
+            found = min(found, int(most) - int(taken.read_text()))
+    return found
 
 
 def _gpus() -> list[str]:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from acdc.errors import DeviceError
-from acdc.models.devices import Placement
+from acdc.models.devices import Placement, free_memory
 from acdc.models.stored import Stored, keep_stored
 
 __all__ = ["place", "plan", "room_on", "settle"]
@@ -101,7 +101,7 @@ def plan(
 
 def room_on(device: torch.device) -> int:
     """Bytes that weights may take on a GPU."""
-    return int(_FREE * torch.cuda.mem_get_info(device)[0])
+    return int(_FREE * free_memory(device))
 
 
 def _keys(placement: Placement) -> list[int | str]:

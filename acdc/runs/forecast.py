@@ -9,34 +9,25 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from acdc.engine.attribution import MOST_POINTS
-from acdc.engine.footprint import Footprint
+from acdc.engine.footprint import Footprint, room_for_scenarios, streams
 from acdc.engine.steps import ROOM
 from acdc.errors import OptionError
 from acdc.methods import Method
+from acdc.models.devices import free_memory
 from acdc.models.sizes import Sizes
 from acdc.settings import Settings
 
-__all__ = ["BESIDE", "Forecast", "check_room", "foresee", "free_memory", "of_evaluation"]
+__all__ = ["BESIDE", "Forecast", "check_room", "foresee", "of_evaluation"]
 
 BESIDE = 64 << 20
 """Bytes of a process beyond tensors: code that the first computations bring in, graphs, lists."""
 _FEWEST = 4
 """Prompts that are evaluated together at least."""
-_MEMINFO = Path("/proc/meminfo")
-_LIMITS = (
-    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
-    (
-        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-        Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ),
-)
-"""What a container may take, and has taken, in the second and first version of Linux' groups."""
 
 
 @dataclass(frozen=True)
@@ -122,11 +113,11 @@ def foresee(
     passes = method.counts(method.configured(settings))
     n_batch = min(settings.batch_size, max(counts.values()))
     state = _state(footprint, counts) if method.keeps_state else 0
-    is_streamed = state > memory // 2
+    is_streamed = streams(state, memory)
     if method.keeps_state:
-        n, least, chunk = n_batch, _of_state(footprint, max(counts), 1), 0
+        n, least = n_batch, _of_state(footprint, max(counts), 1)
         held = _of_state(footprint, max(counts), n) if is_streamed else state
-        chunk = held + (memory - held) // 2
+        chunk = held + room_for_scenarios(memory, held)
     elif method.trains:
         each = footprint.masks(max(counts))
         n, least = max(1, min(n_batch, ROOM // each)), each
@@ -172,9 +163,8 @@ def check_room(
         Saying how much is lacking.
     """
     weights = weights or sizes.weights
-    known = [free for place in places if (free := free_memory(place)) is not None]
-    there = sum(known)
-    if len(known) == len(places) and weights + beside > there:
+    there = sum(map(free_memory, places))
+    if weights + beside > there:
         low = "" if sizes.kept.itemsize < 4 else "--dtype bfloat16, "
         more = f" and a run at least {_size(beside)} beside them" if beside else ""
         raise OptionError(
@@ -182,22 +172,6 @@ def check_room(
             f"has {_size(there)} free: "
             f"choose {low}a smaller model or a larger machine"
         )
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that a process can still take on a device; None where the system does not say."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free)
-    if not _MEMINFO.exists():
-        return None
-    lines = (line.split() for line in _MEMINFO.read_text().splitlines())
-    kib = {words[0]: int(words[1]) for words in lines}
-    found = (kib["MemAvailable:"] + kib["SwapFree:"]) * 1024
-    for limit, taken in _LIMITS:
-        if limit.exists() and (most := limit.read_text().strip()) != "max":
-            found = min(found, int(most) - int(taken.read_text()))
-    return found
 
 
 def _state(footprint: Footprint, counts: Mapping[int, int]) -> int:
