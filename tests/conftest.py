@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 import quick
 import shapes
+from command_line import call, gpt2, place, shared
+
+__all__ = ["call", "gpt2", "place", "shared"]
 
 DATA = Path(__file__).parent / "data"
 

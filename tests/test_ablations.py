@@ -16,10 +16,10 @@ import numpy as np
 import oracle
 import pytest
 import torch
+from command_line import Call, read
 from latent_oracle import LatentPass, random_dictionary
 from oracle import Oracle
 from safetensors.torch import save_file
-from test_cli import Call, call, place, read, shared  # noqa: F401  fixtures
 
 import acdc
 from acdc.ablations import ABLATIONS
@@ -399,7 +399,7 @@ def test_a_file_that_holds_no_constants_is_refused(name: str, tmp_path: Path) ->
         load_constants(tmp_path / FILE_NAME)
 
 
-def test_evaluation_says_no_nan(place: Path, call: Call) -> None:  # noqa: F811
+def test_evaluation_says_no_nan(place: Path, call: Call) -> None:
     """Not ``nan, nan, nan`` and status 0: the file is named, or else the metric."""
     options = ["--model", "ln2", "--method", "eap", "--edges", 20, "--n-prompts", 4]
     call("discover", "task.jsonl", *options, "--intervention", "mean", "--out", "with")
@@ -416,8 +416,8 @@ def test_evaluation_says_no_nan(place: Path, call: Call) -> None:  # noqa: F811
 @pytest.mark.parametrize("intervention", ["mean", "optimal"])
 def test_a_run_keeps_its_constants_and_evaluation_uses_them(
     intervention: str,
-    place: Path,  # noqa: F811
-    call: Call,  # noqa: F811
+    place: Path,
+    call: Call,
 ) -> None:
     options = ["--model", "ln2", "--method", "eap", "--edges", 20, "--n-prompts", 4]
     options += ["--intervention", intervention]
@@ -445,7 +445,7 @@ def test_a_run_keeps_its_constants_and_evaluation_uses_them(
     assert found.measured[0].intervention == intervention
 
 
-def test_constants_of_another_model_are_refused(place: Path) -> None:  # noqa: F811
+def test_constants_of_another_model_are_refused(place: Path) -> None:
     settings = check_settings(Settings("task.jsonl", model="ln2", intervention="mean"))
     wrong = Constants("mean", "noising", {None: [torch.zeros(1, 1, 3)]})
     experiment = replace(build_experiment(settings), constants=wrong)
@@ -453,7 +453,7 @@ def test_constants_of_another_model_are_refused(place: Path) -> None:  # noqa: F
         Evaluator(experiment)._patched.metric(np.ones(experiment.graph.n_edges, dtype=bool))
 
 
-def test_a_killed_run_trains_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_a_killed_run_trains_once(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trained constants are kept at once; the same command goes on with them."""
 
     options: dict[str, Any] = {"model": "ln2", "threshold": 0.05, "n_prompts": 4}
@@ -499,7 +499,7 @@ def test_the_ranking_of_circuits_changes_with_the_intervention() -> None:
     assert values["mean", "mean"] > values["resample", "mean"] + 0.5
 
 
-def test_evaluation_reports_every_ablation(place: Path, call: Call) -> None:  # noqa: F811
+def test_evaluation_reports_every_ablation(place: Path, call: Call) -> None:
     answer = call("evaluate", "run", "--no-tests", "--n-resamples", 20, "--out", "a.json")
     assert answer.status == 0
     content = read(Path("a.json"))
@@ -597,7 +597,7 @@ FILES = {
         (["optimal", "--optimal-steps", "0"], "optimal_steps 0: expected at least 1"),
     ],
 )
-def test_bad_input_is_one_line(options: list[str], words: str, place: Path, call: Call) -> None:  # noqa: F811
+def test_bad_input_is_one_line(options: list[str], words: str, place: Path, call: Call) -> None:
     for name, content in FILES.items():
         Path(name).write_text(content)
     command = ["discover", "task.jsonl", "--model", "ln2", "--method", "eap", "--edges", 9]
@@ -614,7 +614,7 @@ def test_an_empty_dataset_is_refused_in_python() -> None:
         replace(experiment, mean_over=()).pinned()
 
 
-def test_datasets(place: Path) -> None:  # noqa: F811
+def test_datasets(place: Path) -> None:
     Path("a.jsonl").write_text('{"prompt": [1, 2]}\n\n{"prompt": [3]}\n')
     assert load_dataset("a.jsonl", None) == ((1, 2), (3,))
     pairs = load_dataset("task.jsonl", None)

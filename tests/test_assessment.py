@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_cli import Call, call, place, read, shared, snapshot  # noqa: F401  fixtures
+from command_line import Call, read, snapshot
 
 import acdc
 from acdc.errors import OptionError, TaskError
@@ -76,7 +76,7 @@ def test_the_other_choices_of_prompts() -> None:
     assert (len(other), other.info["seen"]) == (3, False)
 
 
-def test_discovery_leaves_a_quarter_of_a_file_to_evaluation(shared: Path) -> None:  # noqa: F811
+def test_discovery_leaves_a_quarter_of_a_file_to_evaluation(shared: Path) -> None:
     file = check_settings(Settings(str(shared / "ln2.jsonl"), model=str(shared / "ln2")))
     whole = build_experiment(replace(file, holdout=0.0)).task.pairs
     run = build_experiment(file).task
@@ -91,7 +91,7 @@ def test_discovery_leaves_a_quarter_of_a_file_to_evaluation(shared: Path) -> Non
     assert prompts(other, file).pairs == held.pairs  # the seed of the run counts
 
 
-def test_rows_that_were_not_asked_for_are_unseen_too(shared: Path) -> None:  # noqa: F811
+def test_rows_that_were_not_asked_for_are_unseen_too(shared: Path) -> None:
     file = check_settings(
         Settings(str(shared / "ln2.jsonl"), model=str(shared / "ln2"), holdout=0.0)
     )
@@ -104,7 +104,7 @@ def test_rows_that_were_not_asked_for_are_unseen_too(shared: Path) -> None:  # n
     assert "whole file" in every.info["prompts"]
 
 
-def test_a_repeated_row_is_not_unseen(shared: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_repeated_row_is_not_unseen(shared: Path, tmp_path: Path) -> None:
     line = (shared / "ln2.jsonl").read_text().splitlines()[0]
     path = tmp_path / "repeated.jsonl"
     path.write_text(f"{line}\n" * 8)
@@ -122,7 +122,7 @@ def test_a_repeated_row_is_not_unseen(shared: Path, tmp_path: Path) -> None:  # 
     ],
 )
 def test_mistakes_in_the_split(
-    shared: Path,  # noqa: F811
+    shared: Path,
     settings: dict[str, Any],
     words: str,
 ) -> None:
@@ -131,7 +131,7 @@ def test_mistakes_in_the_split(
         build_experiment(check_settings(Settings(**asked)))
 
 
-def test_stability_over_draws_of_a_file(shared: Path) -> None:  # noqa: F811
+def test_stability_over_draws_of_a_file(shared: Path) -> None:
     found = stability(
         str(shared / "ln2.jsonl"), 3, model=str(shared / "ln2"), method="eap", n_edges=20
     )
@@ -142,7 +142,7 @@ def test_stability_over_draws_of_a_file(shared: Path) -> None:  # noqa: F811
 # --- evaluate -----------------------------------------------------------------------------
 
 
-def test_evaluate_says_it_all(shared: Path, place: Path, call: Call) -> None:  # noqa: F811
+def test_evaluate_says_it_all(shared: Path, place: Path, call: Call) -> None:
     answer = call("evaluate", "run", *FAST, "--out", "said.json")
     assert answer.status == 0, answer.err
     said, run = read(place / "said.json"), read(place / "run" / "run.json")
@@ -174,7 +174,7 @@ def test_evaluate_says_it_all(shared: Path, place: Path, call: Call) -> None:  #
     assert said["timings"].keys() == {"load", "constants", "tests", "ablations", "curves"}
 
 
-def test_evaluate_without_tests(place: Path, call: Call) -> None:  # noqa: F811
+def test_evaluate_without_tests(place: Path, call: Call) -> None:
     answer = call("evaluate", "run", "--no-tests", "--n-resamples", 20, "--out", "said.json")
     assert answer.status == 0
     assert read(place / "said.json")["tests"] is None
@@ -208,11 +208,11 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("options", MISTAKES)
-def test_mistakes_in_evaluate(place: Path, call: Call, options: str) -> None:  # noqa: F811
+def test_mistakes_in_evaluate(place: Path, call: Call, options: str) -> None:
     refused(call, place, MISTAKES[options], "evaluate", "run", *options.split())
 
 
-def refused(call: Call, place: Path, words: str, *arguments: object) -> None:  # noqa: F811
+def refused(call: Call, place: Path, words: str, *arguments: object) -> None:
     before = snapshot(place)
     answer = call(*arguments)
     assert answer.status == 2
@@ -238,7 +238,7 @@ def kept(answer: Any, path: Path) -> dict[str, bool | None]:
     return {verdict["test"]: verdict["passed"] for verdict in said["tests"]["verdicts"]}
 
 
-def test_an_empty_circuit_and_a_metric_without_gap(place: Path, call: Call) -> None:  # noqa: F811
+def test_an_empty_circuit_and_a_metric_without_gap(place: Path, call: Call) -> None:
     """What cannot be tested is a dash; what was measured is kept."""
     path = place / "run" / "circuit.json"
     whole = path.read_text()
@@ -273,8 +273,8 @@ def test_an_empty_circuit_and_a_metric_without_gap(place: Path, call: Call) -> N
     ],
 )
 def test_a_circuit_split_by_positions_is_evaluated_whole(
-    place: Path,  # noqa: F811
-    call: Call,  # noqa: F811
+    place: Path,
+    call: Call,
     edges: str,
     words: str,
 ) -> None:
@@ -309,7 +309,7 @@ def test_intervals_shrink_with_prompts() -> None:
     assert widths[1] < widths[0] / 5
 
 
-def test_signed_scores_rank_what_helps_first(shared: Path) -> None:  # noqa: F811
+def test_signed_scores_rank_what_helps_first(shared: Path) -> None:
     """Whatever metric an evaluation uses, importance is that of the discovery's own metric."""
     settings, circuit, _ = read_run(shared / "eap-ig")
     experiment = build_experiment(check_settings(settings))
@@ -349,7 +349,7 @@ def test_shares_by_hand() -> None:
         found.circuit(0)
 
 
-def test_stability(tmp_path: Path, call: Call) -> None:  # noqa: F811
+def test_stability(tmp_path: Path, call: Call) -> None:
     folder = tmp_path / "stable"
     options = ["--method", "eap", "--edges", 30, "--n-prompts", 4, "--seeds", 3, "--seed", 2]
     answer = call("stability", "ioi", *options, "--out", folder)
@@ -371,7 +371,7 @@ def test_stability(tmp_path: Path, call: Call) -> None:  # noqa: F811
     assert "share of 3 seeds" in (folder / "circuit.svg").read_text()
 
 
-def test_mistakes_in_stability(place: Path, call: Call) -> None:  # noqa: F811
+def test_mistakes_in_stability(place: Path, call: Call) -> None:
     for arguments, words in (
         ("ioi --seeds 1", "1 seeds: expected at least 2"),
         ("ioi --at-least 0", "at-least 0: expected a share"),

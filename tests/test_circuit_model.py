@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from command_line import N_ROWS, status_of
 from parity_pairs import jsonl, parity_rows
 from safetensors.torch import load_file
-from test_cli import N_ROWS, gpt2, status_of
 from test_experts import plain_module
 from test_lowering import FAMILIES, VOCAB, build
 
@@ -26,8 +26,6 @@ from acdc.models import load_model
 from acdc.runs.discover import Silent, fit
 from acdc.runs.opened import open_run
 from graphs import Circuit, component_graph
-
-__all__ = ["gpt2"]
 
 KEPT = ("a0.h1", "a1.h0", "m1")
 NO_PLACE = {"gemma2": "its MLPs are read through a norm of their own"}

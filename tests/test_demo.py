@@ -6,10 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-import test_cli
-from test_cli import Call, place, shared  # noqa: F401
-
-call = test_cli.call
+from command_line import Call
 
 
 @pytest.mark.slow

@@ -14,11 +14,11 @@ import test_cross_layer
 import test_experts as experts
 import test_latents
 import test_latents_positions
+from command_line import N_ROWS, status_of
 from numpy.typing import NDArray
 from oracle import FAMILIES
 from parity_pairs import jsonl, parity_rows
 from test_attribution import build
-from test_cli import N_ROWS, status_of
 
 import acdc
 from acdc.dictionaries.attach import attach_neurons

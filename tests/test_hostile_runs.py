@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_cli import Call, call, gpt2, place, read, shared  # noqa: F401  fixtures
+from command_line import Call, read
 
 from acdc.errors import CircuitFileError, ModelError, OptionError
 from acdc.evidence.assessment import evaluate
@@ -42,7 +42,7 @@ class GPT2LMHeadModel(transformers.GPT2LMHeadModel):
 
 @pytest.fixture(scope="module")
 def original(
-    gpt2: Path,  # noqa: F811
+    gpt2: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """Return the folder of a run on a small random GPT-2."""
@@ -69,7 +69,7 @@ def canary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.fixture
 def evil(
     original: Path,
-    gpt2: Path,  # noqa: F811
+    gpt2: Path,
     canary: Path,
     tmp_path: Path,
 ) -> Path:
@@ -105,7 +105,7 @@ def test_a_run_s_folder_cannot_ask_for_its_code(
     evil: Path,
     canary: Path,
     tmp_path: Path,
-    call: Call,  # noqa: F811
+    call: Call,
 ) -> None:
     command = [str(word).format(run=evil, out=tmp_path) for word in COMMANDS[name]]
     answer = call(*command)
@@ -122,7 +122,7 @@ def test_the_user_can(
     evil: Path,
     canary: Path,
     tmp_path: Path,
-    call: Call,  # noqa: F811
+    call: Call,
 ) -> None:
     command = [str(word).format(run=evil, out=tmp_path) for word in COMMANDS[name]]
     answer = call(*command, "--trust-remote-code")
@@ -161,7 +161,7 @@ def test_what_was_trusted_once_is_not_trusted_again(
     evil: Path,
     canary: Path,
     tmp_path: Path,
-    call: Call,  # noqa: F811
+    call: Call,
 ) -> None:
     """It stays in run.json as information alone."""
     options = ["--model", evil / "model", "--method", "eap", "--edges", 40, "--n-prompts", 4]
@@ -237,7 +237,7 @@ def tree(folder: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def zone(
-    place: Path,  # noqa: F811
+    place: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Path:
     """Return a folder with a run of somebody else, ``run``; we are in ``mine`` beside it."""
@@ -269,7 +269,7 @@ def every(run: str = "../run") -> dict[str, list[str]]:
     }
 
 
-def harmless(zone: Path, command: list[str], call: Call) -> Any:  # noqa: F811
+def harmless(zone: Path, command: list[str], call: Call) -> Any:
     """Run a command; assert that nothing was executed and nothing written but in ``mine``.
 
     Where it ends well, what it read of the zone outside the run's folder stands in what it says.
@@ -301,7 +301,7 @@ def harmless(zone: Path, command: list[str], call: Call) -> Any:  # noqa: F811
 
 
 @pytest.mark.parametrize("name", every())
-def test_a_run_in_order(name: str, zone: Path, call: Call) -> None:  # noqa: F811
+def test_a_run_in_order(name: str, zone: Path, call: Call) -> None:
     """What the cases below are held against: it works, and the model and the task are named."""
     answer = harmless(zone, every()[name], call)
     assert answer.status == (2 if name == "latents" else 0), answer.err
@@ -427,7 +427,7 @@ SPOILED = (
 def test_a_hostile_run_does_nothing(
     spoil: Callable[[Path], None],
     zone: Path,
-    call: Call,  # noqa: F811
+    call: Call,
 ) -> None:
     spoil(zone)
     monkey = zone / "mine"
@@ -443,7 +443,7 @@ def test_a_hostile_run_does_nothing(
 
 def test_what_is_written_beside_a_circuit_replaces_links_not_their_targets(
     zone: Path,
-    call: Call,  # noqa: F811
+    call: Call,
 ) -> None:
     """Pictures go beside the circuit where nothing else is said."""
     with_links_out(zone)
@@ -470,7 +470,7 @@ def test_what_a_page_says_of_a_run_is_checked(
     changes: dict[str, Any],
     words: str,
     zone: Path,
-    call: Call,  # noqa: F811
+    call: Call,
 ) -> None:
     edit(zone / "run" / "run.json", **changes)
     answer = call("report", "../run", "--no-tests", "--out", "page.html")

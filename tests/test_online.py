@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_cli import save_gpt2
+from command_line import save_gpt2
 
 from acdc.evidence.references import load_reference
 from acdc.measure.evaluation import Evaluator

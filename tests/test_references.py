@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command_line import N_ROWS, Answer, snapshot
 from parity_pairs import jsonl, parity_rows
-from test_cli import N_ROWS, Answer, snapshot
 
 from acdc.cli import main
 from acdc.errors import OptionError, UnknownNameError

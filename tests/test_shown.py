@@ -8,22 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import test_cli
 import typer
-from test_cli import Call, place, shared  # noqa: F401
+from command_line import Call
 
 import acdc
 from acdc.cli import app
 from acdc.terminal import notebook
 from graphs import to_networkx
 
-call = test_cli.call
 PACKAGE = Path(acdc.__file__).parent
 WRITE_FILES_ALONE = {"demo", "export", "report"}
 
 
 @pytest.fixture
-def run(shared: Path) -> acdc.Run:  # noqa: F811
+def run(shared: Path) -> acdc.Run:
     return acdc.load_run(shared / "eap-ig")
 
 

@@ -15,10 +15,10 @@ import test_experts
 import test_latents
 import test_latents_positions
 import torch
+from command_line import N_ROWS, status_of
 from numpy.typing import NDArray
 from parity_pairs import jsonl, parity_rows
 from test_attribution import build
-from test_cli import N_ROWS, status_of
 
 import acdc
 from acdc.engine.acted import ActedModel, Carried
