@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from acdc.cli import options as opt
+from acdc.cli.inputs import to_resources
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -151,7 +152,6 @@ def accuracy(
 
     Example: acdc bench accuracy --quick --out accuracy
     """
-    from acdc.executors import HERE, resources_of
     from acdc.terminal.tables import say
     from benchmarks.accuracy import Plan, Table, measure
     from benchmarks.accuracy_report import check_readme, run_table, update_readme, write_report
@@ -161,8 +161,8 @@ def accuracy(
     plan = (Plan.quick if quick else Plan.full)().only(_names(models), _names(methods))
     folder = out or Path("runs") / ("accuracy-quick" if quick else "accuracy")
     table = Table(folder)
-    where = {"name": executor, "jobs": jobs, "address": address, "gpus": gpus}
-    for cell in measure(plan, table, device, resources_of(where, HERE)):
+    resources = to_resources(executor, jobs, address, gpus)
+    for cell in measure(plan, table, device, resources):
         say(f"{cell['subject']}, {cell['method']}: {cell['seconds']:.1f} s", stderr=True)
     cells = list(table.cells.values())
     files = write_report(cells, folder)

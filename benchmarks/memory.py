@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -243,8 +244,8 @@ def _foretold(llama: Llama, arithmetic: str, what: str, memory: int) -> tuple[in
 
 def child(folder: str, arithmetic: str, what: str, memory: str, repeats: str) -> None:
     """Measure one thing in a process of its own, and print it as JSON."""
-    from transformer_lens.model_bridge import TransformerBridge  # noqa: F401
-    from transformers import LlamaForCausalLM  # noqa: F401  (an import, and no part of the peak)
+    from transformer_lens.model_bridge import TransformerBridge  # noqa: F401  (no part of the peak)
+    from transformers import LlamaForCausalLM  # noqa: F401  (nor this)
 
     torch.set_num_threads(1)
     dtype, fast = _ARITHMETIC[arithmetic]
@@ -272,10 +273,10 @@ def _ratio(experiment: Experiment, what: str, memory: int, repeats: int) -> floa
         found = METHODS["eap"].find(experiment, Work(memory), n_edges=N_EDGES)
         evaluator, mask = Evaluator(experiment), found.circuit.in_circuit
         _ = evaluator.full, evaluator.empty
-        call: Callable[[], Any] = lambda: evaluator.evaluate(mask)  # noqa: E731
+        call: Callable[[], Any] = partial(evaluator.evaluate, mask)
         forwards, both = 1, 0
     else:
-        call = lambda: METHODS[what].scores(experiment, None, Work(memory))  # noqa: E731
+        call = partial(METHODS[what].scores, experiment, None, Work(memory))
         forwards, both = (1, 1) if what == "eap" else (2, 5)
     ratios = []
     for _ in range(repeats):

@@ -159,7 +159,7 @@ def _as_params(
     def collect() -> None:
         """Carry the options."""
 
-    collect.__signature__ = inspect.Signature([*made])  # type: ignore[attr-defined]  # for typer
+    collect.__signature__ = inspect.Signature(made)  # type: ignore[attr-defined]  # for typer
     collect.__annotations__ = {one.name: one.annotation for one in made}
     app = typer.Typer(add_completion=False)
     app.command()(collect)

@@ -12,7 +12,7 @@ import typer
 from acdc.cli import options as opt
 from acdc.cli.answers import answer
 from acdc.cli.asked import takes
-from acdc.cli.inputs import to_bytes
+from acdc.cli.inputs import to_bytes, to_resources
 
 if TYPE_CHECKING:
     from acdc.settings import Settings
@@ -159,14 +159,12 @@ def sweep(
     """
     from acdc.evidence.frontier import check_thresholds
     from acdc.evidence.frontier import sweep as run_sweep
-    from acdc.executors import HERE, resources_of
     from acdc.runs.folder import check_output
     from acdc.terminal.tables import TerminalReporter, frontier_table
 
     n_bytes = to_bytes(memory)
     taus = None if thresholds is None else check_thresholds(_numbers(thresholds))
-    where = {"name": executor, "jobs": jobs, "address": address, "gpus": gpus}
-    resources = resources_of(where, HERE)
+    resources = to_resources(executor, jobs, address, gpus)
     folder = out or _default_folder(f"sweep-{Path(task).stem}")
     check_output(folder, overwrite=overwrite)
     reporter = TerminalReporter()
@@ -227,15 +225,13 @@ def stability(
     """
     from acdc.errors import OptionError
     from acdc.evidence.stability import stability as repeat
-    from acdc.executors import HERE, resources_of
     from acdc.runs.folder import check_output
     from acdc.terminal.tables import TerminalReporter, stability_tables
 
     if not 0 < at_least <= 1:
         raise OptionError(f"at-least {at_least:g}: expected a share above 0, at most 1")
     n_bytes = to_bytes(memory)
-    where = {"name": executor, "jobs": jobs, "address": address, "gpus": gpus}
-    resources = resources_of(where, HERE)
+    resources = to_resources(executor, jobs, address, gpus)
     folder = out or _default_folder(f"stability-{Path(task).stem}")
     check_output(folder, overwrite=overwrite)
     reporter = TerminalReporter()

@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from acdc.executors import Resources
 
 _MOST_MEMORY = 1 << 20  # GiB
 
@@ -14,6 +18,7 @@ __all__ = [
     "check_file",
     "check_page",
     "to_bytes",
+    "to_resources",
 ]
 
 
@@ -26,6 +31,16 @@ def to_bytes(memory: float) -> int:
     if memory > _MOST_MEMORY:
         raise OptionError(f"memory {memory:g}: expected at most {_MOST_MEMORY:,} GiB")
     return int(memory * 2**30)
+
+
+def to_resources(
+    executor: str | None, jobs: int | None, address: str | None, gpus: float | None
+) -> Resources:
+    """Where a command's runs go: into this process, where nothing else is asked for."""
+    from acdc.executors import HERE, resources_of
+
+    asked = {"name": executor, "jobs": jobs, "address": address, "gpus": gpus}
+    return resources_of(asked, HERE)
 
 
 def check_file(path: Path, overwrite: bool) -> None:

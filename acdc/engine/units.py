@@ -140,7 +140,7 @@ class Unit(ABC):
     def __init__(self, stage: Stage, first: int) -> None:
         self.stage, self.first, self.model = stage, first, stage.model
 
-    def project(self, together: Sequence[Together], news: News) -> None:  # noqa: B027
+    def project(self, together: Sequence[Together], news: News) -> None:  # noqa: B027  (most have nothing to find)
         """Find what all units make of new inputs first, before any of them runs."""
 
     @abstractmethod

@@ -214,8 +214,8 @@ def _swept(
     timer = Timer()
     prepared = _prepared(asked, memory, timer, reporter)
     taus, evaluator = taus or _default_taus(prepared), prepared.evaluator
+    experiment, whole = evaluator.experiment, evaluator.experiment.graph
     options = METHODS["acdc"].configured(asked)
-    experiment, whole = prepared.evaluator.experiment, prepared.evaluator.experiment.graph
     candidates = np.ones(whole.n_edges, dtype=bool)
     narrowed = narrow(experiment, options.candidates, memory)
     if narrowed is not None:

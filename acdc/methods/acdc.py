@@ -70,7 +70,7 @@ def acdc(
     expected
         ``[edge]``: what the removal of each edge is expected to change, in the minimised
         direction, as attribution scores say.  It decides only how fast the answer comes,
-        never what it is.
+        not what it is: what else is tried at the same time moves a change by rounding alone.
     candidates
         ``[edge]``: edges that are tested; the others are removed untested when their receiver's
         turn comes, before its candidates are tried.  None tests all.
@@ -188,7 +188,8 @@ class Options(Candidates):
     guess
         Which edges are expected to be removed, one of :data:`GUESSES`: all, or those with low
         attribution scores; where tau is looked for by faithfulness, what rough searches say.
-        Changes how long the search takes, never what it finds.
+        Changes how long the search takes, and nothing that it finds but for changes as near to
+        tau as rounding.
     steps
         Integration steps of the guess ``eap-ig``.
     candidates

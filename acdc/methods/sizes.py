@@ -114,7 +114,7 @@ def of_size(
     gap: float,
     n_edges: int,
     run: Callable[[float], Found],
-    rough: Callable[[float], Circuit] | None,
+    rough: Callable[[], Callable[[float], Circuit]] | None,
 ) -> Found:
     """Look for the largest circuit of at most ``n_edges`` edges.
 
@@ -129,14 +129,15 @@ def of_size(
     run
         ``tau -> Found``.
     rough
-        ``tau -> circuit``: about what ``run`` finds, in a fraction of the time.
+        Returns ``tau -> circuit``: about what ``run`` finds, in a fraction of the time; None:
+        every search is a whole one.
     """
     if not gap:
         return run(0.0)
     sizes = _Sizes(gap, n_edges)
     best: Found | None = None
     if rough is not None:
-        sizes.tau = _roughly(gap, n_edges, rough)
+        sizes.tau = _roughly(gap, n_edges, rough())
     for _ in range(MOST):
         found = run(sizes.tau)
         size = found.circuit.n_edges

@@ -81,7 +81,7 @@ def at_threshold(
         of the prompts; None: the first tau is the same for all.
     """
     if n_edges is not None:
-        return of_size(_gap(experiment), n_edges, run, None if rough is None else rough())
+        return of_size(_gap(experiment), n_edges, run, rough)
     if threshold is None:
         return _of_faithfulness(experiment, run, rough)
     return run(threshold)

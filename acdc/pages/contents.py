@@ -62,7 +62,7 @@ from graphs.text import short
 __all__ = ["Agreement", "Report", "gather"]
 
 STABILITY = "stability.json"
-"""Files of a run's folder that a report takes without being told."""
+"""File of a run's folder that a report takes without being told."""
 
 _N_SIZES = 14
 _CURVE_RESAMPLES = 500

@@ -25,6 +25,7 @@ __all__ = ["save_page", "study_html"]
 
 _SIZES = ("n_edges", "threshold")
 _N_COLORS = 8
+"""As many as ``study.css`` has."""
 _BESIDE = 0.05
 """How far a series is drawn beside the next one, as a share of the size: none hides another."""
 _PHASES = dict(zip(SECONDS, ("load", "search", "evaluation", "pictures"), strict=True))

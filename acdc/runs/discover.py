@@ -86,7 +86,7 @@ __all__ = [
 
 _Prompts = Callable[[Settings, Sized, Tokenizer | None], Task]
 
-_Foresee = Callable[[Sizes, Task], object]
+_Check = Callable[[Sizes, Task], object]
 """Told of a model and its prompts before the weights are read."""
 
 _STEPS = 5
@@ -696,7 +696,7 @@ def load_experiment(
     settings: Settings,
     prompts: _Prompts = load_prompts,
     positions: Positions | None = None,
-    foreseen: _Foresee | None = None,
+    foreseen: _Check | None = None,
 ) -> tuple[Experiment, Tokenizer | None]:
     """As :func:`build_experiment`, with the model's tokenizer.
 
@@ -741,7 +741,7 @@ def _places(settings: Settings) -> tuple[torch.device, ...]:
 
 
 def _model_and_task(
-    settings: Settings, prompts: _Prompts, foreseen: _Foresee | None
+    settings: Settings, prompts: _Prompts, foreseen: _Check | None
 ) -> tuple[LoweredModel, Task, Tokenizer | None]:
     """Load prompts, and then what reads them; the other way round where files tell no sizes."""
     found: list[tuple[Sizes, Task]] = []
