@@ -254,7 +254,7 @@ def _caption(
     if graph.shape.spans:
         legend.append("pale: only read here, by a later column")
     if shown.groups:
-        legend.append("several names: nodes that read and are read alike")
+        legend.append("several names: nodes that read and are read alike; a line: of at least one")
     if loose.any():
         legend.append(swatch(GREY, "on no path", "\u00b7 \u00b7 \u00b7"))
     return Caption(
