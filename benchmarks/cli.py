@@ -51,7 +51,7 @@ def speed(
 
     Example: acdc bench speed --out speed.json
     """
-    from acdc.terminal.tables import SafeConsole, say
+    from acdc.terminal.console import SafeConsole, say
     from benchmarks.speed import Plan, Row, measure, read_peers, run_table, write
 
     sizes = () if layers is None else (_layers(layers),)
@@ -104,7 +104,7 @@ def cuda(
 
     Example: acdc bench cuda --quick --device cpu
     """
-    from acdc.terminal.tables import say
+    from acdc.terminal.console import say
     from benchmarks.cuda import Plan, Row, cuda_devices, measure, run_table, write
     from benchmarks.results import check_folder
 
@@ -152,7 +152,7 @@ def accuracy(
 
     Example: acdc bench accuracy --quick --out accuracy
     """
-    from acdc.terminal.tables import say
+    from acdc.terminal.console import say
     from benchmarks.accuracy import Plan, Table, measure
     from benchmarks.accuracy_report import check_readme, run_table, update_readme, write_report
 
@@ -188,7 +188,7 @@ def calibration(
 
     Example: acdc bench calibration --quick --out calibration
     """
-    from acdc.terminal.tables import say
+    from acdc.terminal.console import say
     from benchmarks.calibration import Row, measure, run_table, write
     from benchmarks.calibration_scenes import Plan
     from benchmarks.results import check_folder
@@ -221,7 +221,7 @@ def unseen(
     Example: acdc bench unseen --tasks ioi --seeds 2 --out unseen
     """
     from acdc.methods import METHODS
-    from acdc.terminal.tables import say
+    from acdc.terminal.console import say
     from benchmarks.results import check_folder
     from benchmarks.unseen import Plan, Row, bundled_tasks, measure, run_table, write
 
@@ -252,7 +252,7 @@ def areas(
 
     Example: acdc bench areas --tasks ioi --ways eap-ig,relp --out areas
     """
-    from acdc.terminal.tables import say
+    from acdc.terminal.console import say
     from benchmarks.areas import WAYS, Plan, Row, measure, run_table, write
     from benchmarks.results import check_folder
     from benchmarks.unseen import bundled_tasks
@@ -283,7 +283,7 @@ def memory(
 
     Example: acdc bench memory --sizes 0.1 --repeats 0 --out memory
     """
-    from acdc.terminal.tables import say
+    from acdc.terminal.console import say
     from benchmarks.memory import Plan, Row, measure, run_table, write
     from benchmarks.results import check_folder
 
@@ -299,7 +299,7 @@ def memory(
 
 def _show(table: Table, folder: Path, files: Sequence[str]) -> None:
     """Print a wide table, and what was written."""
-    from acdc.terminal.tables import SafeConsole, say
+    from acdc.terminal.console import SafeConsole, say
 
     console = SafeConsole()
     console.width = max(console.width, TABLE_WIDTH)

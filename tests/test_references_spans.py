@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from acdc.terminal.tables import comparison_table, reference_table
+from acdc.terminal.circuits import comparison_table, reference_table
 from benchmarks.references import REFERENCES
 from graphs import (
     Circuit,

@@ -21,15 +21,10 @@ from acdc.runs.circuits import circuit_file
 from acdc.runs.discover import discover
 from acdc.runs.folder import Run, read_run
 from acdc.tasks.texts import visible
-from acdc.terminal.tables import (
-    directions_tables,
-    edges_table,
-    run_table,
-    say,
-    self_repair_tables,
-    show,
-    stability_tables,
-)
+from acdc.terminal.backups import self_repair_tables
+from acdc.terminal.console import say, show
+from acdc.terminal.repeated import directions_tables, stability_tables
+from acdc.terminal.tables import edges_table, run_table
 from graphs import Circuit, to_dot
 
 

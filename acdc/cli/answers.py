@@ -39,7 +39,7 @@ def answer(
     written
         Of a command that wrote a folder: which, and what is in it.
     """
-    from acdc.terminal.tables import say, show, warn
+    from acdc.terminal.console import say, show, warn
     from graphs.files.whole import json_indented, write_json
 
     if out is not None:

@@ -84,7 +84,7 @@ def export(
     """
     from acdc.errors import OptionError
     from acdc.settings import check_count
-    from acdc.terminal.tables import say
+    from acdc.terminal.console import say
     from graphs.pictures.rendering import FORMATS
 
     if format == "model":
@@ -174,7 +174,7 @@ def _export_model(
     from acdc.errors import OptionError
     from acdc.evidence.circuit_model import export_model
     from acdc.terminal.circuit_model import circuit_model_parts
-    from acdc.terminal.tables import TerminalReporter, show
+    from acdc.terminal.console import TerminalReporter, show
 
     if out is None:
         raise OptionError("--format model: say with --out which folder to write")
@@ -211,8 +211,8 @@ def latents(
     """
     from acdc.evidence.latents import look
     from acdc.pages.latents import to_html
+    from acdc.terminal.console import TerminalReporter
     from acdc.terminal.latents import gallery_parts
-    from acdc.terminal.tables import TerminalReporter
     from graphs.files.whole import write_whole
 
     if html is not None:

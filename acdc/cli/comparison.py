@@ -77,7 +77,7 @@ def compare(
     from acdc.errors import OptionError
     from acdc.evidence.references import check_roles, load_reference
     from acdc.runs.circuits import circuit_file, load_circuit
-    from acdc.terminal.tables import say
+    from acdc.terminal.console import say
 
     if reference is None and len(circuits) < 2:
         raise OptionError(
@@ -98,7 +98,7 @@ def compare(
     from acdc.evidence.comparison import check_drawable
     from acdc.evidence.comparison import compare as compare_all
     from acdc.terminal.comparison import compared_parts
-    from acdc.terminal.tables import TerminalReporter
+    from acdc.terminal.console import TerminalReporter
 
     for path in circuits:
         circuit_file(path)

@@ -31,7 +31,8 @@ def demo(
     from acdc.runs.discover import discover
     from acdc.runs.folder import check_output
     from acdc.tasks import TASKS
-    from acdc.terminal.tables import TerminalReporter, say, show, verdicts_table, warn
+    from acdc.terminal.console import TerminalReporter, say, show, warn
+    from acdc.terminal.evidence import verdicts_table
 
     if task not in TASKS:
         raise UnknownNameError("task", task, TASKS)

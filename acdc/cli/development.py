@@ -51,8 +51,8 @@ def develop(
     """
     from acdc.evidence.development import develop as follow
     from acdc.runs.folder import check_output
+    from acdc.terminal.console import TerminalReporter
     from acdc.terminal.development import development_tables
-    from acdc.terminal.tables import TerminalReporter
 
     n_bytes = to_bytes(memory)
     folder = out or Path("runs") / f"develop-{Path(task).stem}-{time.strftime('%Y%m%d-%H%M%S')}"

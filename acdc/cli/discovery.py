@@ -56,7 +56,8 @@ def discover(
     from acdc.runs.discover import discover as find
     from acdc.runs.folder import check_output
     from acdc.settings import Settings
-    from acdc.terminal.tables import TerminalReporter, edges_table, run_table
+    from acdc.terminal.console import TerminalReporter
+    from acdc.terminal.tables import edges_table, run_table
 
     if direction not in ("noising", "denoising", "both"):
         raise OptionError(f"direction {direction!r}: expected noising, denoising or both")
@@ -96,7 +97,9 @@ def _discover_both(
 ) -> None:
     """Discover in both directions, and show what only one of them finds."""
     from acdc.evidence.directions import check_folder, discover_both
-    from acdc.terminal.tables import TerminalReporter, directions_tables, run_table, warnings_lines
+    from acdc.terminal.console import TerminalReporter, warnings_lines
+    from acdc.terminal.repeated import directions_tables
+    from acdc.terminal.tables import run_table
 
     check_folder(folder, overwrite=overwrite)
     reporter = TerminalReporter()
@@ -160,7 +163,8 @@ def sweep(
     from acdc.evidence.frontier import check_thresholds
     from acdc.evidence.frontier import sweep as run_sweep
     from acdc.runs.folder import check_output
-    from acdc.terminal.tables import TerminalReporter, frontier_table
+    from acdc.terminal.console import TerminalReporter
+    from acdc.terminal.repeated import frontier_table
 
     n_bytes = to_bytes(memory)
     taus = None if thresholds is None else check_thresholds(_numbers(thresholds))
@@ -226,7 +230,8 @@ def stability(
     from acdc.errors import OptionError
     from acdc.evidence.stability import stability as repeat
     from acdc.runs.folder import check_output
-    from acdc.terminal.tables import TerminalReporter, stability_tables
+    from acdc.terminal.console import TerminalReporter
+    from acdc.terminal.repeated import stability_tables
 
     if not 0 < at_least <= 1:
         raise OptionError(f"at-least {at_least:g}: expected a share above 0, at most 1")
@@ -284,7 +289,8 @@ def conditions(
     """
     from acdc.evidence.conditions import conditions as compare_conditions
     from acdc.runs.folder import check_output
-    from acdc.terminal.tables import TerminalReporter, conditions_tables
+    from acdc.terminal.console import TerminalReporter
+    from acdc.terminal.repeated import conditions_tables
 
     n_bytes = to_bytes(memory)
     folder = out or _default_folder(f"conditions-{Path(task).stem}")

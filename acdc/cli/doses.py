@@ -61,8 +61,8 @@ def dose(
     """
     from acdc.errors import OptionError
     from acdc.evidence.doses import dose as measure
+    from acdc.terminal.console import TerminalReporter
     from acdc.terminal.doses import doses_parts
-    from acdc.terminal.tables import TerminalReporter
 
     if node and (edge or edges):
         raise OptionError("--node with edges: nodes and edges are measured in runs of their own")

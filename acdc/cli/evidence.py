@@ -93,7 +93,9 @@ def evaluate(
     from acdc.evidence.verdicts import Trials
     from acdc.runs.folder import EVALUATION
     from acdc.runs.opened import open_run
-    from acdc.terminal.tables import TerminalReporter, assessment_parts, run_table
+    from acdc.terminal.console import TerminalReporter
+    from acdc.terminal.evidence import assessment_parts
+    from acdc.terminal.tables import run_table
 
     trials = Trials(
         alpha=alpha, epsilon=epsilon, quantile=quantile, tolerance=tolerance, n_random=n_random,
@@ -212,7 +214,8 @@ def self_repair(
     from acdc.evidence.references import load_reference
     from acdc.evidence.self_repair import parse_roles
     from acdc.evidence.self_repair import self_repair as measure
-    from acdc.terminal.tables import TerminalReporter, self_repair_tables
+    from acdc.terminal.backups import self_repair_tables
+    from acdc.terminal.console import TerminalReporter
 
     known = None if reference is None else load_reference(reference)
     roles = parse_roles(role, known) if role else known
@@ -274,7 +277,7 @@ def report(
     """
     from acdc.errors import CircuitFileError
     from acdc.pages.report import report as write
-    from acdc.terminal.tables import TerminalReporter, say
+    from acdc.terminal.console import TerminalReporter, say
 
     page = out or run / "report.html"
     if not run.is_dir():

@@ -45,7 +45,8 @@ def groups(
     """
     from acdc.evidence.groups import groups as find
     from acdc.runs.folder import check_output
-    from acdc.terminal.tables import TerminalReporter, groups_tables
+    from acdc.terminal.console import TerminalReporter
+    from acdc.terminal.repeated import groups_tables
 
     n_bytes = to_bytes(memory)
     folder = out or Path("runs") / f"groups-{Path(task).stem}-{time.strftime('%Y%m%d-%H%M%S')}"

@@ -61,8 +61,8 @@ def heads(
     """
     from acdc.errors import OptionError
     from acdc.evidence.heads import heads as explain
+    from acdc.terminal.console import TerminalReporter
     from acdc.terminal.heads import heads_tables
-    from acdc.terminal.tables import TerminalReporter
 
     if (query is None) != (key is None):
         raise OptionError("--query and --key go together: give both, or neither")

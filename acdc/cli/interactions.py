@@ -53,7 +53,8 @@ def interactions(
     Example: acdc interactions runs/ioi --edge "a0.h1->m0" --edge "a0.h2->m0"
     """
     from acdc.evidence.interactions import interactions as measure
-    from acdc.terminal.tables import TerminalReporter, interactions_tables
+    from acdc.terminal.backups import interactions_tables
+    from acdc.terminal.console import TerminalReporter
 
     if out is not None:
         check_file(out, overwrite)

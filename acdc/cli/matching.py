@@ -40,8 +40,8 @@ def match(
     Example: acdc match runs/seed0 runs/seed1 --out match.json
     """
     from acdc.evidence.matching import match as match_runs
+    from acdc.terminal.console import TerminalReporter
     from acdc.terminal.matching import matching_tables
-    from acdc.terminal.tables import TerminalReporter
 
     if out is not None:
         check_file(out, overwrite)

@@ -41,8 +41,8 @@ def shared(
     """
     from acdc.evidence.sharing import shared as compare_tasks
     from acdc.runs.folder import check_output
+    from acdc.terminal.console import TerminalReporter
     from acdc.terminal.sharing import sharing_tables
-    from acdc.terminal.tables import TerminalReporter
 
     folder = out or Path("runs") / f"shared-{time.strftime('%Y%m%d-%H%M%S')}"
     check_output(folder, overwrite=overwrite)

@@ -66,8 +66,8 @@ def study(
     from acdc.errors import OptionError
     from acdc.evidence.study import study as run
     from acdc.pages.study import save_page
+    from acdc.terminal.console import TerminalReporter
     from acdc.terminal.study import study_tables
-    from acdc.terminal.tables import TerminalReporter
 
     if file is None and task is None:
         raise OptionError("nothing to run: give a FILE.toml, or --task with names of tasks")

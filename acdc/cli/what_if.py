@@ -74,7 +74,7 @@ def what_if(
     Example: acdc what-if runs/ioi --only-circuit --generate 20
     """
     from acdc.evidence.what_if import what_if as look
-    from acdc.terminal.tables import TerminalReporter
+    from acdc.terminal.console import TerminalReporter
     from acdc.terminal.what_if import what_if_parts
 
     factors = {"scale": _factors("scale", scale or ()), "steer": _factors("steer", steer or ())}

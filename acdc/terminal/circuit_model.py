@@ -15,7 +15,7 @@ __all__ = ["circuit_model_parts"]
 
 
 def circuit_model_parts(found: CircuitModel) -> Iterator[Any]:
-    """Yield what :func:`acdc.terminal.tables.show` prints of a model that was written."""
+    """Yield what :func:`acdc.terminal.console.show` prints of a model that was written."""
     n, about = len(found.kept) + len(found.replaced), found.about
     table = Table(title=f"written to {escape(str(found.folder))}", title_justify="left",
                   caption_justify="left")  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from acdc.terminal.tables import bases_tables, comparison_table, reference_table, roles_table
+from acdc.terminal.circuits import bases_tables, comparison_table, reference_table, roles_table
 from graphs import Comparison, ReferenceComparison
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ __all__ = ["development_tables"]
 
 
 def development_tables(found: Development) -> Iterator[Any]:
-    """Yield what :func:`acdc.terminal.tables.show` prints: the task, circuits, heads."""
+    """Yield what :func:`acdc.terminal.console.show` prints: the task, circuits, heads."""
     summary = found.summary()
     yield _task_table(summary)
     yield _circuits_table(found, summary)

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from acdc.evidence.doses import Doses
 from acdc.measure.doses import FLAT, Curve
-from acdc.terminal.tables import SafeConsole
+from acdc.terminal.console import SafeConsole
 
 __all__ = ["doses_parts", "sparkline"]
 
@@ -21,7 +21,7 @@ _WIDTH = 19
 
 
 def doses_parts(found: Doses, title: str) -> Iterator[Any]:
-    """Yield what :func:`acdc.terminal.tables.show` prints of doses, part by part."""
+    """Yield what :func:`acdc.terminal.console.show` prints of doses, part by part."""
     about = found.about
     yield (
         f"{title}: {found.n_prompts} prompts, {about['prompts']}; {about['intervention']} "

@@ -21,7 +21,7 @@ _SHADE = (255, 176, 0)
 
 
 def gallery_parts(gallery: Gallery) -> Iterator[Any]:
-    """Yield what :func:`acdc.terminal.tables.show` prints of a gallery, part by part."""
+    """Yield what :func:`acdc.terminal.console.show` prints of a gallery, part by part."""
     summary = gallery.summary
     yield (
         f"latents of the circuit of {summary['task']} in {summary['model']}: "

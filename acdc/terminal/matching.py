@@ -14,7 +14,7 @@ __all__ = ["matching_tables"]
 
 
 def matching_tables(found: Matched, *, list_edges: bool = True) -> Iterator[Any]:
-    """Yield what :func:`acdc.terminal.tables.show` prints: pairs of nodes, the rest, edges."""
+    """Yield what :func:`acdc.terminal.console.show` prints: pairs of nodes, the rest, edges."""
     one, other = found.labels
     yield f"1st: {one}; 2nd: {other}"
     title = "nodes that do the same: distance from 0 to 1, and in which respect it is largest"

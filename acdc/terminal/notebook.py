@@ -10,15 +10,26 @@ from typing import TYPE_CHECKING, Any
 from rich import get_console
 from tqdm.auto import tqdm
 
-from acdc.terminal import tables
+from acdc.terminal import console
+from acdc.terminal.backups import interactions_tables, self_repair_tables
 from acdc.terminal.circuit_model import circuit_model_parts
 from acdc.terminal.comparison import compared_parts
+from acdc.terminal.console import SafeConsole, TerminalReporter, warnings_lines
 from acdc.terminal.development import development_tables
 from acdc.terminal.doses import doses_parts
+from acdc.terminal.evidence import assessment_parts, verdicts_table
 from acdc.terminal.heads import heads_tables
 from acdc.terminal.matching import matching_tables
+from acdc.terminal.repeated import (
+    conditions_tables,
+    directions_tables,
+    frontier_table,
+    groups_tables,
+    stability_tables,
+)
 from acdc.terminal.sharing import sharing_tables
 from acdc.terminal.study import study_tables
+from acdc.terminal.tables import edges_table, run_table
 from acdc.terminal.what_if import what_if_parts
 
 if TYPE_CHECKING:
@@ -48,7 +59,7 @@ def show(found: Shown) -> None:
 
         display(found)  # type: ignore[no-untyped-call]  # IPython has no types
     else:
-        tables.show(*_parts(found))
+        console.show(*_parts(found))
 
 
 def as_html(found: Shown) -> str:
@@ -59,10 +70,10 @@ def as_html(found: Shown) -> str:
     found
         What :func:`acdc.discover`, :func:`acdc.evaluate`, ... return.
     """
-    console = tables.SafeConsole(record=True, width=_WIDTH, file=io.StringIO(), force_jupyter=False)
+    terminal = SafeConsole(record=True, width=_WIDTH, file=io.StringIO(), force_jupyter=False)
     for part in _parts(found):
-        console.print(part, highlight=False, markup=not isinstance(part, str))
-    html = console.export_html(inline_styles=True, code_format=_PRE)
+        terminal.print(part, highlight=False, markup=not isinstance(part, str))
+    html = terminal.export_html(inline_styles=True, code_format=_PRE)
     return html + (_picture(found) if type(found).__name__ == "Run" else "")
 
 
@@ -71,7 +82,7 @@ def _picture(run: Any) -> str:
     return f'<div style="max-width: 100%; overflow: auto">{svg[svg.index("<svg") :]}</div>'
 
 
-def progress() -> tables.TerminalReporter:
+def progress() -> TerminalReporter:
     """Return what shows progress bars, on a terminal or in a notebook.
 
     Examples
@@ -79,10 +90,10 @@ def progress() -> tables.TerminalReporter:
     >>> import acdc
     >>> run = acdc.discover("ioi", reporter=acdc.progress())  # doctest: +SKIP
     """
-    return _NotebookReporter() if get_console().is_jupyter else tables.TerminalReporter()
+    return _NotebookReporter() if get_console().is_jupyter else TerminalReporter()
 
 
-class _NotebookReporter(tables.TerminalReporter):
+class _NotebookReporter(TerminalReporter):
     """Bars of tqdm, which notebooks know how to draw."""
 
     def __init__(self) -> None:
@@ -108,44 +119,44 @@ def _parts(found: Shown) -> Iterator[Any]:
     """Yield what a result shows, and its warnings."""
     yield from _PARTS[type(found).__name__](found)
     # a run has its warnings in its claim, and comparisons have none
-    yield from tables.warnings_lines(getattr(found, "warnings", ()))
+    yield from warnings_lines(getattr(found, "warnings", ()))
 
 
 def _run(run: Run) -> Iterator[Any]:
-    yield tables.run_table(run.summary(), f"circuit of {run.settings.task}")
-    yield tables.edges_table(run.circuit)
-    yield from tables.warnings_lines(run.claim.warnings)
+    yield run_table(run.summary(), f"circuit of {run.settings.task}")
+    yield edges_table(run.circuit)
+    yield from warnings_lines(run.claim.warnings)
 
 
 def _both(found: BothDirections) -> Iterator[Any]:
     for run in found.runs:
         yield from _run(run)
-    yield from tables.directions_tables(found)
+    yield from directions_tables(found)
 
 
 def _frontier(found: Frontier) -> Iterable[Any]:
     title = f"ACDC on {found.settings.task}, {found.settings.model}"
-    return (tables.frontier_table(found.rows(), title),)
+    return (frontier_table(found.rows(), title),)
 
 
 _PARTS: dict[str, Callable[[Any], Iterable[Any]]] = {
-    "Assessment": lambda found: tables.assessment_parts(found, "evaluation"),
+    "Assessment": lambda found: assessment_parts(found, "evaluation"),
     "BothDirections": _both,
     "CircuitModel": circuit_model_parts,
     "Compared": lambda found: compared_parts(found, list_edges=True),
-    "Conditions": tables.conditions_tables,
+    "Conditions": conditions_tables,
     "Development": development_tables,
     "Doses": lambda found: doses_parts(found, "doses"),
     "Frontier": _frontier,
-    "Groups": lambda found: tables.groups_tables(found, "groups"),
+    "Groups": lambda found: groups_tables(found, "groups"),
     "Heads": lambda found: heads_tables(found, "heads"),
-    "Interactions": lambda found: tables.interactions_tables(found, "interactions"),
-    "Judgement": lambda found: (tables.verdicts_table(found),),
+    "Interactions": lambda found: interactions_tables(found, "interactions"),
+    "Judgement": lambda found: (verdicts_table(found),),
     "Matched": matching_tables,
     "Run": _run,
-    "SelfRepair": lambda found: tables.self_repair_tables(found, "self-repair"),
+    "SelfRepair": lambda found: self_repair_tables(found, "self-repair"),
     "SharedCircuits": sharing_tables,
-    "Stability": tables.stability_tables,
+    "Stability": stability_tables,
     "Study": study_tables,
     "WhatIf": lambda found: what_if_parts(found, "what if"),
 }

@@ -18,7 +18,7 @@ _MOST = 30
 
 
 def sharing_tables(found: SharedCircuits, *, list_edges: bool = True) -> Iterator[Any]:
-    """Yield what :func:`acdc.terminal.tables.show` prints: tasks, pairs, nodes, edges."""
+    """Yield what :func:`acdc.terminal.console.show` prints: tasks, pairs, nodes, edges."""
     summary = found.summary()
     yield _tasks_table(summary)
     yield _pairs_table(summary)

@@ -18,7 +18,7 @@ _MOST_FAILURES = 10
 
 
 def study_tables(found: Study) -> Iterator[Any]:
-    """Yield what :func:`acdc.terminal.tables.show` prints."""
+    """Yield what :func:`acdc.terminal.console.show` prints."""
     n_failed = len(found.failures)
     if n_failed < len(found.rows):
         yield _summary(found)

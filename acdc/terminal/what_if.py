@@ -16,7 +16,7 @@ __all__ = ["what_if_parts"]
 
 
 def what_if_parts(found: WhatIf, title: str) -> Iterator[Any]:
-    """Yield what :func:`acdc.terminal.tables.show` prints, part by part."""
+    """Yield what :func:`acdc.terminal.console.show` prints, part by part."""
     yield f"{title}: {'; '.join(found.actions)}"
     yield (
         f"{found.about['metric']} on {found.n_prompts:,} prompts of the task, "
