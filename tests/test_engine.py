@@ -21,7 +21,7 @@ from torch import Tensor
 
 from acdc.engine import inputs, speculation
 from acdc.engine.experiment import Experiment
-from acdc.engine.incremental import IncrementalRun
+from acdc.engine.incremental import BatchState, IncrementalRun, Outcome
 from acdc.engine.metrics import get_metric
 from acdc.engine.patched import PatchedModel, metric_of_circuit
 from acdc.methods.acdc import acdc
@@ -435,8 +435,55 @@ def test_memory_has_no_say_in_what_is_evaluated_together() -> None:
     scenarios = np.eye(len(edges), dtype=bool)
     (some, kept), (every, whole) = (run.evaluate(edges, scenarios) for run in runs)
     np.testing.assert_array_equal(some, every)
-    assert all(outcome.is_forgotten for outcome in kept.values())
-    assert not any(outcome.is_forgotten for outcome in whole.values())
+    for i in range(len(edges)):
+        assert all(outcome.made_by(i) is None for outcome in kept.values())
+        assert all(outcome.made_by(i) == (outcome, i) for outcome in whole.values())
+
+
+@pytest.mark.parametrize("family", ["LN", "Gemma2"])
+@pytest.mark.parametrize("ablation", ["resample", "zero"])
+@pytest.mark.parametrize("memory", [0.9, 1.5, 3.5])
+def test_what_is_likely_committed_is_held_where_not_all_fits(
+    family: str, ablation: str, memory: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So it is not computed again; what is committed against all odds is."""
+    built = Case(family, seed=0, size=(2, 3), intervention=ablation).build()
+    graph = built.experiment.graph
+    roomy, tight = IncrementalRun(built.experiment), IncrementalRun(built.experiment)
+    evaluate, again = BatchState.evaluate, list[int]()
+
+    def counting(state: BatchState, *args: Any) -> Outcome:
+        again.append(len(args[1]))
+        return evaluate(state, *args)
+
+    tried = 0
+    for receiver in receiver_order(graph)[:8]:
+        edges = edge_order(graph, receiver)
+        if len(edges) < 5 or not roomy.can_change(edges).all():
+            break
+        tried += 1
+        likely = committed = len(edges) - 1
+        if tried == 2:
+            committed = 0
+        each = sum(b.bytes_per_scenario(b.plan(edges)) for b in tight.batches)
+        tight._room = int(memory * each * 8 / 7) + 8
+        scenarios = np.eye(len(edges), dtype=bool)
+        wanted, whole = roomy.evaluate(edges, scenarios, likely)
+        found, few = tight.evaluate(edges, scenarios, likely)
+        np.testing.assert_allclose(found, wanted, atol=1e-6)
+        roomy.commit(whole, committed)
+        with monkeypatch.context() as patch:
+            patch.setattr(BatchState, "evaluate", counting)
+            tight.commit(few, committed)
+        if memory > 1:
+            assert bool(again) == (committed != likely)
+        elif committed == likely:  # of the last batches alone
+            assert len(again) < len(few)
+        again.clear()
+        assert tight.metric() == pytest.approx(roomy.metric(), abs=1e-6)
+        for run in (roomy, tight):
+            run.finish(receiver, np.delete(edges, committed))
+    assert tried > 1
 
 
 def test_right_guesses_waste_nothing_and_wrong_ones_do() -> None:

@@ -34,6 +34,8 @@ from graphs.plan import Plan, Planner, Step
 
 _FEWEST = 4
 """Scenarios that are evaluated together at least, where there are as many."""
+_SCRATCH = 8
+"""Share of the memory for scenarios that one batch takes, where not all are held of every batch."""
 _MOST_TOGETHER = 256
 """And at most."""
 _SPEED = {"cpu": (2e-4, 1e11, 1e10), "gpu": (2e-4, 2e13, 2e12)}
@@ -103,8 +105,9 @@ class Outcome:
         New inputs, and what heads make of them.
     outputs
         New values by unit.
-    is_forgotten
-        Whether there was no memory for the last two: what is committed is computed again.
+    parts
+        Where there was no memory for the last two: of some scenarios that are next to each other
+        what there was memory for.  If another one is committed it is computed again.
     """
 
     edges: Int[np.ndarray, " edge"]
@@ -112,7 +115,24 @@ class Outcome:
     values: Float[Tensor, " scenario"]
     news: News = field(default_factory=News)
     outputs: dict[int, Output] = field(default_factory=dict)
-    is_forgotten: bool = False
+    parts: dict[range, Outcome] = field(default_factory=dict)
+
+    def only(self, at: slice) -> Outcome:
+        """Return a copy of what some of the scenarios make, so that the others can go."""
+
+        def cut(x: Tensor) -> Tensor:
+            return x[at].clone()
+
+        outputs = {unit: output.map(cut) for unit, output in self.outputs.items()}
+        news = self.news.map(cut)
+        return Outcome(self.edges, self.scenarios[at], self.values[at], news, outputs)
+
+    def made_by(self, scenario: int) -> tuple[Outcome, int] | None:
+        """Return what has all that a scenario makes, and which it is of that; None: nothing has."""
+        if self.news.inputs:
+            return self, scenario
+        found = ((part, own.index(scenario)) for own, part in self.parts.items() if scenario in own)
+        return next(found, None)
 
 
 Outcomes = dict[int, Outcome]
@@ -317,15 +337,16 @@ class BatchState(BatchPlans):
 
     def commit(self, outcome: Outcome, scenario: int) -> None:
         """Make one scenario the current state."""
-        if outcome.is_forgotten:
+        found = outcome.made_by(scenario)
+        if found is None:
             edges, n = outcome.edges, len(outcome.scenarios)
             some = next(part for part in _parts(n, _FEWEST) if part.stop > scenario)
-            outcome = self.evaluate(edges, outcome.scenarios[some], self.plan(edges))
-            scenario -= some.start
+            again = self.evaluate(edges, outcome.scenarios[some], self.plan(edges))
+            found = again, scenario - some.start
         self._metric = None
-        news = outcome.news
-        self.inputs.commit(news.inputs, outcome.outputs, scenario)
-        self.now.commit(news, scenario)
+        made, i = found
+        self.inputs.commit(made.news.inputs, made.outputs, i)
+        self.now.commit(made.news, i)
         if isinstance(self.inputs, Sums):
             ablated = outcome.edges[outcome.scenarios[scenario]]
             place = self._place(int(self.graph.edge_receiver[outcome.edges[0]]))
@@ -342,6 +363,27 @@ class BatchState(BatchPlans):
         self.inputs.moved.put(self.inputs.own, read)
         self.now.moved.put(self.now.own, read)
 
+    def evaluate_in_parts(
+        self,
+        edges: Int[np.ndarray, " edge"],
+        scenarios: Shaped[np.ndarray, "scenario edge"],
+        plan: Plan,
+        most: int,
+        held: range,
+    ) -> Outcome:
+        """As :meth:`evaluate`, about so many scenarios at a time; what some make is held."""
+        whole, values = Outcome(edges, scenarios, torch.zeros(len(scenarios))), []
+        for some in _parts(len(scenarios), most):
+            found = self.evaluate(edges, scenarios[some], plan)
+            values.append(found.values)
+            own = range(max(some.start, held.start), min(some.stop, held.stop))
+            if own:
+                at = slice(own.start - some.start, own.stop - some.start)
+                whole.parts[own] = found.only(at)
+            del found
+        whole.values = torch.cat(values)
+        return whole
+
     def finish(self, receiver: int, kept_edges: Int[np.ndarray, " kept"]) -> None:
         """As :meth:`BatchPlans.finish`."""
         super().finish(receiver, kept_edges)
@@ -357,6 +399,28 @@ def _parts(n: int, most: int) -> list[slice]:
     size = max(_FEWEST, most)
     starts = [*range(0, max(1, n - _FEWEST + 1), size), n]
     return [slice(low, high) for low, high in itertools.pairwise(starts)]
+
+
+def _held(each: Sequence[int], memory: int, n: int, likely: int) -> list[range]:
+    """Return which scenarios are held of each batch: the likely one, and those before it.
+
+    Guesses that are wrong come before the end, and then one of those is committed.
+
+    Parameters
+    ----------
+    each
+        Bytes of a scenario, by batch.
+    memory
+        For those of all batches: if it does not hold one of each, it is for the first batches.
+    n, likely
+        How many there are, and which of them is most likely committed.
+    """
+    k = min(n, memory // max(1, sum(each)))
+    if k:
+        start = max(0, likely + 1 - k)
+        return [range(start, start + k)] * len(each)
+    fits = np.cumsum(each) <= memory
+    return [range(likely, likely + 1) if fit else range(0) for fit in fits]
 
 
 class IncrementalRun:
@@ -450,7 +514,10 @@ class IncrementalRun:
 
     @torch.no_grad()
     def evaluate(
-        self, edges: Int[np.ndarray, " edge"], scenarios: Shaped[np.ndarray, "scenario edge"]
+        self,
+        edges: Int[np.ndarray, " edge"],
+        scenarios: Shaped[np.ndarray, "scenario edge"],
+        likely: int = 0,
     ) -> tuple[Float[np.ndarray, " scenario"], Outcomes]:
         """Mean metric of every scenario, and what is needed to commit one.
 
@@ -461,10 +528,15 @@ class IncrementalRun:
         scenarios
             ``[scenario, edge]``: which of them a scenario ablates on top of the current state;
             of a scenario that is not committed also a coefficient, how much of it.
+        likely
+            The one that is most likely committed: where there is no memory for what all of them
+            make, it is there for that of this one before those of others.
         """
         outcomes: Outcomes = {}
         each = [batch.bytes_per_scenario(batch.plan(edges)) for batch in self.batches]
         fits = sum(each) * len(scenarios) <= self._room
+        own = self._room // _SCRATCH
+        held = _held(each, self._room - own, len(scenarios), likely)
 
         def values(i: int) -> Tensor:
             state = self.states[i]
@@ -475,9 +547,8 @@ class IncrementalRun:
                 if fits:
                     outcomes[i] = state.evaluate(edges, scenarios, plan)
                 else:
-                    parts = _parts(len(scenarios), self._room // max(1, each[i]))
-                    found = [state.evaluate(edges, scenarios[s], plan).values for s in parts]
-                    outcomes[i] = Outcome(edges, scenarios, torch.cat(found), is_forgotten=True)
+                    most = own // max(1, each[i])
+                    outcomes[i] = state.evaluate_in_parts(edges, scenarios, plan, most, held[i])
             return outcomes[i].values
 
         found = self.experiment.by_batch(values, about=[edges.tobytes(), scenarios.tobytes()])

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain
 from typing import TypeVar
@@ -79,6 +79,10 @@ class Input:
     read: Tensor
     raw: dict[int, Tensor]
 
+    def map(self, f: Callable[[Tensor], Tensor]) -> Input:
+        """Apply a function to every tensor."""
+        return replace(self, read=f(self.read), raw={i: f(x) for i, x in self.raw.items()})
+
 
 @dataclass(frozen=True, eq=False)
 class Together:
@@ -127,6 +131,11 @@ class Output:
     def ids(self) -> Numbers:
         """Senders of :attr:`latents`."""
         return self.step.senders if self.vector is None else self.step.senders[:-1]
+
+    def map(self, f: Callable[[Tensor], Tensor]) -> Output:
+        """Apply a function to every tensor."""
+        latents, vector = (None if x is None else f(x) for x in (self.latents, self.vector))
+        return replace(self, latents=latents, vector=vector)
 
     def sum(self, senders: Numbers, source: Index | None, places: Places) -> Tensor:
         """Sum of some of the senders at some of the positions (None: all).

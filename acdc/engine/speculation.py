@@ -264,7 +264,8 @@ class Speculation:
         n = best_length(np.minimum(kept, 1 - kept), self.run.overhead(rest))
         edges, kinds, guesses = edges[:n], kinds[:n], kept[:n] < 0.5
         scenarios = np.tril(np.broadcast_to(guesses, (n, n)), -1) | np.eye(n, dtype=bool)
-        values, outcomes = self.run.evaluate(edges, scenarios)
+        likely = int(np.flatnonzero(guesses).max(initial=0))
+        values, outcomes = self.run.evaluate(edges, scenarios, likely)
         values = self.sign * values
         before = np.maximum.accumulate(np.where(guesses, np.arange(1, n + 1), 0))
         self._measured[edges] = True

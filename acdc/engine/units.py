@@ -17,7 +17,7 @@ Only senders that are wanted are computed, and only heads of which an input chan
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -124,6 +124,14 @@ class News:
     inputs: dict[int, Input] = field(default_factory=dict)
     placed: dict[tuple[int, Projection], Tensor] = field(default_factory=dict)
     z: dict[int, tuple[Numbers, Tensor]] = field(default_factory=dict)
+
+    def map(self, f: Callable[[Tensor], Tensor]) -> News:
+        """Apply a function to every tensor."""
+        return News(
+            {receiver: new.map(f) for receiver, new in self.inputs.items()},
+            {key: f(x) for key, x in self.placed.items()},
+            {layer: (positions, f(z)) for layer, (positions, z) in self.z.items()},
+        )
 
 
 class Unit(ABC):
