@@ -275,14 +275,32 @@ def memory(
         str | None, typer.Option("--arithmetic", help="Only these, as float32,bfloat16.")
     ] = None,
     repeats: Annotated[int, typer.Option("--repeats", help="Times each is timed.", min=0)] = 3,
+    prompts: Annotated[
+        str | None,
+        typer.Option("--prompts", help="Numbers of prompts of 12 tokens, as 2500,5000,10000."),
+    ] = None,
+    tokens: Annotated[
+        str | None, typer.Option("--tokens", help="Tokens of two prompts each, as 1000,2000.")
+    ] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option("--methods", help="With --prompts or --tokens: these (default: eap,acdc)."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder to write (default: runs/memory).")
     ] = None,
 ) -> None:
     """Compare the memory that is foretold of a search with what it takes, on random Llamas.
 
+    With --prompts or --tokens: of many or long prompts, on random GPT-2s, with their time.
+
     Example: acdc bench memory --sizes 0.1 --repeats 0 --out memory
+
+    Example: acdc bench memory --prompts 2500,5000,10000 --out memory
     """
+    if prompts is not None or tokens is not None:
+        _extent(_counts("prompts", prompts), _counts("tokens", tokens), _names(methods), out)
+        return
     from acdc.terminal.console import say
     from benchmarks.memory import Plan, Row, measure, run_table, write
     from benchmarks.results import check_folder
@@ -293,6 +311,23 @@ def memory(
     for row in measure(plan):
         rows.append(row)
         say(f"{row.model} billion, {row.arithmetic}, {row.what}", stderr=True)
+        write(folder, rows, plan)
+    _show(run_table(rows), folder, write(folder, rows, plan))
+
+
+def _extent(
+    prompts: tuple[int, ...], tokens: tuple[int, ...], methods: list[str] | None, out: Path | None
+) -> None:
+    """Measure many prompts, and long ones."""
+    from acdc.terminal.console import say
+    from benchmarks.extent import Plan, Row, measure, run_table, write
+    from benchmarks.results import check_folder
+
+    folder, rows = check_folder(out or Path("runs") / "memory"), list[Row]()
+    plan = Plan(prompts, tokens, tuple(methods or Plan.methods))
+    for row in measure(plan):
+        rows.append(row)
+        say(f"{row.method}: {row.n_prompts:,} prompts of {row.n_pos:,} tokens", stderr=True)
         write(folder, rows, plan)
     _show(run_table(rows), folder, write(folder, rows, plan))
 
@@ -309,6 +344,16 @@ def _show(table: Table, folder: Path, files: Sequence[str]) -> None:
 
 def _names(text: str | None) -> list[str] | None:
     return None if text is None else [part.strip() for part in text.split(",")]
+
+
+def _counts(name: str, text: str | None) -> tuple[int, ...]:
+    """Read ``2500,5000``; nothing where it is not given."""
+    parts = [] if text is None else text.split(",")
+    if not all(re.fullmatch(r" *0*[1-9][0-9]{0,6} *", part) for part in parts):
+        raise typer.BadParameter(
+            f"{name} {text!r}: expected numbers from 1 to 9999999, as 1000,2000"
+        )
+    return tuple(int(part) for part in parts)
 
 
 def _layers(text: str) -> tuple[int, ...]:

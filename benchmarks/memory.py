@@ -40,7 +40,17 @@ from benchmarks.results import write_results
 from benchmarks.speed import Passes
 from benchmarks.subjects import Size, random_task
 
-__all__ = ["LLAMAS", "Llama", "Plan", "Row", "markdown", "measure", "run_table", "write"]
+__all__ = [
+    "LLAMAS",
+    "Llama",
+    "Plan",
+    "Row",
+    "markdown",
+    "measure",
+    "process_bytes",
+    "run_table",
+    "write",
+]
 
 FORMAT, VERSION = "acdc-bench-memory", 1
 
@@ -251,7 +261,7 @@ def child(folder: str, arithmetic: str, what: str, memory: str, repeats: str) ->
     dtype, fast = _ARITHMETIC[arithmetic]
     if fast is not None:
         vars(devices)["computes_fast"] = lambda number: fast or number == torch.float32
-    before = _status("VmRSS")
+    before = process_bytes("VmRSS")
     model, _ = load_model(folder, dtype=dtype)
     task = random_task(Size(d_vocab=model.d_vocab, n_prompts=N_PROMPTS, n_pos=N_POS))
     room = int(memory)
@@ -262,7 +272,7 @@ def child(folder: str, arithmetic: str, what: str, memory: str, repeats: str) ->
         Evaluator(experiment).evaluate(mask)
     else:
         METHODS[what].scores(experiment, None, Work(room))
-    peak = _status("VmHWM") - before
+    peak = process_bytes("VmHWM") - before
     ratio = _ratio(experiment, what, room, int(repeats)) if int(repeats) else None
     print(json.dumps({"peak": peak, "ratio": ratio}))
 
@@ -295,7 +305,7 @@ def _timed(call: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
-def _status(name: str) -> int:
+def process_bytes(name: str) -> int:
     """Bytes of a line of ``/proc/self/status``."""
     lines = Path("/proc/self/status").read_text().splitlines()
     (line,) = (line for line in lines if line.startswith(f"{name}:"))

@@ -27,6 +27,7 @@ def write_results(
     rows: Iterable[Mapping[str, Any]],
     text: str,
     device: str,
+    name: str = "results",
 ) -> list[str]:
     """Write a benchmark's results; return the names of the files.
 
@@ -43,10 +44,12 @@ def write_results(
         ``results.md``.
     device
         What it was measured on.
+    name
+        Of the files.
     """
     whole = json_text({**head, "conditions": conditions(resolve_placement(device).device)})
     lines = ",\n".join(json_text(row) for row in rows)
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "results.json", f'{whole[:-1]},\n"rows": [\n{lines}\n]}}\n')
-    write_whole(folder / "results.md", text)
-    return ["results.json", "results.md"]
+    write_whole(folder / f"{name}.json", f'{whole[:-1]},\n"rows": [\n{lines}\n]}}\n')
+    write_whole(folder / f"{name}.md", text)
+    return [f"{name}.json", f"{name}.md"]

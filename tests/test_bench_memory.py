@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from acdc.cli import main
-from benchmarks import memory
+from benchmarks import extent, memory
 from benchmarks.memory import LLAMAS, Llama, Plan, markdown, measure, write
 
 
@@ -50,4 +52,49 @@ def test_what_is_not_there_is_refused(
         main(["bench", "memory", option, value, "--out", str(tmp_path / "out")])
     assert done.value.code == 2
     assert capsys.readouterr().err.startswith(line)
+    assert not (tmp_path / "out").exists()
+
+
+def test_many_prompts_are_the_same_again() -> None:
+    size = replace(extent._SHORT, n_prompts=1200)
+    pairs = extent.repeated_task(size).pairs
+    assert len(pairs) == 1200
+    assert len(set(pairs)) == 500
+    assert pairs[500:1000] == pairs[:500]
+    assert pairs[1000:] == pairs[:200]
+
+
+@pytest.mark.slow
+def test_many_prompts_are_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["bench", "memory", "--prompts", "8,16", "--tokens", "20", "--methods", "eap,acdc"]
+    monkey = replace(extent._LONG, n_layers=1, d_model=32, n_heads=2, d_vocab=50, n_ctx=32)
+    with mock.patch.object(extent, "_LONG", monkey), pytest.raises(SystemExit) as done:
+        main([*asked, "--out", str(tmp_path)])
+    assert done.value.code == 0
+    content = json.loads((tmp_path / "extent.json").read_text())
+    rows = content["rows"]
+    assert [(row["method"], row["n_prompts"]) for row in rows] == [
+        ("eap", 8), ("eap", 16), ("eap", 2), ("acdc", 8), ("acdc", 16), ("acdc", 2)
+    ]  # fmt: skip
+    for row in rows:
+        assert 0 < row["measured"] < row["allowed"]
+        assert (row["n_kept"] is None) == (row["method"] == "eap")
+    assert "| acdc | random 4 x 128, HF init | 16 | 12 | 2,048 |" in (
+        (tmp_path / "extent.md").read_text()
+    )
+
+
+@pytest.mark.parametrize(("option", "value", "line"), [
+    ("--prompts", "0", "prompts '0': expected numbers from 1"),
+    ("--tokens", "many", "tokens 'many': expected numbers from 1"),
+    ("--methods", "eep", "unknown method 'eep'"),
+])  # fmt: skip
+def test_numbers_of_prompts_that_are_none_are_refused(
+    option: str, value: str, line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--prompts", "8"] if option == "--methods" else []
+    with pytest.raises(SystemExit) as done:
+        main(["bench", "memory", *more, option, value, "--out", str(tmp_path / "out")])
+    assert done.value.code == 2
+    assert line in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
