@@ -37,7 +37,8 @@ from acdc.methods.acdc import TWO_SIDED
 from acdc.methods.select import Chooser, Selection
 from acdc.methods.signs import stable_signs
 from acdc.methods.sweep import sweep
-from acdc.runs.discover import check_discovery, load_experiment
+from acdc.runs.building import load_experiment
+from acdc.runs.checks import check_discovery
 from acdc.runs.prompts import draw
 from acdc.settings import Settings
 from benchmarks.results import write_results

@@ -15,7 +15,8 @@ from rich.table import Table
 
 from acdc.measure.evaluation import Evaluator
 from acdc.models import MODELS
-from acdc.runs.discover import discover, load_experiment
+from acdc.runs.building import load_experiment
+from acdc.runs.discover import discover
 from acdc.runs.prompts import draw, split_prompts
 from acdc.tasks import TASKS
 from benchmarks.results import write_results

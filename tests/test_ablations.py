@@ -37,7 +37,9 @@ from acdc.methods.acdc import acdc as run_acdc
 from acdc.methods.eap import Integration, eap, eap_ig
 from acdc.methods.exact import exact
 from acdc.models.lowering import LoweredModel
-from acdc.runs.discover import build_experiment, check_settings, discover, measure
+from acdc.runs.building import build_experiment
+from acdc.runs.checks import check_settings
+from acdc.runs.discover import discover, measure
 from acdc.runs.folder import read_run, run_constants
 from acdc.settings import Settings
 from acdc.tasks.base import Task

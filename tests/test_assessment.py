@@ -17,7 +17,8 @@ from acdc.errors import OptionError, TaskError
 from acdc.evidence.assessment import importance
 from acdc.evidence.stability import Stability, stability
 from acdc.measure.evaluation import Evaluator, interval, resampled_faithfulness
-from acdc.runs.discover import build_experiment, check_settings
+from acdc.runs.building import build_experiment
+from acdc.runs.checks import check_settings
 from acdc.runs.folder import read_run
 from acdc.runs.unseen import PromptChoice
 from acdc.settings import Settings

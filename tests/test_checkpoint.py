@@ -28,14 +28,10 @@ from acdc.errors import OutputError
 from acdc.methods.acdc import acdc
 from acdc.methods.eap import eap_ig
 from acdc.models import MODELS
-from acdc.runs.discover import (
-    _fingerprint,
-    attached_nodes,
-    build_experiment,
-    check_discovery,
-    check_settings,
-    discover,
-)
+from acdc.runs.attached import attached_nodes
+from acdc.runs.building import build_experiment
+from acdc.runs.checks import check_discovery, check_settings
+from acdc.runs.discover import _fingerprint, discover
 from acdc.settings import Settings
 from acdc.tasks.positions import find_positions
 from graphs import Circuit

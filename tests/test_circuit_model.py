@@ -23,8 +23,9 @@ from acdc.errors import ModelError, OptionError
 from acdc.evidence.what_if import ablating
 from acdc.measure.ordinary import docstrings, text_loss
 from acdc.models import load_model
-from acdc.runs.discover import Silent, fit
+from acdc.runs.discover import fit
 from acdc.runs.opened import open_run
+from acdc.runs.reporter import Silent
 from graphs import Circuit, component_graph
 
 KEPT = ("a0.h1", "a1.h0", "m1")

@@ -20,8 +20,10 @@ from acdc.errors import AbilityError, OptionError
 from acdc.measure.ability import Ability, ability
 from acdc.measure.evaluation import Evaluation, Evaluator
 from acdc.methods import METHODS
+from acdc.runs.building import build_experiment, load_experiment
+from acdc.runs.checks import check_discovery
 from acdc.runs.claim import Claim, Claims
-from acdc.runs.discover import build_experiment, check_discovery, load_experiment, measure
+from acdc.runs.discover import measure
 from acdc.runs.opened import open_run
 from acdc.runs.prompts import LEAST_SELECT, load_selection, split_prompts
 from acdc.runs.unseen import PromptChoice

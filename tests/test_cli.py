@@ -27,7 +27,7 @@ from acdc.engine.patched import PatchedModel
 from acdc.methods import METHODS
 from acdc.models import BUNDLED
 from acdc.runs import discover as pipeline
-from acdc.runs.discover import build_experiment
+from acdc.runs.building import build_experiment
 from acdc.runs.folder import read_run
 from acdc.settings import Settings
 from acdc.tasks import TASKS

@@ -15,7 +15,9 @@ from acdc.methods.acdc import acdc
 from acdc.methods.eap import eap, eap_ig
 from acdc.methods.sweep import sweep
 from acdc.models import load_model
-from acdc.runs.discover import build_experiment, check_settings, discover
+from acdc.runs.building import build_experiment
+from acdc.runs.checks import check_settings
+from acdc.runs.discover import discover
 from acdc.settings import Settings
 from graphs import Circuit
 

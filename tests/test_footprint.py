@@ -28,8 +28,9 @@ from acdc.models.devices import free_memory
 from acdc.models.hugging_face import _read_weights
 from acdc.models.placement import room_on
 from acdc.models.sizes import Sizes
-from acdc.runs.discover import Silent, discover
+from acdc.runs.discover import discover
 from acdc.runs.forecast import Forecast, foresee
+from acdc.runs.reporter import Silent
 from acdc.settings import Settings
 
 

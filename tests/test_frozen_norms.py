@@ -31,7 +31,7 @@ from acdc.measure.evaluation import Evaluator
 from acdc.methods import METHODS
 from acdc.methods.exact import exact
 from acdc.models.lowering import LoweredModel
-from acdc.runs.discover import load_experiment
+from acdc.runs.building import load_experiment
 from graphs import Circuit
 from graphs.files.formats import load_circuit
 

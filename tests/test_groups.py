@@ -19,7 +19,8 @@ import acdc
 from acdc.errors import OptionError
 from acdc.evidence.groups import Cross, Groups, choose_groups
 from acdc.methods import METHODS
-from acdc.runs.discover import build_experiment, check_discovery
+from acdc.runs.building import build_experiment
+from acdc.runs.checks import check_discovery
 from acdc.settings import Settings
 from acdc.tasks.files import read_pairs, write_pairs
 from benchmarks.compiled import MODELS
@@ -149,7 +150,7 @@ def is_second(task: Any, offset: int = 6) -> NDArray[np.bool_]:
 
 def test_two_tasks_in_one_file_are_told_apart(found: Groups) -> None:
     assert len(found.groups) == 2
-    fit = acdc.runs.discover.build_experiment(found.settings).task
+    fit = acdc.runs.building.build_experiment(found.settings).task
     truth = is_second(fit)
     assert 5 < truth.sum() < len(truth) - 5
     said = found.labels >= 0  # nothing happens on a prompt whose answer is what zeros give, too

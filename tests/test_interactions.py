@@ -29,7 +29,7 @@ from acdc.measure.evaluation import Evaluator
 from acdc.measure.gates import combined, name_gates
 from acdc.models import load_model
 from acdc.models.lowering.model import LoweredModel
-from acdc.runs.discover import Silent
+from acdc.runs.reporter import Silent
 from acdc.tasks.base import Pair, Task
 
 ZERO, ONE, EQUALS, YES, NO = range(5)

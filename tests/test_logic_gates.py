@@ -27,7 +27,9 @@ from acdc.engine.metrics import get_metric
 from acdc.methods.acdc import acdc
 from acdc.methods.exact import exact
 from acdc.models import load_model
-from acdc.runs.discover import _fingerprint, build_experiment, check_discovery, check_settings
+from acdc.runs.building import build_experiment
+from acdc.runs.checks import check_discovery, check_settings
+from acdc.runs.discover import _fingerprint
 from acdc.runs.folder import read_run, versions
 from acdc.settings import Direction, Settings
 from acdc.tasks.base import Pair, Task

@@ -21,7 +21,7 @@ from acdc.engine.metrics import get_metric
 from acdc.engine.patched import metric_of_circuit
 from acdc.measure.evaluation import Evaluator
 from acdc.methods.eap import eap
-from acdc.runs.discover import with_means
+from acdc.runs.building import with_means
 from acdc.runs.pt import group_heads, read_pt, write_pt
 from graphs import Circuit, CircuitFileError, GraphError, GraphShape, component_graph, load_circuit
 

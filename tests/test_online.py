@@ -28,7 +28,7 @@ from acdc.measure.evaluation import Evaluator
 from acdc.methods.eap import Integration, eap_ig
 from acdc.methods.sweep import sweep
 from acdc.models.lowering.weights import expected_shapes
-from acdc.runs.discover import build_experiment
+from acdc.runs.building import build_experiment
 from acdc.settings import Settings
 from graphs.known.roc import auroc, average_precision, sweep_roc
 

@@ -19,14 +19,10 @@ from acdc.evidence.latents.activations import record
 from acdc.evidence.latents.effects import direct_effects
 from acdc.evidence.references import load_reference
 from acdc.evidence.stability import _common_graph
-from acdc.runs.discover import (
-    attach_dictionaries,
-    build_experiment,
-    check_settings,
-    discover,
-    fit,
-    measure,
-)
+from acdc.runs.attached import attach_dictionaries
+from acdc.runs.building import build_experiment
+from acdc.runs.checks import check_settings
+from acdc.runs.discover import discover, fit, measure
 from acdc.runs.folder import Run, read_run
 from acdc.settings import Settings
 from graphs import GraphShape, component_graph, load_circuit, read_dot

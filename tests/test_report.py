@@ -37,8 +37,7 @@ from acdc.pages.circuit import CircuitView, view_circuit
 from acdc.pages.evidence import evidence_of, read_evidence, read_repeated
 from acdc.pages.patterns import MOST_TOKENS, attention_patterns, encode_patterns
 from acdc.pages.plots import Axis, ablations_plot, frontier_plot
-from acdc.runs import discover as pipeline
-from acdc.runs import given
+from acdc.runs import attached, given
 from acdc.runs.folder import read_run
 from acdc.settings import Settings, command_line
 from acdc.tasks import Pair, Task
@@ -308,7 +307,7 @@ def test_the_command_asks_for_the_same(
         raise OptionError("enough")
 
     monkeypatch.setattr("acdc.runs.discover.discover", discover)
-    monkeypatch.setattr("acdc.runs.discover.check_settings", lambda settings: settings)
+    monkeypatch.setattr("acdc.runs.checks.check_settings", lambda settings: settings)
     with pytest.raises(SystemExit):
         main([*shlex.split(command_line(settings))[1:], "--out", str(tmp_path / "out")])
     assert asked == [settings.replace(options=METHODS[settings.method].defaults)]
@@ -384,7 +383,7 @@ def test_the_model_is_loaded_once(
         )
 
     counted(given, "load_model")
-    counted(pipeline, "load_dictionaries")
+    counted(attached, "load_dictionaries")
     found = gather(tmp_path / "run", tests=False, n_prompts=1)
     assert calls == ["load_model"] + ["load_dictionaries"] * (saes is not None)
     assert found.evidence == evidence_of(wanted)

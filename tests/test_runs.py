@@ -19,8 +19,8 @@ from acdc.engine.constants import Constants
 from acdc.errors import CircuitFileError, InputError, OptionError, OutputError
 from acdc.measure.evaluation import Evaluation
 from acdc.runs import folder as runs
+from acdc.runs.checks import check_settings
 from acdc.runs.claim import Claim
-from acdc.runs.discover import check_settings
 from acdc.runs.folder import Run, Timer, check_output, read_run, run_constants
 from acdc.settings import Settings
 from graphs import Circuit, GraphShape, component_graph

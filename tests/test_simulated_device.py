@@ -28,7 +28,7 @@ from acdc.models import Loaded
 from acdc.models.folder import ModelFolder
 from acdc.models.native import load_native
 from acdc.models.stored import keep_stored
-from acdc.runs.discover import with_constants
+from acdc.runs.building import with_constants
 
 FEW: dict[str, dict[str, Any]] = {
     "edge-pruning": {"mask_steps": 3},

@@ -52,7 +52,7 @@ def discover(
     Example: acdc discover ioi --method eap-ig --out runs/ioi
     """
     from acdc.errors import OptionError
-    from acdc.runs.discover import check_discovery
+    from acdc.runs.checks import check_discovery
     from acdc.runs.discover import discover as find
     from acdc.runs.folder import check_output
     from acdc.settings import Settings

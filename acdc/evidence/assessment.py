@@ -20,9 +20,11 @@ from acdc.measure.curves import Area, score_curve
 from acdc.measure.evaluation import Evaluation, Evaluator
 from acdc.measure.per_prompt import PerPrompt, per_prompt
 from acdc.methods import Score, meaning
-from acdc.runs.discover import Reporter, Silent, fit, with_constants, with_means
+from acdc.runs.building import with_constants, with_means
+from acdc.runs.discover import fit
 from acdc.runs.folder import EVALUATION, Timer, save_summary, versions
 from acdc.runs.opened import RunLike, open_run
+from acdc.runs.reporter import Reporter, Silent
 from acdc.runs.unseen import PromptChoice
 from acdc.settings import MOST_RESAMPLES, Direction, Settings, check_count
 from acdc.terminal.shown import Shown

@@ -28,9 +28,10 @@ from acdc.measure.ordinary import docstrings, text_loss
 from acdc.models import load_model
 from acdc.models.lowering import LoweredModel
 from acdc.models.replacing import Replaced, write_replaced
-from acdc.runs.discover import Reporter, Silent, fit
+from acdc.runs.discover import fit
 from acdc.runs.folder import check_output, versions, write_folder
 from acdc.runs.opened import RunLike, open_run
+from acdc.runs.reporter import Reporter, Silent
 from acdc.runs.unseen import PromptChoice
 from acdc.settings import Settings
 from acdc.tasks import Tokenizer

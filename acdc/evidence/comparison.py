@@ -16,9 +16,9 @@ from acdc.evidence.references import (
     check_model,
     load_reference,
 )
-from acdc.runs.discover import Reporter, Silent
 from acdc.runs.folder import Run, save_summary
 from acdc.runs.opened import Opened, RunLike, open_run, other_weights
+from acdc.runs.reporter import Reporter, Silent
 from acdc.settings import MOST_RESAMPLES, check_count
 from acdc.terminal.shown import Shown
 from graphs import (

@@ -20,10 +20,12 @@ from typing import Any
 
 from acdc.ablations import ABLATIONS
 from acdc.errors import OptionError, UnknownNameError
+from acdc.runs.checks import check_discovery
 from acdc.runs.claim import collected
-from acdc.runs.discover import Reporter, Silent, check_discovery, discover
+from acdc.runs.discover import discover
 from acdc.runs.folder import Run, versions, write_folder
 from acdc.runs.given import settings_of, spec_of
+from acdc.runs.reporter import Reporter, Silent
 from acdc.settings import Settings
 from acdc.terminal.shown import Shown
 from graphs.files.whole import write_json, write_whole

@@ -41,17 +41,13 @@ from acdc.measure.evaluation import Evaluator
 from acdc.measure.roles import measure_repeats
 from acdc.models import MODELS, where_from
 from acdc.models.steps import list_steps, split_step, step_number
+from acdc.runs.checks import check_discovery
 from acdc.runs.claim import Claim, Claims, collected
-from acdc.runs.discover import (
-    Reporter,
-    Silent,
-    check_discovery,
-    discover,
-    prepare,
-)
+from acdc.runs.discover import discover, prepare
 from acdc.runs.folder import Run, versions, write_folder
 from acdc.runs.given import method_of, settings_of, spec_of
 from acdc.runs.prompts import split_prompts
+from acdc.runs.reporter import Reporter, Silent
 from acdc.settings import MOST_RESAMPLES, Settings, check_count
 from acdc.terminal.shown import Shown
 from graphs import Circuit, compare

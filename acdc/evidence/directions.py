@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from acdc.engine.checkpoint import Checkpoint
-from acdc.runs.discover import Reporter, Silent, discover
+from acdc.runs.discover import discover
 from acdc.runs.folder import Run, check_output, finish_killed, versions, write_folder
 from acdc.runs.given import named
+from acdc.runs.reporter import Reporter, Silent
 from acdc.terminal.shown import Shown
 from graphs.files.whole import write_json
 from graphs.known.compare import Comparison, compare, to_dot_comparison

@@ -25,9 +25,11 @@ from acdc.measure.doses import HIGH, LOW, SHAPES, Curve, coefficients
 from acdc.measure.evaluation import Evaluator
 from acdc.methods.eap import eap
 from acdc.methods.nap import nap
-from acdc.runs.discover import Reporter, Silent, fit, with_constants
+from acdc.runs.building import with_constants
+from acdc.runs.discover import fit
 from acdc.runs.folder import Timer, save_summary, versions
 from acdc.runs.opened import RunLike, open_run
+from acdc.runs.reporter import Reporter, Silent
 from acdc.runs.unseen import PromptChoice
 from acdc.settings import Settings, check_count
 from acdc.terminal.shown import Shown

@@ -25,20 +25,16 @@ from acdc.methods import METHODS
 from acdc.methods.acdc import expected_changes, widened
 from acdc.methods.candidates import narrow
 from acdc.methods.sweep import sweep as sweep_thresholds
+from acdc.runs.building import with_constants
+from acdc.runs.checks import check_discovery
 from acdc.runs.claim import Claim, Claims
-from acdc.runs.discover import (
-    Reporter,
-    Silent,
-    check_discovery,
-    circuit_info,
-    prepare,
-    with_constants,
-)
+from acdc.runs.discover import circuit_info, prepare
 from acdc.runs.folder import Timer, versions, write_folder
 from acdc.runs.forecast import Forecast
 from acdc.runs.given import settings_of
 from acdc.runs.many import ALONE, all_of, check_named
 from acdc.runs.prompts import split_prompts
+from acdc.runs.reporter import Reporter, Silent
 from acdc.settings import Settings, check_count
 from acdc.terminal.shown import Shown
 from graphs import Circuit

@@ -39,18 +39,14 @@ from acdc.errors import OptionError
 from acdc.measure.ability import ability
 from acdc.measure.evaluation import Evaluator, resampled_faithfulness
 from acdc.methods import METHODS
+from acdc.runs.building import with_constants
+from acdc.runs.checks import check_discovery
 from acdc.runs.claim import Claim, Claims
-from acdc.runs.discover import (
-    Reporter,
-    Silent,
-    check_discovery,
-    circuit_info,
-    prepare,
-    with_constants,
-)
+from acdc.runs.discover import circuit_info, prepare
 from acdc.runs.folder import Timer, versions, write_folder
 from acdc.runs.given import method_of, settings_of
 from acdc.runs.prompts import Split, split_prompts
+from acdc.runs.reporter import Reporter, Silent
 from acdc.settings import MOST_RESAMPLES, Settings, check_count
 from acdc.tasks import Task, Tokenizer
 from acdc.tasks.files import write_pairs

@@ -19,9 +19,10 @@ from acdc.evidence.head_reasons import HeadReasons, circuit_heads, explain_heads
 from acdc.measure.heads import towards
 from acdc.measure.roles import HeadNumbers, measure_roles, roles_of
 from acdc.models.sizes import Sized
-from acdc.runs.discover import Reporter, Silent, fit
+from acdc.runs.discover import fit
 from acdc.runs.folder import Timer, save_summary, versions
 from acdc.runs.opened import RunLike, open_run
+from acdc.runs.reporter import Reporter, Silent
 from acdc.runs.unseen import PromptChoice
 from acdc.settings import MOST_REPEATS, Settings, check_count
 from acdc.tasks import Pair, Task, Tokenizer

@@ -32,9 +32,11 @@ from acdc.evidence.directions import Candidate, candidates_of
 from acdc.measure.ability import ability
 from acdc.measure.evaluation import Evaluator
 from acdc.measure.gates import Gate, check_prompts, check_resamples, combined, name_gates
-from acdc.runs.discover import Reporter, Silent, fit, with_constants
+from acdc.runs.building import with_constants
+from acdc.runs.discover import fit
 from acdc.runs.folder import Timer, save_summary, versions
 from acdc.runs.opened import Opened, RunLike, open_run
+from acdc.runs.reporter import Reporter, Silent
 from acdc.runs.unseen import PromptChoice
 from acdc.settings import MOST_RESAMPLES, Direction, Settings, check_count
 from acdc.terminal.shown import Shown

@@ -21,10 +21,10 @@ from scipy.optimize import linear_sum_assignment
 
 from acdc.errors import OptionError
 from acdc.measure.behaviour import Behaviour, distance, distances, measure_behaviour
-from acdc.runs.discover import Reporter, Silent
 from acdc.runs.folder import save_summary
 from acdc.runs.opened import Opened, RunLike, open_run
 from acdc.runs.reopen import reopen
+from acdc.runs.reporter import Reporter, Silent
 from acdc.settings import MOST_RESAMPLES, check_count
 from acdc.terminal.shown import Shown
 from graphs import Circuit

@@ -58,9 +58,11 @@ from acdc.engine.patched import PatchedModel
 from acdc.errors import OptionError, UnknownNameError
 from acdc.evidence.references import ModelMatch, check_model, load_reference
 from acdc.measure.evaluation import interval
-from acdc.runs.discover import Reporter, Silent, fit, with_constants
+from acdc.runs.building import with_constants
+from acdc.runs.discover import fit
 from acdc.runs.folder import Timer, save_summary, versions
 from acdc.runs.opened import RunLike, open_run
+from acdc.runs.reporter import Reporter, Silent
 from acdc.runs.unseen import PromptChoice
 from acdc.settings import MOST_RESAMPLES, Settings, check_count
 from acdc.terminal.shown import Shown

@@ -25,11 +25,13 @@ from acdc.errors import OptionError
 from acdc.evidence.conditions import chosen_corruptions
 from acdc.evidence.sources import FACTORS, Source, sources
 from acdc.executors import HERE, Resources
+from acdc.runs.checks import check_discovery
 from acdc.runs.claim import collected
-from acdc.runs.discover import Reporter, Silent, check_discovery, discover
+from acdc.runs.discover import discover
 from acdc.runs.folder import Run, versions, write_folder
 from acdc.runs.given import method_of, model_of, settings_of, spec_of
 from acdc.runs.many import ALONE, all_of, check_named
+from acdc.runs.reporter import Reporter, Silent
 from acdc.settings import Settings, check_count
 from acdc.tasks import Task, load_task
 from acdc.terminal.shown import Shown

@@ -23,9 +23,9 @@ import numpy as np
 from acdc.errors import OutputError
 from acdc.executors import Executor, Lost, Resources, chosen, resources_of
 from acdc.runs.cells import BUSY, DONE, Cell, read_cell, run_cell, run_cell_waiting
-from acdc.runs.discover import Reporter, Silent
 from acdc.runs.folder import versions
 from acdc.runs.grid import Grid, read_study
+from acdc.runs.reporter import Reporter, Silent
 from acdc.terminal.shown import Shown
 from graphs import Circuit
 from graphs.files.whole import MIB, read_json, write_json, write_whole

@@ -31,9 +31,11 @@ from acdc.engine.values import Values
 from acdc.errors import OptionError
 from acdc.measure.actions import ABLATED, CORRUPT, STEERED, Acted, Actions, steering
 from acdc.models.sizes import Sized
-from acdc.runs.discover import Reporter, Silent, fit, with_constants
+from acdc.runs.building import with_constants
+from acdc.runs.discover import fit
 from acdc.runs.folder import Timer, save_summary, versions
 from acdc.runs.opened import RunLike, open_run
+from acdc.runs.reporter import Reporter, Silent
 from acdc.runs.unseen import PromptChoice
 from acdc.settings import Settings, check_count
 from acdc.tasks import Task, Tokenizer

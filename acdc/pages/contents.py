@@ -38,11 +38,11 @@ from acdc.pages.evidence import (
     repeated_of,
 )
 from acdc.pages.heads import head_rows
-from acdc.runs.discover import Reporter, Silent
 from acdc.runs.folder import EVALUATION, Run
 from acdc.runs.given import defaults_of
 from acdc.runs.opened import Opened, RunLike, open_run
 from acdc.runs.reopen import check_summary, reopen
+from acdc.runs.reporter import Reporter, Silent
 from acdc.runs.unseen import PromptChoice
 from acdc.settings import Settings, check_count, command_line
 from acdc.tasks.texts import Texts

@@ -12,7 +12,7 @@ from typing import Any
 from acdc.errors import OptionError, UnknownNameError
 from acdc.methods import METHODS
 from acdc.runs.cells import Cell
-from acdc.runs.discover import check_discovery
+from acdc.runs.checks import check_discovery
 from acdc.settings import Settings, check_count, options_of
 from graphs.files.whole import MIB, read_text
 

@@ -12,8 +12,8 @@ from acdc.engine.constants import Constants
 from acdc.errors import CircuitFileError, OptionError
 from acdc.files.objects import JsonObject
 from acdc.models.identity import Identity, read_identity
+from acdc.runs.checks import check_settings
 from acdc.runs.circuits import circuit_file, load_circuit
-from acdc.runs.discover import check_settings
 from acdc.runs.folder import Run, read_run, run_constants, same_constants
 from acdc.runs.given import named, same_task
 from acdc.settings import Settings

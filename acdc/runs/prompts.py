@@ -115,7 +115,7 @@ def split_prompts(settings: Settings, experiment: Experiment, tokenizer: Tokeniz
     Parameters
     ----------
     settings
-        From :func:`acdc.runs.discover.check_discovery`.
+        From :func:`acdc.runs.checks.check_discovery`.
     experiment
         Of the search, on its prompts.
     tokenizer

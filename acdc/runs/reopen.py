@@ -9,8 +9,10 @@ from typing import Any
 
 from acdc.engine.experiment import Experiment
 from acdc.errors import CircuitFileError, DictionaryError, OptionError
+from acdc.runs.attached import reattach
+from acdc.runs.building import load_experiment
+from acdc.runs.checks import check_settings
 from acdc.runs.claim import Claim
-from acdc.runs.discover import check_settings, load_experiment, reattach
 from acdc.runs.folder import run_json
 from acdc.runs.opened import Opened
 from acdc.settings import Settings

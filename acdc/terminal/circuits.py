@@ -22,7 +22,6 @@ __all__ = ["bases_tables", "comparison_table", "reference_table", "roles_table"]
 
 _TOP_REFINED, _TOP_OWN = 15, 4
 
-
 _COUNTED = {"": "", "spans": ", by span", "joined": ", spans joined"}
 """Ends of titles: how a circuit split by positions was compared."""
 
