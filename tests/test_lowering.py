@@ -24,7 +24,8 @@ from transformer_lens.utilities.tl_checkpoint_conversion import convert_tl_check
 from acdc.errors import ModelError, UnsupportedModelError
 from acdc.models import load_model
 from acdc.models.lowering import LoweredModel, families, lower
-from acdc.models.lowering.attention import Kind
+from acdc.models.lowering.attention import KINDS, Kind
+from acdc.models.lowering.mlps import lean
 from acdc.models.lowering.norm import Norm
 from acdc.models.lowering.weights import expected_shapes
 
@@ -188,6 +189,35 @@ def test_family_equals_the_model_and_the_bridge(
     )
     with torch.no_grad():
         assert difference(got, bridge(tokens)) < TOLERANCE
+
+
+def test_mlps_are_computed_without_what_costs_time_alone(hf: Any, tokens: Tensor) -> None:
+    module = build("gpt2").transformer.h[0].mlp
+    twin = lean(module)
+    x = torch.randn(2, 3, 5, module.c_fc.weight.shape[0])
+    assert isinstance(twin.act, nn.GELU)
+    assert type(module.act).__name__ == "NewGELUActivation"
+    assert torch.allclose(twin(x), module(x), atol=1e-5)
+    for layer in hf("gpt2").lowered.layers:
+        parts = [*layer.mlp.module.children(), layer.mlp.writer, layer.mlp.readers[0][0]]
+        assert not any(hasattr(part, "original_component") for part in parts)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2"])
+def test_projections_of_what_stands_before_a_norm(family: str, hf: Any) -> None:
+    layer = hf(family).lowered.layers[1]
+    x = torch.randn(3, 7, layer.attention.W_O.shape[-1])
+    inverse = layer.ln1.apart(x)
+    with torch.no_grad():
+        for kind in KINDS:
+            some = [0, 1, 3][: len(layer.attention.W[kind])]
+            here = slice(0, len(some))
+            expected = layer.attention.project_each(kind, layer.ln1(x[here]), some)
+            got = layer.attention.project_apart(kind, layer.ln1, x[here], inverse[here], some)
+            assert torch.allclose(got, expected, atol=1e-5 * float(expected.abs().max()))
+    assert layer.ln1.hold(x).apart(x) is None
+    assert layer.ln1.apart(x.bfloat16()) is None
+    assert hf("gpt2").lowered.layers[0].ln1.apart(x) is None
 
 
 def altered(model: LoweredModel, **fields: Any) -> LoweredModel:

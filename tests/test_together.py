@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 import oracle
 import pytest
+from torch import Tensor
 
-from acdc.engine import inputs
+from acdc.engine import inputs, stages
 from acdc.engine.experiment import Experiment
 from acdc.engine.incremental import IncrementalRun
 from acdc.engine.metrics import get_metric
 from acdc.methods.acdc import acdc
 from acdc.models.lowering.attention import Attention
+from acdc.models.lowering.model import FeedForward
 from graphs.order import edge_order, receiver_order
 
 
@@ -35,6 +37,28 @@ def test_bits_do_not_follow_from_what_is_computed_together(
     assert alone.scores.tobytes() == together.scores.tobytes()
     assert np.array_equal(alone.in_circuit, together.in_circuit)
     assert together.in_circuit.any()
+
+
+def test_mlps_of_many_scenarios_are_run_by_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = experiment("LN")
+    whole, _ = acdc(made, 1e-3)
+    n_rows: list[int] = []
+    run = FeedForward.__call__
+
+    def counted(self: FeedForward, x: Tensor) -> Tensor:
+        n_rows.append(x.shape[:-1].numel())
+        return run(self, x)
+
+    monkeypatch.setattr(FeedForward, "__call__", counted)
+    acdc(made, 1e-3)
+    most = max(n_rows)
+    monkeypatch.setattr(stages, "_ROWS", most // 2)
+    monkeypatch.setattr(stages, "_CACHED", 1)
+    n_rows.clear()
+    parts, _ = acdc(made, 1e-3)
+    assert max(n_rows) < most
+    assert np.allclose(parts.scores, whole.scores, atol=1e-6)
+    assert np.array_equal(parts.in_circuit, whole.in_circuit)
 
 
 def test_a_layer_attends_once(monkeypatch: pytest.MonkeyPatch) -> None:

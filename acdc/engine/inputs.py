@@ -35,6 +35,7 @@ from graphs.plan import Flow, Numbers, Step
 
 __all__ = [
     "Changes",
+    "Index",
     "Input",
     "Output",
     "Places",

@@ -70,6 +70,10 @@ NOT_TRAINED = "optimal ablation: not built for cross-layer transcoders; choose m
 Index = slice | list[int]
 """Some of the positions."""
 
+_ROWS, _CACHED = 512, 1 << 18
+"""Rows that an MLP is run on together at least, where there are more; and numbers of its neurons
+that the caches of a CPU hold."""
+
 Layout = list[tuple[int, Tensor | None, int | None]]
 """Number of senders, basis and post-norm layer of each block."""
 
@@ -549,6 +553,25 @@ class LatentHeads(Heads):
         return y, written
 
 
+def _by_parts(f: Callable[[Tensor], Tensor], x: Tensor, width: int) -> Tensor:
+    """Apply a function of single rows to as many scenarios at a time as a CPU's cache holds.
+
+    Parameters
+    ----------
+    f
+        What is applied.
+    x
+        ``[scenario, batch, pos, d_model]``.
+    width
+        Numbers of a row that ``f`` has at hand.
+    """
+    rows = max(_ROWS, _CACHED // width)
+    if torch.is_grad_enabled() or x.device.type != "cpu" or x.dim() < 4 or len(x) < 2:
+        return f(x)
+    n = min(len(x), -(-x.shape[:-1].numel() // rows))
+    return f(x) if n == 1 else torch.cat([f(part) for part in x.tensor_split(n)])
+
+
 class Mlp(Stage):
     """An MLP that is one sender."""
 
@@ -572,7 +595,7 @@ class Mlp(Stage):
         """Output of the MLP at some positions."""
         mlp = self.model.layers[self.layer].mlp
         assert mlp is not None
-        return mlp.at(positions)(x)
+        return _by_parts(mlp.at(positions), x, mlp.d_mlp)
 
     def few(
         self, x: Float[Tensor, "*place pos d_model"], wanted: Wanted | None, positions: Index

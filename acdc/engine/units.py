@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from acdc.dictionaries.attachment import Attachment
-from acdc.engine.inputs import Changes, Input, Output, Together, at_once, index_of, insert
+from acdc.engine.inputs import Changes, Index, Input, Output, Together, at_once, index_of, insert
 from acdc.engine.mixtures import EXPERT, ROUTER, Experts, Projection
 from acdc.engine.moved import Moved
 from acdc.engine.program import Program
@@ -239,21 +239,38 @@ class _OfHeads(Unit):
 
     def project(self, together: Sequence[Together], news: News) -> None:
         """Find new placed projections, of what receivers read at the same positions in one."""
-        block, head_of = self.model.layers[self.stage.layer], self.stage.head_of
+        attention, head_of = self.model.layers[self.stage.layer].attention, self.stage.head_of
         for some in together:
             at = index_of(some.positions)
-            read = block.ln1.at(at)(some.read)
+            behind = self._behind(some, at)
             for kind in KINDS:
                 rows = [i for i, v in enumerate(some.receivers) if (v, kind) in head_of]
                 if not rows:
                     continue
                 heads = [head_of[some.receivers[i], kind] for i in rows]
-                x = read[index_of(tuple(rows))]
-                found = block.attention.project_each(kind, x.flatten(1, -2), heads)
-                found = found.unflatten(1, x.shape[1:-1])
-                placed = block.attention.place(kind, found, at, heads)
+                found = behind(kind, rows, heads)
+                found = found.view(len(rows), *some.read.shape[1:-1], found.shape[-1])
+                placed = attention.place(kind, found, at, heads)
                 for i, own in zip(rows, placed.unbind(), strict=True):
                     news.placed[some.receivers[i], kind] = own
+
+    def _behind(
+        self, some: Together, at: Index
+    ) -> Callable[[Kind, Sequence[int], Sequence[int]], Tensor]:
+        """What finds projections ``[row, n, d_head]`` of a kind behind the norm."""
+        block = self.model.layers[self.stage.layer]
+        norm, attention = block.ln1.at(at), block.attention
+        inverse = None if attention.shared else norm.apart(some.read)
+        read = norm(some.read) if inverse is None else some.read
+
+        def project(kind: Kind, rows: Sequence[int], heads: Sequence[int]) -> Tensor:
+            own = index_of(tuple(rows))
+            x = read[own].flatten(1, -2)
+            if inverse is None:
+                return attention.project_each(kind, x, heads)
+            return attention.project_apart(kind, norm, x, inverse[own].flatten(1, -2), heads)
+
+        return project
 
 
 class Head(_OfHeads):
@@ -276,7 +293,9 @@ class Head(_OfHeads):
                 continue
             for at in neighbours(tuple(heads)):
                 written = attention.write(z[at].flatten(1, -2), heads[at])
-                found += inputs.store_heads(some[at], written.unflatten(1, z.shape[1:-1]))
+                found += inputs.store_heads(
+                    some[at], written.view(len(written), *z.shape[1:-1], -1)
+                )
         return found
 
     def n_weights(self, step: Step) -> int:

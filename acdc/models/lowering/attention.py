@@ -212,6 +212,27 @@ class Attention:
         parts = [self.project_split(kind, x[at], some[at]) for at in neighbours(tuple(some))]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
+    def project_apart(
+        self,
+        kind: Kind,
+        norm: Norm,
+        x: Float[Tensor, "head n d_model"],
+        inverse: Float[Tensor, "head n 1"],
+        some: Sequence[int],
+    ) -> Float[Tensor, "head n d_head"]:
+        """As :meth:`project_each`, of what is read in front of a norm (see :meth:`Norm.apart`).
+
+        Its weight goes into the matrices and ``inverse`` into the projections, which are narrower
+        than the stream.
+        """
+        parts = []
+        for at in neighbours(tuple(some)):
+            W, b = self._weights(kind, some[at])
+            W = W if norm.weight is None else W * norm.weight[:, None]
+            found = (x[at] @ W).mul_(inverse[at])
+            parts.append(found if b is None else found.add_(b[:, None]))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
     def project_head(
         self, kind: Kind, head: int, x: Float[Tensor, "*place pos d_model"]
     ) -> Float[Tensor, "*place pos d_head"]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from acdc.errors import UnsupportedModelError
 from acdc.models.lowering.attention import KINDS, Attention, Kind, Rotary, SharedNorm
 from acdc.models.lowering.mixture import Mixture
-from acdc.models.lowering.mlps import PlainMlp, SplitMlp
+from acdc.models.lowering.mlps import PlainMlp, SplitMlp, bare, lean
 from acdc.models.lowering.model import FeedForward, LoweredLayer, LoweredModel
 from acdc.models.lowering.norm import Norm
 from acdc.models.stored import held_bytes, kept_like
@@ -223,19 +223,19 @@ def _read_mlp(
     names = ("in", "gate") if gated else ("in",)
     return FeedForward(
         norm=norm,
-        module=_module(block.mlp),
+        module=lean(_module(block.mlp)),
         post=post,
         gated=gated,
-        writer=block.mlp.out,
+        writer=bare(block.mlp.out),
         W_out=block.mlp.W_out,
-        readers=tuple((getattr(block.mlp, x), getattr(block.mlp, f"W_{x}")) for x in names),
+        readers=tuple((bare(getattr(block.mlp, x)), getattr(block.mlp, f"W_{x}")) for x in names),
     )
 
 
 def _read_mixture(module: Any, family: Family, norm: Norm) -> Mixture:
     """Return a mixture of experts; its router gives logits, weights and which they are of."""
     assert family.router is not None
-    router, experts = _bare(getattr(module, family.router)), _bare(module.experts)
+    router, experts = bare(getattr(module, family.router)), bare(module.experts)
 
     experts.config._experts_implementation = (
         "eager"  # the others need sizes of 16 bytes, no float64
@@ -307,7 +307,7 @@ def _read_attention(
 
 def _qk_norm(module: Any, kind: Kind) -> Norm | None:
     norm = getattr(module, f"{kind}_norm", None)
-    return None if norm is None else _read_norm(_bare(norm))
+    return None if norm is None else _read_norm(bare(norm))
 
 
 def _shared(
@@ -412,25 +412,20 @@ def _hf_rotary(bridge: Any, n_ctx: int, *kind: str) -> Rotary | None:
 def _opt_mlp(block: Any) -> PlainMlp:
     """Two maps of the block; the bridge's own would flatten what they are given."""
     layer = _module(block)
-    return PlainMlp(_bare(layer.fc1), layer.activation_fn, _bare(layer.fc2))
+    return PlainMlp(bare(layer.fc1), layer.activation_fn, bare(layer.fc2))
 
 
 def _phi3_mlp(block: Any) -> SplitMlp:
     mlp = block.mlp
-    reader, gate = _bare(getattr(mlp, "in")), _bare(mlp.gate)
-    return SplitMlp(reader, gate, _module(mlp).activation_fn, _bare(mlp.out))
+    reader, gate = bare(getattr(mlp, "in")), bare(mlp.gate)
+    return SplitMlp(reader, gate, _module(mlp).activation_fn, bare(mlp.out))
 
 
 def _qwen3_moe_mlp(block: Any) -> SplitMlp:
     """A layer without experts, which the bridge has no parts of."""
     mlp = _module(block.mlp)
-    reader, gate, writer = (_bare(part) for part in (mlp.up_proj, mlp.gate_proj, mlp.down_proj))
+    reader, gate, writer = (bare(part) for part in (mlp.up_proj, mlp.gate_proj, mlp.down_proj))
     return SplitMlp(reader, gate, mlp.act_fn, writer)
-
-
-def _bare(part: Any) -> Any:
-    """Return the model's own module, in a bridge's component or not."""
-    return getattr(part, "original_component", part)
 
 
 # --- what is refused ----------------------------------------------------------------------

@@ -98,6 +98,15 @@ class Norm:
         """``1 / std [..., 1]`` (root mean square) of ``x``, or what is held; at least float32."""
         return self._inverse(self._centred(x))
 
+    def apart(self, x: Float[Tensor, "*place d_model"]) -> Tensor | None:
+        """``1 / rms [..., 1]`` of ``x``, where the norm is no more than this times the weight.
+
+        None where it is: a LayerNorm, one that holds, or one in a type that rounds in between.
+        """
+        if self.kind != "RMS" or self.held is not None or x.dtype.itemsize < 4:
+            return None
+        return torch.linalg.vecdot(x, x).div_(x.shape[-1]).add_(self.eps).rsqrt_()[..., None]
+
     def vjp(
         self, x: Float[Tensor, "*place d_model"], g: Float[Tensor, "*more d_model"]
     ) -> Float[Tensor, "*more d_model"]:
