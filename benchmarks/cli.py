@@ -46,11 +46,24 @@ def speed(
         Path | None,
         typer.Option("--peers", help="Rows of other packages, from benchmarks/peers.sh."),
     ] = None,
+    before: Annotated[
+        Path | None,
+        typer.Option("--before", help="Compare with this worktree; --out: a folder."),
+    ] = None,
+    parts: Annotated[
+        str,
+        typer.Option("--parts", help="Of --before: bundled, growth, acdc, MODEL:TASK:METRIC:TAU."),
+    ] = "bundled,growth,acdc",
 ) -> None:
     """Time ACDC and attribution as multiples of the model's own passes.
 
     Example: acdc bench speed --out speed.json
+
+    Example: acdc bench speed --before ../old --parts bundled,language-small:pronoun:kl:0.0005
     """
+    if before is not None:
+        _compare(before, _names(parts) or [], device, quick, out)
+        return
     from acdc.terminal.console import SafeConsole, say
     from benchmarks.speed import Plan, Row, measure, read_peers, run_table, write
 
@@ -330,6 +343,21 @@ def _extent(
         say(f"{row.method}: {row.n_prompts:,} prompts of {row.n_pos:,} tokens", stderr=True)
         write(folder, rows, plan)
     _show(run_table(rows), folder, write(folder, rows, plan))
+
+
+def _compare(before: Path, parts: list[str], device: str, quick: bool, out: Path) -> None:
+    """Measure two worktrees in turn."""
+    from acdc.terminal.console import say
+    from benchmarks.before import Pair, compare, table, write
+    from benchmarks.results import check_folder
+
+    folder, pairs, files = check_folder(out.with_suffix("")), list[Pair](), list[str]()
+    for part, found in compare(before, parts, device, quick=quick):
+        pairs += found
+        times = ", ".join(f"{pair.now.method} {pair.times:.2f}" for pair in found)
+        say(f"{part}: times faster: {times}", stderr=True)
+        files = write(folder, pairs, device)  # a run that is stopped leaves what it has measured
+    _show(table(pairs), folder, files)
 
 
 def _show(table: Table, folder: Path, files: Sequence[str]) -> None:
