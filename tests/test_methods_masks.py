@@ -21,7 +21,7 @@ from acdc.cli import main
 from acdc.engine.experiment import Experiment
 from acdc.engine.metrics import get_metric
 from acdc.engine.patched import PatchedModel
-from acdc.engine.steps import in_steps
+from acdc.engine.steps import ROOM, in_steps
 from acdc.engine.work import Work
 from acdc.errors import OptionError
 from acdc.methods import METHODS
@@ -209,14 +209,35 @@ def test_what_a_step_sees_does_not_depend_on_what_fits(
     long, short = (oracle.small_task(1, n, (length,)).pairs for n, length in ((34, 5), (11, 4)))
     experiment, _ = build("LN", 0, task=Task("random", long + short))
     training = Training(0.9, mask_steps=6)
-    parts, steps = in_steps(experiment, 32, 1 << 28)
+    parts, steps = in_steps(experiment, 32, 1 << 26, 1 << 30)
     sizes = [[parts.batches[i].n_prompts for i in step] for step in steps]
     assert sizes == [[8, 3], [8, 8, 8, 8], [2]]
     whole = method(experiment, training)
-    found = method(replace(experiment, batch_size=7), training, Work(memory=1))
+    found = method(replace(experiment, batch_size=7), training, Work(memory=ROOM))
     np.testing.assert_array_equal(found, whole)
-    monkeypatch.setattr("acdc.engine.steps.ROOM", 1)  # prompt by prompt
-    np.testing.assert_allclose(method(experiment, training), whole, atol=1e-9)
+    for work in (Work(memory=1), Work()):  # prompt by prompt
+        np.testing.assert_allclose(method(experiment, training, work), whole, atol=1e-9)
+        monkeypatch.setattr("acdc.engine.steps.ROOM", 1)
+
+
+@pytest.mark.parametrize("method", TRAINED, ids=lambda m: m.__name__)
+def test_what_is_run_together_fits_the_memory(
+    method: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment, _ = build("LN", 0, task=oracle.small_task(1, 34, (5,)))
+    each = PatchedModel(experiment).bytes_per_prompt(5)
+    sizes: list[int] = []
+
+    def rows(model: PatchedModel, i: int, *args: Any, **options: Any) -> Any:
+        sizes.append(model.experiment.batches[i].n_prompts)
+        return run(model, i, *args, **options)
+
+    run = PatchedModel.rows
+    monkeypatch.setattr(PatchedModel, "rows", rows)
+    for n, memory in ((32, 32 * each), (8, 15 * each), (1, each), (1, 1)):
+        sizes.clear()
+        method(experiment, Training(0.9, mask_steps=2), Work(memory=memory))
+        assert max(sizes) == n
 
 
 # --- bad input ----------------------------------------------------------------------------

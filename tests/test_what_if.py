@@ -21,6 +21,7 @@ from parity_pairs import jsonl, parity_rows
 from test_attribution import build
 
 import acdc
+from acdc.cli import main
 from acdc.engine.acted import ActedModel, Carried
 from acdc.engine.experiment import Experiment
 from acdc.engine.patched import PatchedModel
@@ -260,3 +261,32 @@ def test_prompts_of_ones_own_have_no_spans_and_maybe_no_corruption() -> None:
     both_ways, _ = build("bidirectional", 0)
     with pytest.raises(OptionError, match="the model reads both ways"):
         _check_use(both_ways, ablated, [], 1)
+
+
+class Reached(Exception):  # noqa: N818  (no error)
+    """An experiment was told what it may take."""
+
+
+@pytest.mark.parametrize("name", ["what_if", "interactions", "self_repair", "report"])
+def test_memory_bounds_what_is_measured(
+    name: str, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def within(self: Experiment, memory: int) -> Experiment:
+        raise Reached(memory)
+
+    command = [name.replace("_", "-"), str(run), "--memory"]
+    acted = ["--ablate", "a0.h0"] if name == "what_if" else []
+    monkeypatch.setattr(Experiment, "within", within)
+    with pytest.raises(Reached, match=str(2**29)):
+        main([*command, "0.5", *acted])
+    with pytest.raises(SystemExit) as done:
+        main([*command, "0", *acted])
+    assert done.value.code == 2
+    assert "acdc: memory 0: expected GiB above 0, as 1" in capsys.readouterr().err
+
+
+def test_what_does_not_fit_is_run_in_parts(run: Path) -> None:
+    asked: dict[str, Any] = {"ablate": ["a0.h0"], "seen": True}
+    few, whole = acdc.what_if(run, memory=1, **asked), acdc.what_if(run, **asked)
+    assert few.metric_before == pytest.approx(whole.metric_before, abs=1e-6)
+    assert few.metric_after == pytest.approx(whole.metric_after, abs=1e-6)

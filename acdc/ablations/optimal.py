@@ -138,7 +138,7 @@ def optimal_constants(
     metric = experiment.metric if experiment.metric.compares else get_metric("kl")
     trainer = replace(experiment, metric=metric, intervention="mean", constants=None)
     longest = max(len(pair.clean) for pair in trainer.task.pairs)
-    trainer, seen = in_steps(trainer, _PROMPTS, _bytes_per_prompt(trainer, longest))
+    trainer, seen = in_steps(trainer, _PROMPTS, _bytes_per_prompt(trainer, longest), memory)
     groups = _groups(trainer)
     cases = [
         _Case.of(trainer, batch) if here().owns(i) else None

@@ -199,6 +199,7 @@ def self_repair(
         typer.Option("--min-share", help="Of what was taken, what a backup gives back at least."),
     ] = 0.1,
     n_resamples: opt.NResamples = 1000,
+    memory: opt.Memory = 1.0,
     as_json: opt.Json = False,
     out: opt.JsonFile = None,
     overwrite: opt.Replace = False,
@@ -219,11 +220,13 @@ def self_repair(
 
     known = None if reference is None else load_reference(reference)
     roles = parse_roles(role, known) if role else known
+    n_bytes = to_bytes(memory)
     if out is not None:
         check_file(out, overwrite)
     repair = measure(
         circuit, roles, task=task, of=known, other_model=other_model, seen=seen,
-        min_share=min_share, n_resamples=n_resamples, reporter=TerminalReporter(), **asked,
+        min_share=min_share, n_resamples=n_resamples, memory=n_bytes,
+        reporter=TerminalReporter(), **asked,
     )  # fmt: skip
     answer(
         repair.summary,
@@ -266,6 +269,7 @@ def report(
     prompts: Annotated[
         int, typer.Option("--prompts", help="Prompt pairs to show attention patterns on.")
     ] = 3,
+    memory: opt.Memory = 1.0,
     trust_remote_code: opt.Trust = False,
     overwrite: opt.Replace = False,
 ) -> None:
@@ -279,14 +283,14 @@ def report(
     from acdc.pages.report import report as write
     from acdc.terminal.console import TerminalReporter, say
 
-    page = out or run / "report.html"
+    n_bytes, page = to_bytes(memory), out or run / "report.html"
     if not run.is_dir():
         raise CircuitFileError(f"{run}: no such folder; give the folder of a run")
     check_page(page, overwrite)
     found = write(
         run, evaluation=evaluation, stability=stability, doses=doses, reference=reference,
         other_model=other_model, tests=tests, n_prompts=prompts,
-        trust_remote_code=trust_remote_code, reporter=TerminalReporter(),
+        trust_remote_code=trust_remote_code, memory=n_bytes, reporter=TerminalReporter(),
     )  # fmt: skip
     found.save(page, overwrite=True)
     say(f"written to {page}")

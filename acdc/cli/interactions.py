@@ -10,7 +10,7 @@ import typer
 from acdc.cli import options as opt
 from acdc.cli.answers import answer
 from acdc.cli.asked import takes
-from acdc.cli.inputs import check_file
+from acdc.cli.inputs import check_file, to_bytes
 
 __all__ = ["interactions"]
 
@@ -38,6 +38,7 @@ def interactions(
         typer.Option("--seen/--unseen", help="Measure on the prompts that discovery saw."),
     ] = False,
     n_resamples: opt.NResamples = 1000,
+    memory: opt.Memory = 1.0,
     as_json: opt.Json = False,
     out: opt.JsonFile = None,
     overwrite: opt.Replace = False,
@@ -56,11 +57,12 @@ def interactions(
     from acdc.terminal.backups import interactions_tables
     from acdc.terminal.console import TerminalReporter
 
+    n_bytes = to_bytes(memory)
     if out is not None:
         check_file(out, overwrite)
     found = measure(
         run, edge or (), task=task, seen=seen, max_pairs=max_pairs, alpha=alpha,
-        n_resamples=n_resamples, reporter=TerminalReporter(), **asked,
+        n_resamples=n_resamples, memory=n_bytes, reporter=TerminalReporter(), **asked,
     )  # fmt: skip
     answer(
         found.summary,

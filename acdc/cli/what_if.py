@@ -10,7 +10,7 @@ import typer
 from acdc.cli import options as opt
 from acdc.cli.answers import answer
 from acdc.cli.asked import takes
-from acdc.cli.inputs import check_file
+from acdc.cli.inputs import check_file, to_bytes
 
 __all__ = ["what_if"]
 
@@ -60,6 +60,7 @@ def what_if(
         bool,
         typer.Option("--seen/--unseen", help="Measure on the prompts that discovery saw."),
     ] = False,
+    memory: opt.Memory = 1.0,
     as_json: opt.Json = False,
     out: opt.JsonFile = None,
     overwrite: opt.Replace = False,
@@ -78,12 +79,13 @@ def what_if(
     from acdc.terminal.what_if import what_if_parts
 
     factors = {"scale": _factors("scale", scale or ()), "steer": _factors("steer", steer or ())}
+    n_bytes = to_bytes(memory)
     if out is not None:
         check_file(out, overwrite)
     found = look(
         run, ablate=ablate or (), patch=patch or (), only_circuit=only_circuit,
         prompts=prompt or (), corrupt=corrupt or (), generate=generate, top=top, show=show,
-        task=task, seen=seen, reporter=TerminalReporter(), **factors, **asked,
+        task=task, seen=seen, memory=n_bytes, reporter=TerminalReporter(), **factors, **asked,
     )  # fmt: skip
     answer(
         found.summary,

@@ -47,8 +47,8 @@ from acdc.models.lowering.model import Key, LoweredModel, Trace
 from graphs.select import top_edges
 
 __all__ = [
-    "MOST_POINTS",
     "AtBase",
+    "OfInputs",
     "Point",
     "Points",
     "Room",
@@ -69,8 +69,6 @@ Tokens = slice | Tensor
 
 _MOST_TOKENS = 64
 """Tokens of one chunk with latents: with more, those that few of them share fill the arrays."""
-MOST_POINTS = 5
-"""Points whose gradients are added up before products are taken."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,6 +105,17 @@ class AtBase:
     def __call__(self, batch: Batch, base: Trace, other: Trace) -> Iterator[Point]:
         """Yield it, see :data:`Points`."""
         yield Point(self.experiment.runs(batch)[0])
+
+
+@dataclass(frozen=True, eq=False)
+class OfInputs:
+    """Points that are made of prompts and embeddings alone: plain runs are not kept for them."""
+
+    points: Points
+
+    def __call__(self, batch: Batch, base: Trace, other: Trace) -> Iterator[Point]:
+        """Yield them, see :data:`Points`."""
+        return self.points(batch, base, other)
 
 
 Room = dict[int, Tensor]
@@ -281,8 +290,14 @@ def _scores(
 
     shares = isinstance(points, AtBase) and not experiment.holds_base
     most = experiment.footprint.tokens_of_part(experiment.batches[i].clean.shape[1])
-    together = 1 if experiment.program.has_posts else min(round(1 / weight), MOST_POINTS)
-    parts = parts_of(experiment, i, memory, base_run if shares else None, together)
+    keeps = not isinstance(points, AtBase | OfInputs)
+    together = experiment.footprint.points_at_once(
+        experiment.batches[i].clean.shape[1], memory, round(1 / weight),
+        shares_base=shares, keeps_runs=keeps,
+    )  # fmt: skip
+    parts = parts_of(
+        experiment, i, memory, base_run if shares else None, together, keeps_runs=keeps
+    )
     for batch, program, base, other, differences in parts:
         own = program.stages[group.start : group.stop]
         is_dense = not any(block.narrow for block in program.blocks)
@@ -303,6 +318,7 @@ def _scores(
                         seen = program.senders_seen(stage)
                         _accumulate(stage, seen, places, found, rows, scores[span], weight)
             del found
+        del base, other, differences, some  # before the next part is run
     return scores
 
 
@@ -471,7 +487,9 @@ def integrate_nodes(
 
     def of(i: int) -> Tensor:
         totals = []
-        for batch, own, base, other, differences in parts_of(experiment, i, memory):
+        keeps = not isinstance(points, AtBase | OfInputs)
+        parts = parts_of(experiment, i, memory, keeps_runs=keeps)
+        for batch, own, base, other, differences in parts:
             total = torch.zeros(batch.n_prompts, program.n_senders, n_spans, dtype=torch.double)
             inside = torch.eye(n_spans, dtype=torch.double)[list(batch.spans)]  # (pos, span)
             for point in points(batch, base, other):
@@ -486,6 +504,7 @@ def integrate_nodes(
                     total[:, block.start : block.stop] += by_span.transpose(0, 1) / n_points
                 tell(batch.n_prompts)
             totals.append(total.flatten(1))
+            del base, other, differences  # before the next part is run
         return torch.cat(totals)
 
     return torch.cat(experiment.by_batch(of, told=tell)).numpy()
@@ -517,17 +536,21 @@ def parts_of(
     memory: int,
     base_run: Callable[[Batch], Trace] | None = None,
     together: int = 1,
+    *,
+    keeps_runs: bool = True,
 ) -> Iterator[tuple[Batch, Program, Trace, Trace, Values]]:
     """Yield parts of a batch that fit: prompts, program, plain runs and senders' differences.
 
     Differences ``ablated_u - base_u`` are ``[sender, token, width]`` by block.  ``base_run`` makes
     the run that ablation starts from; None: an ordinary pass.  The gradients of ``together`` points
-    are held at once.  How many prompts fit: :meth:`Footprint.prompts_at_once`.
+    are held at once; of the plain runs all, or the embeddings alone.  How many prompts fit:
+    :meth:`Footprint.prompts_at_once`.
     """
     program, whole = experiment.program, experiment.batches[i]
     n_prompts = experiment.footprint.prompts_at_once(
-        whole.clean.shape[1], memory, together, shares_base=base_run is not None
-    )
+        whole.clean.shape[1], memory, together,
+        shares_base=base_run is not None, keeps_runs=keeps_runs,
+    )  # fmt: skip
     for batch in whole.split(n_prompts):
         with torch.no_grad():
             tokens, others = experiment.runs(batch)
@@ -538,7 +561,11 @@ def parts_of(
             pairs = zip(ablated, values, strict=True)
             differences = [(a - b).flatten(1, 3) for a, b in pairs]
             own = experiment.program_on(batch, base)
+            if not keeps_runs:
+                base, other = Trace(base.embeds), Trace(other.embeds)
+            del values, ablated, pairs
         yield batch, own, base, other, differences
+        del base, other, differences
 
 
 def chunk_size(program: Program, differences: Values, memory: int) -> int:

@@ -129,6 +129,13 @@ class Experiment:
         exact = self.in_float32
         return replace(self, task=task, in_float32=None if exact is None else exact.on(task))
 
+    def within(self, memory: int) -> Self:
+        """Return the same experiment, of which passes and evaluations may take so many bytes."""
+        exact = self.in_float32
+        return replace(
+            self, memory=memory, in_float32=None if exact is None else exact.within(memory)
+        )
+
     @cached_property
     def selection(self) -> Experiment:
         """The same experiment on the prompts that the size of a circuit is chosen on."""

@@ -12,16 +12,19 @@ from dataclasses import dataclass
 from acdc.engine.program import Program
 from acdc.engine.stages import Transcoder
 from acdc.models.lowering.attention import PATTERN_BYTES
+from acdc.models.lowering.model import is_long
 from acdc.models.sizes import Sizes
 from acdc.models.stored import MOST_SCRATCH
 
-__all__ = ["Footprint", "room_for_scenarios", "streams"]
+__all__ = ["MOST_POINTS", "Footprint", "room_for_scenarios", "streams"]
 
 _CHUNK_BYTES = 8 << 20
 """Gradients of a stage's receivers are mapped back in parts of this size: small enough that the
 allocator keeps the memory, and that they are in the cache when they are read again."""
 _HOLES = 1.2
 """What many tensors take beyond their size, as allocators cannot use all that was given back."""
+MOST_POINTS = 5
+"""Points whose gradients are added up before products are taken."""
 _FEWEST_TOKENS = 4
 """Tokens of one part at least: products with fewer rows are computed otherwise."""
 
@@ -150,15 +153,28 @@ class Footprint:
         """
         sizes, shape = self.sizes, self.sizes.shape
         neurons = (3 if sizes.gated else 4) * sizes.d_mlp
+        if is_long(n_pos, sizes.d_mlp):  # computed anew, a layer at a time
+            neurons = 0
         layer = 3 * shape.n_heads * sizes.d_head + neurons
+        backward = 0
         if shape.n_heads * n_pos * n_pos * 4 <= PATTERN_BYTES:
             layer += self._pattern(n_pos)
+        else:  # computed anew: scores, patterns and their gradients, of a part of the queries
+            backward = 3 * self._pattern(n_pos)
         if sizes.used.itemsize < 4:  # what norms read, in float32
             layer += 4 * sizes.d_model
-        numbers = (shape.n_layers * layer + self._layer(n_pos) + self._gradients) * n_pos
+        work = self._layer(n_pos) + backward
+        numbers = (shape.n_layers * layer + work + self._gradients) * n_pos
         return self._bytes(numbers + 3 * self._logits)
 
-    def attribution(self, n_pos: int, together: int = 1, *, shares_base: bool = False) -> int:
+    def attribution(
+        self,
+        n_pos: int,
+        together: int = 1,
+        *,
+        shares_base: bool = False,
+        keeps_runs: bool = True,
+    ) -> int:
         """What attribution keeps of a prompt: plain runs, differences and gradients.
 
         Parameters
@@ -169,14 +185,18 @@ class Footprint:
             Points whose gradients are held at once.
         shares_base
             Whether the run that ablation starts from is that of the gradient.
+        keeps_runs
+            Whether plain runs are kept for the points, or their embeddings alone.
         """
         left = self._bytes(self._trace * n_pos)
         found = left + self._bytes(self._gradients * n_pos)
         differences = self._bytes(self._differences * n_pos)
         if shares_base:
-            most = max(left + self.gradient(n_pos), 2 * left + differences + found)
+            most = left + max(self.gradient(n_pos), differences + found)
         else:
-            most = 3 * left + differences + (together - 1) * found + self.gradient(n_pos)
+            runs, held = 2 * left + differences, (together - 1) * found
+            before = runs if keeps_runs else differences
+            most = max(runs, before + held + left + self.gradient(n_pos))
         return int(_HOLES * most)
 
     @property
@@ -195,15 +215,54 @@ class Footprint:
         numbers = (self.vectors + 2 * self.receivers) * self.sizes.d_model
         return self._bytes(numbers * min(self.tokens_of_part(n_pos), n_prompts * n_pos))
 
+    def points_at_once(
+        self,
+        n_pos: int,
+        memory: int,
+        n_points: int,
+        *,
+        shares_base: bool = False,
+        keeps_runs: bool = True,
+    ) -> int:
+        """At how many points gradients are added up before products are taken.
+
+        As many as there are, up to :data:`MOST_POINTS`; fewer where a long prompt does not fit
+        otherwise; and one where what is read depends on the point (post-norms).
+        """
+        if self.sizes.n_posts:
+            return 1
+        left = memory - self.products(n_pos, 1)
+
+        def fits(together: int) -> bool:
+            each = self.attribution(n_pos, together, shares_base=shares_base, keeps_runs=keeps_runs)
+            return each <= left
+
+        return next(filter(fits, range(max(1, min(n_points, MOST_POINTS)), 1, -1)), 1)
+
+    def rows(self, n_tokens: int) -> int:
+        """What vectors of all senders take on some tokens, with what is made of them."""
+        numbers = (self.vectors + 3 * self.sizes.shape.n_heads) * self.sizes.d_model
+        return self._bytes(numbers * n_tokens)
+
+    def runs_at_once(self, n_pos: int, memory: int) -> int:
+        """How many prompts are run at once that take half of the memory; vectors the other."""
+        return max(1, memory // 2 // self.plain(n_pos))
+
     def prompts_at_once(
-        self, n_pos: int, memory: int, together: int = 1, *, shares_base: bool = False
+        self,
+        n_pos: int,
+        memory: int,
+        together: int = 1,
+        *,
+        shares_base: bool = False,
+        keeps_runs: bool = True,
     ) -> int:
         """How many prompts attribution takes at once; parameters as above.
 
         Of a multiple of those whose gradients are mapped back together: so what is added up
         together is the same whatever the memory.
         """
-        each = self.attribution(n_pos, together, shares_base=shares_base)
+        each = self.attribution(n_pos, together, shares_base=shares_base, keeps_runs=keeps_runs)
         at_once = max(1, self.tokens_at_once // n_pos)
         left = memory - self.products(n_pos, at_once)
         return max(1, left // each // at_once) * at_once

@@ -234,8 +234,8 @@ def evaluate(
     check_training(settings, asked, optimal=optimal)
     prompts, constants = PromptChoice(discovery, seen), opened.constants(settings)
     with timer.phase("load"), reporter.phase("load model and task", None):
-        circuit, experiment = fit(opened.circuit, settings, prompts, constants)
-        experiment = with_means(replace(experiment, memory=memory))
+        circuit, experiment = fit(opened.circuit, settings, prompts, constants, memory)
+        experiment = with_means(experiment)
     return assess(
         circuit, experiment, settings, trials=trials, tests=tests, n_resamples=n_resamples,
         optimal=optimal, by_prompt=by_prompt, memory=memory, reporter=reporter, timer=timer,
@@ -280,7 +280,7 @@ def assess(
     check_count("n_resamples", n_resamples, at_most=MOST_RESAMPLES)
     reporter, trials, timer = reporter or Silent(), trials or Trials(), timer or Timer()
     with timer.phase("constants"):
-        experiment = with_constants(replace(experiment, memory=memory), memory, reporter)
+        experiment = with_constants(experiment.within(memory), memory, reporter)
         left_out = _left_out(experiment, optimal)
         others = [
             with_constants(other, memory, reporter)

@@ -193,7 +193,8 @@ def dose(
     settings = opened.settings(task=task, **asked)
     prompts = PromptChoice(opened.discovery_with(settings), seen)
     with timer.phase("load"), reporter.phase("load model and task", None):
-        circuit, experiment = fit(opened.circuit, settings, prompts, opened.constants(settings))
+        constants = opened.constants(settings)
+        circuit, experiment = fit(opened.circuit, settings, prompts, constants, memory)
     wanted = _wanted(circuit, names, edges)
     experiment = with_constants(experiment, memory, reporter)
     work = Work(memory=memory)

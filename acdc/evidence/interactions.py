@@ -196,6 +196,7 @@ def interactions(
     alpha: float = 0.01,
     n_resamples: int = 1000,
     resample_seed: int = 0,
+    memory: int = 1 << 30,
     reporter: Reporter | None = None,
     **asked: Any,
 ) -> Interactions:
@@ -220,6 +221,8 @@ def interactions(
         Chance of calling any pair a gate that is none, above 0 and below 1.
     n_resamples, resample_seed
         Of the bootstrap over prompts.
+    memory
+        Bytes that passes and evaluations may take, beside the weights.
     reporter
         Told of progress.
     **asked
@@ -250,7 +253,8 @@ def interactions(
     chosen, n_left_out = _choose(circuit, edges, max_pairs, wanted)
     prompts = PromptChoice(opened.discovery_with(settings), seen)
     with timer.phase("load"), reporter.phase("load model and task", None):
-        circuit, experiment = fit(circuit, settings, prompts, opened.constants(settings))
+        constants = opened.constants(settings)
+        circuit, experiment = fit(circuit, settings, prompts, constants, memory)
     check_prompts(len(experiment.task))
     n_edges = len({edge for pair in chosen for edge in pair})
     tables = []
@@ -261,7 +265,7 @@ def interactions(
         doubts = ability(experiment).doubts
         for direction in DIRECTIONS:
             own = replace(experiment, direction=direction)
-            evaluator = Evaluator(with_constants(own, reporter=reporter))
+            evaluator = Evaluator(with_constants(own, memory, reporter))
             tables.append(_measure(evaluator, chosen, direction, reporter))
     with timer.phase("test"):
         gates = name_gates(

@@ -254,6 +254,7 @@ def self_repair(
     min_share: float = 0.1,
     n_resamples: int = 1000,
     resample_seed: int = 0,
+    memory: int = 1 << 30,
     reporter: Reporter | None = None,
     **asked: Any,
 ) -> SelfRepair:
@@ -281,6 +282,8 @@ def self_repair(
         What a backup gives back at least, as a share of what was taken; above 0, at most 1.
     n_resamples, resample_seed
         Of the bootstrap over prompts.
+    memory
+        Bytes that passes and evaluations may take, beside the weights.
     reporter
         Told of progress.
     **asked
@@ -321,9 +324,10 @@ def self_repair(
         match = check_model(known, opened.identity, other_model=other_model)
     reporter, timer = reporter or Silent(), Timer()
     with timer.phase("load"), reporter.phase("load model and task", None):
-        circuit, experiment = fit(circuit, settings, prompts, opened.constants(settings))
+        constants = opened.constants(settings)
+        circuit, experiment = fit(circuit, settings, prompts, constants, memory)
     with timer.phase("constants"):
-        experiment = with_constants(experiment, reporter=reporter)
+        experiment = with_constants(experiment, memory, reporter)
     n_prompts = len(experiment.task)
     if n_prompts < 2:
         raise OptionError("1 prompt: an interval over prompts needs at least 2")

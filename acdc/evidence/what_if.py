@@ -25,6 +25,7 @@ from torch import Tensor
 
 from acdc.ablations import OTHER_RUN
 from acdc.engine.acted import ActedModel, Carried
+from acdc.engine.batch import Batch
 from acdc.engine.constants import Constants
 from acdc.engine.experiment import Experiment
 from acdc.engine.values import Values
@@ -164,6 +165,7 @@ def what_if(
     show: int = 3,
     task: Any = None,
     seen: bool = False,
+    memory: int = 1 << 30,
     reporter: Reporter | None = None,
     **asked: Any,
 ) -> WhatIf:
@@ -193,6 +195,8 @@ def what_if(
         Prompts of the task to look at one by one.
     task, seen
         As of :func:`acdc.discover`, None: the run's; and whether on the prompts that it saw.
+    memory
+        Bytes that passes and evaluations may take, beside the weights.
     reporter
         Told of progress.
     **asked
@@ -220,7 +224,8 @@ def what_if(
     settings = opened.settings(task=task, **asked)
     choice = _Choice(PromptChoice(opened.discovery_with(settings), seen))
     with timer.phase("load"), reporter.phase("load model and task", None):
-        circuit, experiment = fit(opened.circuit, settings, choice, opened.constants(settings))
+        constants = opened.constants(settings)
+        circuit, experiment = fit(opened.circuit, settings, choice, constants, memory)
     acted = actions.on(circuit.graph, circuit.in_circuit)
     experiment = ablating(experiment, settings, asked, reporter)
     own = [_Prompt.read(experiment, choice.tokenizer, *row) for row in _pairs(prompts, corrupt)]
@@ -282,7 +287,7 @@ def ablating(
     if intervention == "resample" and "intervention" not in asked:
         intervention = "mean"
     found = replace(experiment, intervention=intervention, direction="noising", norms="live")
-    return with_constants(found, reporter=reporter)
+    return with_constants(found, found.memory, reporter)
 
 
 def _pairs(prompts: Sequence[str], corrupt: Sequence[str]) -> Iterator[tuple[str, str | None]]:
@@ -372,6 +377,14 @@ def _check_use(experiment: Experiment, acted: Acted, own: Sequence[_Prompt], gen
         )
 
 
+_FEWEST = 4
+"""Prompts that are run together at least: products with fewer rows differ in the last bit."""
+
+
+_Run = Callable[[Tensor, Tensor | None, Any], Tensor]
+"""``(clean, corrupt, spans) -> [batch, pos, d_model]``."""
+
+
 class _World:
     """The model with the actions, on any tokens."""
 
@@ -405,15 +418,25 @@ class _World:
         assert corrupt is not None
         return self.experiment.written(corrupt)
 
+    def _parts(self, batch: Batch) -> Iterator[Batch]:
+        """Yield prompts of a batch, as many at a time as fit."""
+        each = self.experiment.footprint.evaluation(batch.clean.shape[1])
+        yield from batch.even(max(_FEWEST, self.experiment.memory // each))
+
+    def _rows(self, run: _Run, batch: Batch) -> Tensor:
+        """``[row]``: metric of the rows of a batch."""
+        found = []
+        for part in self._parts(batch):
+            final = run(part.clean, part.corrupt, part.spans)
+            streams = final[:, part.scored].flatten(0, 1)
+            found.append(self.experiment.measure_rows(streams, part))
+        return torch.cat(found)
+
     @torch.no_grad()
     def metrics(self) -> tuple[float, float]:
         """Mean metric on the task's clean prompts, before and after."""
-        rows: tuple[list[Tensor], list[Tensor]] = ([], [])
-        for batch in self.experiment.batches:
-            for of, run in zip(rows, (self.before, self.after), strict=True):
-                final = run(batch.clean, batch.corrupt, batch.spans)
-                streams = final[:, batch.scored].flatten(0, 1)
-                of.append(self.experiment.measure_rows(streams, batch))
+        batches = self.experiment.batches
+        rows = ([self._rows(run, batch) for batch in batches] for run in (self.before, self.after))
         before, after = (float(self.experiment.per_prompt(of).mean()) for of in rows)
         return before, after
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from acdc.engine.attribution import AtBase, Point, Points, integrate
+from acdc.engine.attribution import AtBase, OfInputs, Point, Points, integrate
 from acdc.engine.batch import Batch
 from acdc.engine.experiment import Experiment
 from acdc.engine.stages import SEVERAL_PLACES
@@ -84,7 +84,7 @@ def between_inputs(experiment: Experiment, steps: int) -> Points:
             between = [torch.lerp(a, b, k / steps) for b, a in embeds]
             yield Point(experiment.runs(batch)[0], between)
 
-    return points
+    return OfInputs(points)
 
 
 @method("eap", "edge attribution patching (Syed et al. 2023)", counts=lambda options: (2, 1))
@@ -147,7 +147,7 @@ def clean_corrupted(
         yield Point(batch.clean)
         yield Point(batch.corrupt)
 
-    return integrate(experiment, points, 2, work.memory, work.progress)
+    return integrate(experiment, OfInputs(points), 2, work.memory, work.progress)
 
 
 def _group_passes(experiment: Experiment, options: Integration) -> int:

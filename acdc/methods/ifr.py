@@ -13,12 +13,15 @@ same stream and have one score.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from acdc.engine.attribution import Written, chunk_size, token_chunks
+from acdc.engine.batch import Batch
 from acdc.engine.experiment import Experiment
 from acdc.engine.processes import Told
 from acdc.engine.values import Rows
@@ -49,7 +52,7 @@ def ifr(
     options
         None.
     work
-        Memory for one chunk of tokens; told of prompts.
+        Memory, a half for runs of prompts and a half for one chunk of tokens; told of prompts.
 
     Returns
     -------
@@ -57,7 +60,7 @@ def ifr(
         ``[edge]`` in [0, 1]; the edges into a receiver add up to 1 (to less where nothing that is
         read comes near the sum).
     """
-    graph, model, program = experiment.graph, experiment.model, experiment.program
+    graph, program = experiment.graph, experiment.program
     n_read = [high - low for low, high in map(program.senders_seen, program.stages)]
     n_prompts, tell = np.zeros(graph.shape.n_spans), Told(work.progress)
     for batch in experiment.batches:
@@ -65,21 +68,12 @@ def ifr(
 
     def shares(i: int) -> Tensor:
         """``[span, sender]`` of one stage after the other: sums over the prompts of a batch."""
-        totals, batch = np.zeros((graph.shape.n_spans, sum(n_read))), experiment.batches[i]
-        trace = model.forward(experiment.runs(batch)[0])
-        values = [value.flatten(1, 3) for value in program.values(trace)]
-        chunk = chunk_size(program, values, work.memory)
-        for span, tokens in token_chunks(batch.spans, batch.n_prompts, chunk, batch.clean.device):
-            weight = 1 / batch.spans.count(span)  # a prompt's positions count as much as another's
-            written = Written(program, values, tokens, trace, frozen=True)
-            by_stage = np.split(totals[span], np.cumsum(n_read)[:-1])  # views
-            for stage, total in zip(program.stages, by_stage, strict=True):
-                low, high = program.senders_seen(stage)
-                stream = trace.at(stage.stream).flatten(0, 1)[tokens]
-                total += weight * _shares(
-                    list(written.between(low, high, stage.n_mlps)), stream, high - low
-                )
-        tell(batch.n_prompts)
+        batch = experiment.batches[i]
+        n_at_once = experiment.footprint.runs_at_once(batch.clean.shape[1], work.memory)
+        totals = np.zeros((graph.shape.n_spans, sum(n_read)))
+        for part in batch.split(n_at_once):
+            _add_shares(experiment, part, work.memory // 2, n_read, totals)
+            tell(part.n_prompts)
         return torch.from_numpy(totals)
 
     found = experiment.sum_of_batches(shares, told=tell).numpy()
@@ -91,6 +85,30 @@ def ifr(
         low, _ = program.senders_seen(stage)
         scores[edges] = total[spans[edges], sender[edges] - low]
     return scores / n_prompts[spans]
+
+
+def _add_shares(
+    experiment: Experiment,
+    batch: Batch,
+    memory: int,
+    n_read: Sequence[int],
+    totals: NDArray[np.float64],
+) -> None:
+    """Add the sums over some prompts to ``totals [span, sender]``; ``n_read``: by stage."""
+    program = experiment.program
+    trace = experiment.model.forward(experiment.runs(batch)[0])
+    values = [value.flatten(1, 3) for value in program.values(trace)]
+    chunk = chunk_size(program, values, memory)
+    for span, tokens in token_chunks(batch.spans, batch.n_prompts, chunk, batch.clean.device):
+        weight = 1 / batch.spans.count(span)  # a prompt's positions count as much as another's
+        written = Written(program, values, tokens, trace, frozen=True)
+        by_stage = np.split(totals[span], np.cumsum(n_read)[:-1])  # views
+        for stage, total in zip(program.stages, by_stage, strict=True):
+            low, high = program.senders_seen(stage)
+            stream = trace.at(stage.stream).flatten(0, 1)[tokens]
+            total += weight * _shares(
+                list(written.between(low, high, stage.n_mlps)), stream, high - low
+            )
 
 
 def _shares(

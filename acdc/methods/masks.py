@@ -53,7 +53,7 @@ from torch import Tensor
 from acdc.engine.experiment import Experiment
 from acdc.engine.patched import PatchedModel
 from acdc.engine.processes import Numbers, by_chunk
-from acdc.engine.steps import in_steps
+from acdc.engine.steps import MOST_TOGETHER, in_steps
 from acdc.engine.work import Work
 from acdc.errors import OptionError
 from acdc.methods.base import Score, method
@@ -78,9 +78,6 @@ WARM_STARTS = ("none", "eap-ig")
 
 TARGET = 0.9
 """Sparsity of a training that is not told one."""
-
-_PROMPTS = 32
-"""Prompts that a step sees, a power of two."""
 
 _WARM = 2 / 3
 _EPSILON = 1e-3
@@ -388,7 +385,7 @@ class _Loss:
         self._weights, self._of_senders = weights, of_senders
         longest = max(len(pair.clean) for pair in experiment.task.pairs)
         each = PatchedModel(experiment).bytes_per_prompt(longest)
-        parts, self._steps = in_steps(experiment, _PROMPTS, each)
+        parts, self._steps = in_steps(experiment, MOST_TOGETHER, each, memory)
         self._batches, self._model = parts.batches, PatchedModel(parts, memory)
         every = torch.ones(n_masks, device=experiment.model.device)
         with torch.no_grad():

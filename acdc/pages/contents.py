@@ -170,6 +170,7 @@ def gather(
     n_prompts: int = 3,
     trust_remote_code: bool = False,
     trials: Trials | None = None,
+    memory: int = 1 << 30,
     reporter: Reporter | None = None,
     **again: Any,
 ) -> Report:
@@ -202,6 +203,8 @@ def gather(
         Let the model's folder run its own code, whatever ``run.json`` says.
     trials
         Levels and sample sizes of tests that are run now.
+    memory
+        Bytes that passes and evaluations may take, beside the weights.
     reporter
         Told of progress.
     **again
@@ -233,7 +236,7 @@ def gather(
     if known is not None:
         match = check_reference(opened, known, other_model=other_model)
     with reporter.phase("load model and task", None):
-        experiment, tokenizer = reopen(opened, settings)
+        experiment, tokenizer = reopen(opened, settings, memory)
     if evidence is None and circuit.n_edges:
         unseen = PromptChoice(settings)(settings, experiment.model, tokenizer)
         evidence = evidence_of(
@@ -243,6 +246,7 @@ def gather(
                 settings,
                 tests=tests,
                 trials=trials,
+                memory=memory,
                 reporter=reporter,
             )
         )

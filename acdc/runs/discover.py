@@ -216,7 +216,7 @@ def prepare(
         check_room(sizes, places(settings), found.least, found.weights)
 
     experiment, tokenizer = load_experiment(settings, foreseen=foretold)
-    experiment = replace(experiment, memory=memory)
+    experiment = experiment.within(memory)
     _foresee(settings, memory, experiment.footprint, experiment.task)
     able = ability(experiment)
     if strict and able.doubts:
@@ -363,6 +363,7 @@ def fit(
     settings: Settings,
     prompts: Prompts = load_prompts,
     constants: Constants | None = None,
+    memory: int = 1 << 30,
 ) -> tuple[Circuit, Experiment]:
     """Load what some settings ask for, at the granularity of a circuit.
 
@@ -380,6 +381,8 @@ def fit(
         What gives the prompt pairs.
     constants
         Of the run that found it, used where the ablation is the same; None: computed.
+    memory
+        Bytes that passes and evaluations may take.
 
     Returns
     -------
@@ -404,6 +407,7 @@ def fit(
         )
     )
     experiment = replace(build_experiment(asked, prompts, positions), constants=constants)
+    experiment = experiment.within(memory)
     if shape.sites:
         experiment = reattach(experiment, asked, circuit.graph)
     if shape == experiment.graph.shape:

@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 
-from acdc.engine.attribution import MOST_POINTS
-from acdc.engine.footprint import Footprint, room_for_scenarios, streams
-from acdc.engine.steps import ROOM
+from acdc.engine.footprint import MOST_POINTS, Footprint, room_for_scenarios, streams
+from acdc.engine.steps import MOST_TOGETHER, prompts_of_part
 from acdc.errors import OptionError
 from acdc.methods import Method
 from acdc.models.devices import free_memory
@@ -120,8 +119,8 @@ def foresee(
         chunk = held + room_for_scenarios(memory, held)
     elif method.trains:
         each = footprint.masks(max(counts))
-        n, least = max(1, min(n_batch, ROOM // each)), each
-        chunk = n * each
+        n = min(prompts_of_part(MOST_TOGETHER, each, memory), max(counts.values()))
+        least, chunk = each, n * each
     else:
         n, least, chunk = _of_passes(footprint, max(counts), n_batch, passes, memory)
     _check_prompt(max(counts), least, memory)
@@ -188,10 +187,14 @@ def _of_passes(
 ) -> tuple[int, int, int]:
     """Prompts at a time of attribution; what one takes, and these together."""
     forwards, backwards = passes or (2 + MOST_POINTS, MOST_POINTS)
-    shares = forwards - backwards == 1
-    together = 1 if footprint.sizes.n_posts else max(1, min(backwards, MOST_POINTS))
-    each = footprint.attribution(n_pos, together, shares_base=shares)
-    n = min(n_batch, footprint.prompts_at_once(n_pos, memory, together, shares_base=shares))
+    if not backwards:
+        n = min(n_batch, footprint.runs_at_once(n_pos, memory))
+        one, all_ = (k * footprint.plain(n_pos) + footprint.rows(k * n_pos) for k in (1, n))
+        return n, one, min(all_, n * footprint.plain(n_pos) + memory // 2)
+    kind = {"shares_base": forwards - backwards == 1, "keeps_runs": passes is None}
+    together = footprint.points_at_once(n_pos, memory, backwards, **kind)
+    each = footprint.attribution(n_pos, together, **kind)
+    n = min(n_batch, footprint.prompts_at_once(n_pos, memory, together, **kind))
     one, all_ = (k * each + footprint.products(n_pos, k) for k in (1, n))
     return n, one, all_
 

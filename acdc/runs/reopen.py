@@ -55,7 +55,9 @@ def check_summary(folder: str | Path, summary: dict[str, Any], circuit: Circuit)
         )
 
 
-def reopen(run: Opened, settings: Settings) -> tuple[Experiment, Tokenizer | None]:
+def reopen(
+    run: Opened, settings: Settings, memory: int = 1 << 30
+) -> tuple[Experiment, Tokenizer | None]:
     """Return a run's experiment and its model's tokenizer, if its files are what they were.
 
     Parameters
@@ -64,6 +66,8 @@ def reopen(run: Opened, settings: Settings) -> tuple[Experiment, Tokenizer | Non
         What :func:`acdc.runs.opened.open_run` gave.
     settings
         Its own, as :meth:`acdc.runs.opened.Opened.settings` has them.
+    memory
+        Bytes that passes and evaluations may take.
 
     Returns
     -------
@@ -84,6 +88,7 @@ def reopen(run: Opened, settings: Settings) -> tuple[Experiment, Tokenizer | Non
     folder, circuit, summary = run.name, run.circuit, run.summary
     check_summary(folder, summary, circuit)
     plain, tokenizer = load_experiment(check_settings(settings))
+    plain = plain.within(memory)
     ours, shape = plain.model.shape, circuit.graph.shape
     if ours.n_layers != shape.n_layers or ours.n_heads != shape.n_heads:
         raise OptionError(

@@ -20,7 +20,16 @@ from torch.utils.checkpoint import checkpoint
 
 from acdc.models.lowering.norm import Norm
 
-__all__ = ["KINDS", "Attention", "Kind", "Rotary", "SharedNorm", "Which", "neighbours"]
+__all__ = [
+    "KINDS",
+    "Attention",
+    "Kind",
+    "Rotary",
+    "SharedNorm",
+    "Which",
+    "forgetting",
+    "neighbours",
+]
 
 Kind = Literal["q", "k", "v"]
 KINDS: tuple[Kind, ...] = ("q", "k", "v")
@@ -34,7 +43,7 @@ PATTERN_BYTES = 64 << 20
 long prompt that of a layer would fill the memory, and autograd would keep those of all layers."""
 
 
-def _forgetting(f: Callable[..., Tensor], *args: Any) -> Tensor:
+def forgetting(f: Callable[..., Tensor], *args: Any) -> Tensor:
     """Compute something that is computed anew, not kept, for a backward pass."""
     if not torch.is_grad_enabled():
         return f(*args)
@@ -54,6 +63,19 @@ def neighbours(numbers: tuple[int, ...]) -> list[slice]:
     n = len(numbers)
     starts = [i for i in range(n) if i == 0 or numbers[i] != numbers[i - 1] + 1]
     return [slice(low, high) for low, high in itertools.pairwise([*starts, n])]
+
+
+@lru_cache(maxsize=2)
+def _mask(n_pos: int, causal: bool, window: int | None, device: torch.device) -> Tensor:
+    """``[pos, pos]`` additive; nobody writes to it."""
+    query = torch.arange(n_pos, device=device)[:, None]
+    key = torch.arange(n_pos, device=device)[None, :]
+    hidden = torch.zeros(n_pos, n_pos, dtype=torch.bool, device=device)
+    if causal:
+        hidden |= key > query
+    if window is not None:
+        hidden |= key <= query - window
+    return torch.zeros(n_pos, n_pos, device=device).masked_fill(hidden, float("-inf"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -358,7 +380,7 @@ class Attention:
         parts = []
         for i, part in enumerate(q.split(some, dim=-2)):
             seen = None if mask is None else mask[i * some : i * some + part.shape[-2]]
-            parts.append(_forgetting(self._read, part, k, v, seen, heads))
+            parts.append(forgetting(self._read, part, k, v, seen, heads))
         return torch.cat(parts, dim=-2)
 
     def _read(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, heads: Which) -> Tensor:
@@ -404,18 +426,12 @@ class Attention:
         """``[pos, pos]`` additive mask of causality and window; None where all see all.
 
         Whether any is hidden is not read from the device, for which a host would have to wait.
+        Layers that hide the same share one.
         """
         far = self.window is not None and self.window < n_pos
         if not far and not (self.causal and n_pos > 1):
             return None
-        query = torch.arange(n_pos, device=device)[:, None]
-        key = torch.arange(n_pos, device=device)[None, :]
-        hidden = torch.zeros(n_pos, n_pos, dtype=torch.bool, device=device)
-        if self.causal:
-            hidden |= key > query
-        if self.window is not None:
-            hidden |= key <= query - self.window
-        return torch.zeros(n_pos, n_pos, device=device).masked_fill(hidden, float("-inf"))
+        return _mask(n_pos, self.causal, self.window if far else None, device)
 
     def heads(
         self,

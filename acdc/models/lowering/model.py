@@ -14,15 +14,25 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from acdc.models.lowering.attention import Attention
+from acdc.models.lowering.attention import Attention, forgetting
 from acdc.models.lowering.norm import Norm
 from acdc.models.stored import is_offloaded, kept_in, used_at
 from graphs import GraphShape
 
-__all__ = ["FeedForward", "Key", "LoweredLayer", "LoweredModel", "RoutedMlp", "Trace"]
+__all__ = ["FeedForward", "Key", "LoweredLayer", "LoweredModel", "RoutedMlp", "Trace", "is_long"]
 
 Key = tuple[str, int]
 """Attribute of a trace and layer (embeddings: which one; ``final``: any)."""
+
+
+_NEURON_BYTES = 8 << 20
+"""Neurons of a prompt that take more, in float32, are computed anew for the backward pass, as are
+attention patterns: autograd would keep those of all layers."""
+
+
+def is_long(n_pos: int, d_mlp: int) -> bool:
+    """Whether neurons of prompts of some length are not kept for the backward pass."""
+    return n_pos * d_mlp * 4 > _NEURON_BYTES
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +71,10 @@ class FeedForward:
 
     def __call__(self, x: Tensor) -> Tensor:
         """``[..., pos, d_model]`` (raw stream) -> output."""
-        out = self.module(self.norm(x))
+        if is_long(x.shape[-2], self.d_mlp):
+            out = forgetting(lambda x: self.module(self.norm(x)), x)
+        else:
+            out = self.module(self.norm(x))
         return out if self.post is None else self.post(out)
 
     def hold(self, x: Tensor) -> FeedForward:
