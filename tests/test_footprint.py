@@ -17,13 +17,16 @@ import torch
 import transformers
 
 from acdc.cli import main
+from acdc.engine.attribution import Point, gradients
 from acdc.engine.experiment import Experiment
 from acdc.engine.footprint import Footprint
 from acdc.engine.incremental import BatchState, IncrementalRun
 from acdc.engine.inputs import Changes
 from acdc.engine.metrics import get_metric
+from acdc.errors import OptionError
 from acdc.methods import METHODS
 from acdc.models import devices, load_model, quiet
+from acdc.models.described import sizes_of_config
 from acdc.models.devices import free_memory
 from acdc.models.hugging_face import _read_weights
 from acdc.models.placement import room_on
@@ -32,6 +35,7 @@ from acdc.runs.discover import discover
 from acdc.runs.forecast import Forecast, foresee
 from acdc.runs.reporter import Silent
 from acdc.settings import Settings
+from benchmarks.memory import LLAMAS
 
 
 def random_folder(family: str, folder: Path) -> None:
@@ -254,3 +258,46 @@ def test_free_memory_knows_of_limits(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_weights_take_a_share_of_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("acdc.models.placement.free_memory", lambda device: 1000)
     assert room_on(torch.device("cpu")) == 900
+
+
+def test_long_prompts_fit_where_short_ones_do() -> None:
+    """A Llama of 0.1 billion, 2,000 tokens: neurons of all layers are not held, nor five points."""
+    llama = LLAMAS["0.1"]
+    sizes = sizes_of_config(llama.config(), llama.shapes(), torch.float32, torch.float32)
+    footprint = Footprint.of_sizes(sizes, whole_vocab=False)
+    memory = 2 << 30
+    for method in ("eap", "eap-ig"):
+        settings = Settings.of("any", method=method)
+        long = foresee(footprint, [2000], settings, METHODS[method], memory)
+        assert long.prompts_at_once == 1
+        assert long.chunk <= memory
+        with pytest.raises(OptionError, match="a prompt of 2,000 tokens takes"):
+            foresee(footprint, [2000], settings, METHODS[method], memory // 2)
+    assert footprint.points_at_once(20, 5, keeps_runs=False) == 5
+    assert footprint.points_at_once(2000, 5, keeps_runs=False) == 1
+    held = footprint.attribution(2000, 1) - footprint.attribution(2000, 1, keeps_runs=False)
+    assert held == pytest.approx(1.2 * 2 * 2000 * 4 * footprint._trace, rel=1e-6)
+
+
+def test_neurons_of_long_prompts_are_computed_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients are the same to the last bit, and fewer numbers are kept for them."""
+    experiment = Experiment(o.small_model("LN", 0), o.small_task(0), get_metric("logit_diff"))
+    n_kept: list[int] = []
+
+    def keep(x: torch.Tensor) -> torch.Tensor:
+        n_kept.append(x.numel())
+        return x
+
+    found = []
+    for most in (1 << 30, 1):
+        monkeypatch.setattr("acdc.models.lowering.model._NEURON_BYTES", most)
+        n_kept.clear()
+        batch = experiment.batches[0]
+        keys = [("embeds", 0), ("mlp_in", 1)]
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            got = gradients(experiment, batch, Point(batch.clean), keys)
+        found.append((got.at, sum(n_kept)))
+    (whole, kept), (anew, fewer) = found
+    assert fewer < kept
+    for key in whole:
+        assert torch.equal(whole[key], anew[key])

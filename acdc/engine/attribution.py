@@ -292,7 +292,7 @@ def _scores(
     most = experiment.footprint.tokens_of_part(experiment.batches[i].clean.shape[1])
     keeps = not isinstance(points, AtBase | OfInputs)
     together = experiment.footprint.points_at_once(
-        experiment.batches[i].clean.shape[1], memory, round(1 / weight),
+        experiment.batches[i].clean.shape[1], round(1 / weight),
         shares_base=shares, keeps_runs=keeps,
     )  # fmt: skip
     parts = parts_of(

@@ -23,6 +23,8 @@ _CHUNK_BYTES = 8 << 20
 allocator keeps the memory, and that they are in the cache when they are read again."""
 _HOLES = 1.2
 """What many tensors take beyond their size, as allocators cannot use all that was given back."""
+_POINT_BYTES = 1 << 30
+"""Of one prompt, while gradients at several points are held."""
 MOST_POINTS = 5
 """Points whose gradients are added up before products are taken."""
 _FEWEST_TOKENS = 4
@@ -216,28 +218,21 @@ class Footprint:
         return self._bytes(numbers * min(self.tokens_of_part(n_pos), n_prompts * n_pos))
 
     def points_at_once(
-        self,
-        n_pos: int,
-        memory: int,
-        n_points: int,
-        *,
-        shares_base: bool = False,
-        keeps_runs: bool = True,
+        self, n_pos: int, n_points: int, *, shares_base: bool = False, keeps_runs: bool = True
     ) -> int:
         """At how many points gradients are added up before products are taken.
 
-        As many as there are, up to :data:`MOST_POINTS`; fewer where a long prompt does not fit
-        otherwise; and one where what is read depends on the point (post-norms).
+        As many as there are, up to :data:`MOST_POINTS`; fewer where those of one long prompt take
+        more than :data:`_POINT_BYTES`, whatever the memory: so the same is added up together.  One
+        where what is read depends on the point (post-norms).
         """
         if self.sizes.n_posts:
             return 1
-        left = memory - self.products(n_pos, 1)
-
-        def fits(together: int) -> bool:
-            each = self.attribution(n_pos, together, shares_base=shares_base, keeps_runs=keeps_runs)
-            return each <= left
-
-        return next(filter(fits, range(max(1, min(n_points, MOST_POINTS)), 1, -1)), 1)
+        for n in range(min(n_points, MOST_POINTS), 1, -1):
+            each = self.attribution(n_pos, n, shares_base=shares_base, keeps_runs=keeps_runs)
+            if each <= _POINT_BYTES:
+                return n
+        return 1
 
     def rows(self, n_tokens: int) -> int:
         """What vectors of all senders take on some tokens, with what is made of them."""

@@ -192,7 +192,7 @@ def _of_passes(
         one, all_ = (k * footprint.plain(n_pos) + footprint.rows(k * n_pos) for k in (1, n))
         return n, one, min(all_, n * footprint.plain(n_pos) + memory // 2)
     kind = {"shares_base": forwards - backwards == 1, "keeps_runs": passes is None}
-    together = footprint.points_at_once(n_pos, memory, backwards, **kind)
+    together = footprint.points_at_once(n_pos, backwards, **kind)
     each = footprint.attribution(n_pos, together, **kind)
     n = min(n_batch, footprint.prompts_at_once(n_pos, memory, together, **kind))
     one, all_ = (k * each + footprint.products(n_pos, k) for k in (1, n))
