@@ -37,7 +37,9 @@ class Block:
 
     @property
     def file(self) -> str | None:
-        """Name of the file that it is, if it is one."""
+        """Name of the file that it is, if it is one: a directive names what it shows."""
+        if self.language.startswith("{"):
+            return None
         return next((word for word in self.words if "." in word), None)
 
     @property
