@@ -200,7 +200,7 @@ def markdown(rows: Sequence[Row], plan: Plan) -> str:
     head = f"| {' | '.join(_COLUMNS)} |\n|{' --- |' * len(_COLUMNS)}\n"
     lines = "".join(f"| {' | '.join(_cells(row))} |\n" for row in rows)
     return (
-        f"# Many prompts, long prompts\n\n{__doc__}\n"
+        f"## Many prompts, long prompts\n\n{__doc__}\n"
         "MiB beside the weights: what `--memory` allows, what is foretold (with the 64 MiB of code "
         "and lists that a process takes besides), the peak measured. `acdc` with the logit "
         f"difference and tau {plan.threshold:g}. Written by `acdc bench memory --prompts` and "
