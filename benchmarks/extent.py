@@ -201,8 +201,9 @@ def markdown(rows: Sequence[Row], plan: Plan) -> str:
     lines = "".join(f"| {' | '.join(_cells(row))} |\n" for row in rows)
     return (
         f"## Many prompts, long prompts\n\n{__doc__}\n"
-        "MiB beside the weights: what `--memory` allows, what is foretold (with the 64 MiB of code "
-        "and lists that a process takes besides), the peak measured. `acdc` with the logit "
+        "MiB beside the weights: what `--memory` allows, what is foretold (of the search, the "
+        "evaluation that follows it, which is not measured here, and the 64 MiB of code and lists "
+        "that a process takes besides), the peak measured of the search. `acdc` with the logit "
         f"difference and tau {plan.threshold:g}. Written by `acdc bench memory --prompts` and "
         f"`--tokens`.\n\n{head}{lines}"
     )
