@@ -133,6 +133,11 @@ def _key(row: Row) -> tuple[str, ...]:
     return row.group, row.model, row.method, row.metric, f"{row.threshold}"
 
 
+_HEAD = """Two worktrees, part by part in turn: seconds of the process on a CPU, and multiples of a
+plain forward that the same process measured around each run. Single seconds scatter where other
+programs are at work.
+"""
+
 _COLUMNS = ("what", "kept", "evaluated", "seconds", "forwards", "times faster")
 
 
@@ -164,7 +169,7 @@ def write(folder: Path, pairs: Iterable[Pair], device: str) -> list[str]:
     """Write what was measured; return the names of the files."""
     pairs = list(pairs)
     rows = [_COLUMNS, ("---",) * len(_COLUMNS), *map(_cells, pairs)]
-    text = "# Before and now\n\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    text = f"# Before and now\n\n{_HEAD}\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)
     content = [{"before": asdict(x.before), "now": asdict(x.now), "times": x.times} for x in pairs]
     head = {"format": "acdc-bench-before", "version": 1}
     return write_results(folder, head, content, text, device)
