@@ -73,7 +73,9 @@ def test_resumed_equals_uninterrupted(
     calls = []
     evaluate = IncrementalRun.evaluate
     monkeypatch.setattr(
-        IncrementalRun, "evaluate", lambda s, e, m: calls.append(len(m)) or evaluate(s, e, m)
+        IncrementalRun,
+        "evaluate",
+        lambda s, e, m, *likely: calls.append(len(m)) or evaluate(s, e, m, *likely),
     )
     acdc(case, 0.01)
     whole = sum(calls)
@@ -433,7 +435,7 @@ def test_the_same_command_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     wanted = discover("ioi", n_prompts=4, threshold=0.05)
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr("acdc.terminal.tables.TerminalReporter.advance", lambda self, n: kill(n))
+        patch.setattr("acdc.terminal.console.TerminalReporter.advance", lambda self, n: kill(n))
         kill = killer(700)
         with pytest.raises(Killed):
             main([*COMMAND, str(folder)])

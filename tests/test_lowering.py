@@ -217,6 +217,7 @@ def test_projections_of_what_stands_before_a_norm(family: str, hf: Any) -> None:
             assert torch.allclose(got, expected, atol=1e-5 * float(expected.abs().max()))
     assert layer.ln1.hold(x).apart(x) is None
     assert layer.ln1.apart(x.bfloat16()) is None
+    assert layer.ln1.apart(x.double()) is None
     assert hf("gpt2").lowered.layers[0].ln1.apart(x) is None
 
 

@@ -101,9 +101,10 @@ class Norm:
     def apart(self, x: Float[Tensor, "*place d_model"]) -> Tensor | None:
         """``1 / rms [..., 1]`` of ``x``, where the norm is no more than this times the weight.
 
-        None where it is: a LayerNorm, one that holds, or one in a type that rounds in between.
+        None where it is more: a LayerNorm, one that holds, or of a stream that is not in float32,
+        the type in which families' modules compute, so that they round in between.
         """
-        if self.kind != "RMS" or self.held is not None or x.dtype.itemsize < 4:
+        if self.kind != "RMS" or self.held is not None or x.dtype != torch.float32:
             return None
         return torch.linalg.vecdot(x, x).div_(x.shape[-1]).add_(self.eps).rsqrt_()[..., None]
 
