@@ -20,7 +20,7 @@ from typing import Any
 from rich.table import Table
 
 from acdc.errors import OptionError, OutputError
-from benchmarks.results import write_results
+from benchmarks.results import markdown_table, terminal_table, write_results
 from benchmarks.speed import Row
 
 __all__ = ["PARTS", "Pair", "compare", "table", "write"]
@@ -157,19 +157,13 @@ def _cells(pair: Pair) -> tuple[str, ...]:
 
 def table(pairs: Iterable[Pair]) -> Table:
     """Return a table for terminals."""
-    made = Table(title="before and now", title_justify="left")
-    for i, name in enumerate(_COLUMNS):
-        made.add_column(name, justify="right" if i else "left")
-    for pair in pairs:
-        made.add_row(*_cells(pair))
-    return made
+    return terminal_table("before and now", _COLUMNS, map(_cells, pairs))
 
 
 def write(folder: Path, pairs: Iterable[Pair], device: str) -> list[str]:
     """Write what was measured; return the names of the files."""
     pairs = list(pairs)
-    rows = [_COLUMNS, ("---",) * len(_COLUMNS), *map(_cells, pairs)]
-    text = f"# Before and now\n\n{_HEAD}\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    text = f"# Before and now\n\n{_HEAD}\n{markdown_table(_COLUMNS, map(_cells, pairs))}"
     content = [{"before": asdict(x.before), "now": asdict(x.now), "times": x.times} for x in pairs]
     head = {"format": "acdc-bench-before", "version": 1}
     return write_results(folder, head, content, text, device)

@@ -25,7 +25,7 @@ from scipy import stats
 
 from acdc.evidence.verdicts import TESTS
 from benchmarks.calibration_scenes import SEED, Plan, Scene, drawn_scenes, model_scenes
-from benchmarks.results import write_results
+from benchmarks.results import markdown_table, write_results
 from benchmarks.subjects import bundled_experiment
 
 __all__ = ["Row", "markdown", "measure", "run_table", "sample", "write"]
@@ -147,10 +147,7 @@ def markdown(rows: Sequence[Row]) -> str:
         "values cannot come nearer to alpha. Cannot tell: samples with a dash, in "
         "which nothing is rejected.",
         "",
-        f"| {' | '.join(_COLUMNS)} |",
-        f"|{'---|' * len(_COLUMNS)}",
-        *(f"| {' | '.join(_texts(row)).replace('<', '&lt;')} |" for row in _in_order(rows)),
-        "",
+        markdown_table(_COLUMNS, map(_texts, _in_order(rows))).replace("<", "&lt;"),
         _summary(rows),
         "",
     ]

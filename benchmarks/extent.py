@@ -29,7 +29,7 @@ from acdc.runs.forecast import foresee
 from acdc.settings import Settings
 from acdc.tasks import Task
 from benchmarks.memory import process_bytes
-from benchmarks.results import write_results
+from benchmarks.results import markdown_table, terminal_table, write_results
 from benchmarks.subjects import Size, random_model, random_task
 
 __all__ = ["Plan", "Row", "markdown", "measure", "run_table", "write"]
@@ -187,25 +187,18 @@ _COLUMNS = (
 
 def run_table(rows: Sequence[Row]) -> Table:
     """Return the rows as a table."""
-    table = Table(title="beside the weights, MiB", title_justify="left")
-    for name in _COLUMNS:
-        table.add_column(name, no_wrap=True)
-    for row in rows:
-        table.add_row(*_cells(row))
-    return table
+    return terminal_table("beside the weights, MiB", _COLUMNS, map(_cells, rows), n_texts=2)
 
 
 def markdown(rows: Sequence[Row], plan: Plan) -> str:
     """Return ``extent.md``."""
-    head = f"| {' | '.join(_COLUMNS)} |\n|{' --- |' * len(_COLUMNS)}\n"
-    lines = "".join(f"| {' | '.join(_cells(row))} |\n" for row in rows)
     return (
         f"## Many prompts, long prompts\n\n{__doc__}\n"
         "MiB beside the weights: what `--memory` allows, what is foretold (of the search, the "
         "evaluation that follows it, which is not measured here, and the 64 MiB of code and lists "
         "that a process takes besides), the peak measured of the search. `acdc` with the logit "
         f"difference and tau {plan.threshold:g}. Written by `acdc bench memory --prompts` and "
-        f"`--tokens`.\n\n{head}{lines}"
+        f"`--tokens`.\n\n{markdown_table(_COLUMNS, map(_cells, rows))}"
     )
 
 

@@ -36,7 +36,7 @@ from acdc.models import devices, load_model
 from acdc.models.described import sizes_of_config
 from acdc.runs.forecast import BESIDE, Forecast, foresee, of_evaluation
 from acdc.settings import Settings
-from benchmarks.results import write_results
+from benchmarks.results import markdown_table, terminal_table, write_results
 from benchmarks.speed import Passes
 from benchmarks.subjects import Size, random_task
 
@@ -320,26 +320,21 @@ _COLUMNS = (
 
 def run_table(rows: Sequence[Row]) -> Table:
     """Return the rows as a table."""
-    table = Table(title="peak memory, MiB", title_justify="left")
-    for name in _COLUMNS:
-        table.add_column(name, no_wrap=True)
-    for row in rows:
-        table.add_row(*_cells(row))
-    return table
+    return terminal_table("peak memory, MiB", _COLUMNS, map(_cells, rows), n_texts=3)
 
 
 def markdown(rows: Sequence[Row], plan: Plan) -> str:
     """Return ``results.md``."""
-    head = f"| {' | '.join(_COLUMNS)} |\n|{' --- |' * len(_COLUMNS)}\n"
-    lines = "".join(f"| {' | '.join(_cells(row))} |\n" for row in rows)
+    n = plan.repeats
+    time = f"Time is in the passes named last, median of {n}." if n else "Times were not taken."
     return (
         "# Memory\n\n"
         f"{__doc__}\n"
         f"{N_PROMPTS} prompts of {N_POS} tokens, `--memory {plan.memory:g}` (8 billion: "
         f"{2 * plan.memory:g}), a circuit of {N_EDGES} edges. Bytes in MiB: the weights, the peak "
         "foretold from widths alone, the peak measured, its error, and 1.3 times the weights plus "
-        f"the memory. Time is in the passes named last, median of {plan.repeats}. Written by "
-        f"`acdc bench memory`.\n\n{head}{lines}"
+        f"the memory. {time} Written by "
+        f"`acdc bench memory`.\n\n{markdown_table(_COLUMNS, map(_cells, rows))}"
     )
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from rich.table import Table
 
 from acdc.errors import OutputError
 from acdc.models.devices import resolve_placement
 from benchmarks.measure import conditions
 from graphs.files.whole import json_text, write_whole
 
-__all__ = ["check_folder", "write_results"]
+__all__ = ["check_folder", "markdown_table", "terminal_table", "write_results"]
 
 
 def check_folder(folder: Path) -> Path:
@@ -19,6 +21,24 @@ def check_folder(folder: Path) -> Path:
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"output {str(folder)!r} is a file, give a folder")
     return folder
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table for ``results.md``."""
+    head = f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}\n"
+    return head + "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def terminal_table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], n_texts: int = 1
+) -> Table:
+    """Return a table for terminals; all columns but the first ``n_texts`` are numbers."""
+    table = Table(title=title, title_justify="left")
+    for i, name in enumerate(columns):
+        table.add_column(name, justify="left" if i < n_texts else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def write_results(

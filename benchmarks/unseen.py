@@ -19,7 +19,7 @@ from acdc.runs.building import load_experiment
 from acdc.runs.discover import discover
 from acdc.runs.prompts import draw, split_prompts
 from acdc.tasks import TASKS
-from benchmarks.results import write_results
+from benchmarks.results import markdown_table, terminal_table, write_results
 
 __all__ = ["FRESH_SEED", "Plan", "Row", "markdown", "measure", "run_table", "write"]
 
@@ -145,12 +145,7 @@ def _row(task: str, seed: int, plan: Plan, device: str) -> Row:
 
 def run_table(rows: Sequence[Row]) -> Table:
     """Return the table of the terminal."""
-    table = Table(title="default circuits on fresh prompts", title_justify="left")
-    for name in _COLUMNS:
-        table.add_column(name, justify="left" if name == "task" else "right")
-    for row in rows:
-        table.add_row(*_texts(row))
-    return table
+    return terminal_table("default circuits on fresh prompts", _COLUMNS, map(_texts, rows))
 
 
 def markdown(rows: Sequence[Row], plan: Plan) -> str:
@@ -164,10 +159,7 @@ def markdown(rows: Sequence[Row], plan: Plan) -> str:
         "with its 95 % interval. Fresh: on others again. Holds: fresh lies between "
         f"{LOW} and {HIGH}; covered: in the interval. A dash: nothing is claimed.",
         "",
-        f"| {' | '.join(_COLUMNS)} |",
-        f"|{'---|' * len(_COLUMNS)}",
-        *(f"| {' | '.join(_texts(row))} |" for row in rows),
-        "",
+        markdown_table(_COLUMNS, map(_texts, rows)),
         *(f"- {line}" for line in summary(rows)),
         "",
     ]
