@@ -253,6 +253,11 @@ def _sums(
         yield int(first), experiment.sum_of_batches(of, told=tell).numpy()
 
 
+def _keeps_runs(points: Points) -> bool:
+    """Whether points are made of what plain runs leave, beyond their embeddings."""
+    return not isinstance(points, AtBase | OfInputs)
+
+
 def _stage_groups(experiment: Experiment, most: int) -> list[range]:
     """Neighbouring stages with at most so many edges, or one."""
     start, stages = experiment.outline.start, experiment.program.stages
@@ -290,7 +295,7 @@ def _scores(
 
     shares = isinstance(points, AtBase) and not experiment.holds_base
     most = experiment.footprint.tokens_of_part(experiment.batches[i].clean.shape[1])
-    keeps = not isinstance(points, AtBase | OfInputs)
+    keeps = _keeps_runs(points)
     together = experiment.footprint.points_at_once(
         experiment.batches[i].clean.shape[1], round(1 / weight),
         shares_base=shares, keeps_runs=keeps,
@@ -487,8 +492,7 @@ def integrate_nodes(
 
     def of(i: int) -> Tensor:
         totals = []
-        keeps = not isinstance(points, AtBase | OfInputs)
-        parts = parts_of(experiment, i, memory, keeps_runs=keeps)
+        parts = parts_of(experiment, i, memory, keeps_runs=_keeps_runs(points))
         for batch, own, base, other, differences in parts:
             total = torch.zeros(batch.n_prompts, program.n_senders, n_spans, dtype=torch.double)
             inside = torch.eye(n_spans, dtype=torch.double)[list(batch.spans)]  # (pos, span)

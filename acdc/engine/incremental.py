@@ -34,10 +34,10 @@ from graphs.plan import Plan, Planner, Step
 
 _FEWEST = 4
 """Scenarios that are evaluated together at least, where there are as many."""
-_SCRATCH = 8
-"""Share of the memory for scenarios that one batch takes, where not all are held of every batch."""
 _MOST_TOGETHER = 256
 """And at most."""
+_SCRATCH = 8
+"""Which part of the memory for scenarios one batch takes, where not all are held of every batch."""
 _SPEED = {"cpu": (2e-4, 1e11, 1e10), "gpu": (2e-4, 2e13, 2e12)}
 """Order of magnitude of seconds per node, operations and bytes per second."""
 
@@ -372,17 +372,16 @@ class BatchState(BatchPlans):
         held: range,
     ) -> Outcome:
         """As :meth:`evaluate`, about so many scenarios at a time; what some make is held."""
-        whole, values = Outcome(edges, scenarios, torch.zeros(len(scenarios))), []
+        values, parts = list[Tensor](), dict[range, Outcome]()
         for some in _parts(len(scenarios), most):
             found = self.evaluate(edges, scenarios[some], plan)
             values.append(found.values)
             own = range(max(some.start, held.start), min(some.stop, held.stop))
             if own:
                 at = slice(own.start - some.start, own.stop - some.start)
-                whole.parts[own] = found.only(at)
-            del found
-        whole.values = torch.cat(values)
-        return whole
+                parts[own] = found.only(at)
+            del found  # before the next ones are evaluated
+        return Outcome(edges, scenarios, torch.cat(values), parts=parts)
 
     def finish(self, receiver: int, kept_edges: Int[np.ndarray, " kept"]) -> None:
         """As :meth:`BatchPlans.finish`."""

@@ -28,6 +28,7 @@ from acdc.engine.batch import Batch
 from acdc.engine.experiment import Experiment
 from acdc.engine.moved import Moved
 from acdc.engine.program import Program
+from acdc.engine.stages import Index
 from acdc.engine.start import Start
 from acdc.engine.streamed import Arena, bytes_of
 from acdc.engine.values import MOST, Values, coefficients
@@ -35,7 +36,6 @@ from graphs.plan import Flow, Numbers, Step
 
 __all__ = [
     "Changes",
-    "Index",
     "Input",
     "Output",
     "Places",
@@ -50,7 +50,6 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-Index = slice | list[int]
 Senders = NDArray[np.int64]
 
 _VECTORS = -1

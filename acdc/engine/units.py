@@ -27,11 +27,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from acdc.dictionaries.attachment import Attachment
-from acdc.engine.inputs import Changes, Index, Input, Output, Together, at_once, index_of, insert
+from acdc.engine.inputs import Changes, Input, Output, Together, at_once, index_of, insert
 from acdc.engine.mixtures import EXPERT, ROUTER, Experts, Projection
 from acdc.engine.moved import Moved
 from acdc.engine.program import Program
-from acdc.engine.stages import Cut, Few, Heads, LatentHeads, Mlp, Stage, Wanted
+from acdc.engine.stages import Cut, Few, Heads, Index, LatentHeads, Mlp, Stage, Wanted
 from acdc.engine.streamed import Arena, bytes_of
 from acdc.models.lowering.attention import KINDS, Kind, neighbours
 from graphs.plan import Numbers, Step
