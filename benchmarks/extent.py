@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from acdc.engine.allocator import keep_large_pieces_apart
 from acdc.engine.experiment import Experiment
 from acdc.engine.metrics import get_metric
 from acdc.engine.work import Work
@@ -134,6 +135,7 @@ def measure(plan: Plan) -> Iterator[Row]:
 
 def child(asked: str) -> None:
     """Measure one search in a process of its own, and print it as JSON."""
+    keep_large_pieces_apart()  # as the command line does
     torch.set_num_threads(1)
     plain = json.loads(asked)
     size, method, memory = Size(**plain["size"]), METHODS[plain["method"]], plain["memory"]

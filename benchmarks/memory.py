@@ -25,6 +25,7 @@ import torch
 from rich.table import Table
 from safetensors.torch import save_file
 
+from acdc.engine.allocator import keep_large_pieces_apart
 from acdc.engine.experiment import Experiment
 from acdc.engine.footprint import Footprint
 from acdc.engine.metrics import get_metric
@@ -257,6 +258,7 @@ def child(folder: str, arithmetic: str, what: str, memory: str, repeats: str) ->
     from transformer_lens.model_bridge import TransformerBridge  # noqa: F401  (no part of the peak)
     from transformers import LlamaForCausalLM  # noqa: F401  (nor this)
 
+    keep_large_pieces_apart()  # as the command line does
     torch.set_num_threads(1)
     dtype, fast = _ARITHMETIC[arithmetic]
     if fast is not None:

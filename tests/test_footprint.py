@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,8 @@ import torch
 import transformers
 
 from acdc.cli import main
-from acdc.engine.attribution import Point, gradients
+from acdc.engine import allocator, attribution
+from acdc.engine.attribution import Gradients, Point, gradients
 from acdc.engine.experiment import Experiment
 from acdc.engine.footprint import Footprint
 from acdc.engine.incremental import BatchState, IncrementalRun
@@ -29,6 +31,7 @@ from acdc.models import devices, load_model, quiet
 from acdc.models.described import sizes_of_config
 from acdc.models.devices import free_memory
 from acdc.models.hugging_face import _read_weights
+from acdc.models.lowering.model import LoweredModel, Trace
 from acdc.models.placement import room_on
 from acdc.models.sizes import Sizes
 from acdc.runs.discover import discover
@@ -301,3 +304,42 @@ def test_neurons_of_long_prompts_are_computed_anew(monkeypatch: pytest.MonkeyPat
     assert fewer < kept
     for key in whole:
         assert torch.equal(whole[key], anew[key])
+
+
+@pytest.mark.parametrize("method", ["eap", "eap-ig", "hisp"])
+def test_what_is_done_with_is_not_held(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside a run no other run's projections are held, nor those that a gradient left."""
+    experiment = Experiment(o.small_model("LN", 0), o.small_task(0), get_metric("logit_diff"))
+    whole = METHODS[method].scores(experiment)
+    monkeypatch.setattr("acdc.engine.footprint._POINT_BYTES", 0)  # one point at a time
+    forward, before = LoweredModel.forward, list[weakref.ref[torch.Tensor]]()
+
+    def noting(model: LoweredModel, *args: Any, **more: Any) -> Trace:
+        assert not any(x() is not None for x in before)
+        trace = forward(model, *args, **more)
+        before.append(weakref.ref(trace.q[0]))
+        return trace
+
+    monkeypatch.setattr(LoweredModel, "forward", noting)
+
+    def looking(*args: Any) -> Gradients:
+        found = gradients(*args)
+        before.append(weakref.ref(found.trace.q[0]))
+        return found
+
+    monkeypatch.setattr(attribution, "gradients", looking)
+    np.testing.assert_allclose(METHODS[method].scores(experiment), whole, rtol=1e-4, atol=1e-7)
+    assert len(before) > len(experiment.batches)
+
+
+def test_the_allocator_is_told_once_where_it_is_glibc(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere (macOS, Windows, musl) there is no such library, and nothing to tell it."""
+    for library in (mock.Mock(), None):
+        monkeypatch.setattr(allocator, "_glibc", lambda library=library: library)
+        allocator.keep_large_pieces_apart()
+        allocator.give_back()
+        if library is not None:
+            assert [call.args for call in library.mallopt.call_args_list] == [
+                (-1, 64 << 20), (-3, 16 << 20)
+            ]  # fmt: skip
+            library.malloc_trim.assert_called_once_with(0)

@@ -35,6 +35,7 @@ from acdc.cli.processes import check_shared, ends, processes, quiet
 from acdc.cli.sharing import shared
 from acdc.cli.study import study
 from acdc.cli.what_if import what_if
+from acdc.engine.allocator import keep_large_pieces_apart
 from acdc.terminal.loudness import Loudness, loudness, set_loudness
 
 __all__ = ["app", "main"]
@@ -110,6 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Before torch is loaded: idle OpenMP threads sleep instead of spinning.  On a busy machine
     # small models run ten times faster so.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    keep_large_pieces_apart()
     with processes():
         _run(arguments)
 

@@ -28,6 +28,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from acdc.engine.allocator import give_back
 from acdc.engine.batch import Batch
 from acdc.engine.experiment import Experiment
 from acdc.engine.processes import Told
@@ -297,9 +298,8 @@ def _scores(
     most = experiment.footprint.tokens_of_part(experiment.batches[i].clean.shape[1])
     keeps = _keeps_runs(points)
     together = experiment.footprint.points_at_once(
-        experiment.batches[i].clean.shape[1], round(1 / weight),
-        shares_base=shares, keeps_runs=keeps,
-    )  # fmt: skip
+        experiment.batches[i].clean.shape[1], round(1 / weight), keeps_runs=keeps
+    )
     parts = parts_of(
         experiment, i, memory, base_run if shares else None, together, keeps_runs=keeps
     )
@@ -317,12 +317,13 @@ def _scores(
             with torch.no_grad():
                 device = batch.clean.device
                 for span, tokens in token_chunks(batch.spans, batch.n_prompts, chunk, device):
-                    at = found[0].trace
-                    rows = Written(program, differences, tokens, at, some[0].blocks, room=room)
+                    rows = Written(
+                        program, differences, tokens, found[0].trace, some[0].blocks, room=room
+                    )
                     for stage in own:
                         seen = program.senders_seen(stage)
                         _accumulate(stage, seen, places, found, rows, scores[span], weight)
-            del found
+            del found, rows, one  # before the next gradients are taken
         del base, other, differences, some  # before the next part is run
     return scores
 
@@ -506,6 +507,7 @@ def integrate_nodes(
                     each = torch.linalg.vecdot(change, g).unflatten(1, batch.clean.shape)
                     by_span = each.double().cpu() @ inside  # (sender, batch, span)
                     total[:, block.start : block.stop] += by_span.transpose(0, 1) / n_points
+                del found, effects, g  # before the next gradient is taken
                 tell(batch.n_prompts)
             totals.append(total.flatten(1))
             del base, other, differences  # before the next part is run
@@ -552,24 +554,38 @@ def parts_of(
     """
     program, whole = experiment.program, experiment.batches[i]
     n_prompts = experiment.footprint.prompts_at_once(
-        whole.clean.shape[1], memory, together,
-        shares_base=base_run is not None, keeps_runs=keeps_runs,
-    )  # fmt: skip
+        whole.clean.shape[1], memory, together, keeps_runs=keeps_runs
+    )
     for batch in whole.split(n_prompts):
         with torch.no_grad():
             tokens, others = experiment.runs(batch)
+            other = experiment.model.forward(others)  # first: little is kept of it beside the base
+            written = program.values(other)
+            if not keeps_runs:
+                other = Trace(other.embeds)
             base = experiment.model.forward(tokens) if base_run is None else base_run(batch)
-            other = experiment.model.forward(others)
-            values = program.values(base)
-            ablated = experiment.ablated_values(program.values(other), values)
-            pairs = zip(ablated, values, strict=True)
-            differences = [(a - b).flatten(1, 3) for a, b in pairs]
+            differences = _differences(experiment, written, program.values(base))
             own = experiment.program_on(batch, base)
             if not keeps_runs:
-                base, other = Trace(base.embeds), Trace(other.embeds)
-            del values, ablated, pairs
+                base = Trace(base.embeds)
+            del written
         yield batch, own, base, other, differences
         del base, other, differences
+        give_back()
+
+
+def _differences(experiment: Experiment, other: Values, base: Values) -> Values:
+    """``ablated - base`` by block, ``[sender, token, width]``, given what is written in both runs.
+
+    Both lists are emptied, so that what is done with is not held.
+    """
+    ablated = experiment.ablated_values(other, base)
+    ablated.reverse()
+    base.reverse()
+    found = []
+    while base:
+        found.append((ablated.pop() - base.pop()).flatten(1, 3))
+    return found
 
 
 def chunk_size(program: Program, differences: Values, memory: int) -> int:

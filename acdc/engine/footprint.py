@@ -169,15 +169,11 @@ class Footprint:
         numbers = (shape.n_layers * layer + work + self._gradients) * n_pos
         return self._bytes(numbers + 3 * self._logits)
 
-    def attribution(
-        self,
-        n_pos: int,
-        together: int = 1,
-        *,
-        shares_base: bool = False,
-        keeps_runs: bool = True,
-    ) -> int:
+    def attribution(self, n_pos: int, together: int = 1, *, keeps_runs: bool = True) -> int:
         """What attribution keeps of a prompt: plain runs, differences and gradients.
+
+        Most is held while a gradient is taken: beside it what is written in the other run, or what
+        became of that, the differences.
 
         Parameters
         ----------
@@ -185,21 +181,13 @@ class Footprint:
             Its length.
         together
             Points whose gradients are held at once.
-        shares_base
-            Whether the run that ablation starts from is that of the gradient.
         keeps_runs
             Whether plain runs are kept for the points, or their embeddings alone.
         """
         left = self._bytes(self._trace * n_pos)
         found = left + self._bytes(self._gradients * n_pos)
-        differences = self._bytes(self._differences * n_pos)
-        if shares_base:
-            most = left + max(self.gradient(n_pos), differences + found)
-        else:
-            runs, held = 2 * left + differences, (together - 1) * found
-            before = runs if keeps_runs else differences
-            most = max(runs, before + held + left + self.gradient(n_pos))
-        return int(_HOLES * most)
+        before = self._bytes(self._differences * n_pos) + (2 * left if keeps_runs else 0)
+        return int(_HOLES * (before + (together - 1) * found + left + self.gradient(n_pos)))
 
     @property
     def tokens_at_once(self) -> int:
@@ -217,9 +205,7 @@ class Footprint:
         numbers = (self.vectors + 2 * self.receivers) * self.sizes.d_model
         return self._bytes(numbers * min(self.tokens_of_part(n_pos), n_prompts * n_pos))
 
-    def points_at_once(
-        self, n_pos: int, n_points: int, *, shares_base: bool = False, keeps_runs: bool = True
-    ) -> int:
+    def points_at_once(self, n_pos: int, n_points: int, *, keeps_runs: bool = True) -> int:
         """At how many points gradients are added up before products are taken.
 
         As many as there are, up to :data:`MOST_POINTS`; fewer where those of one long prompt take
@@ -229,8 +215,7 @@ class Footprint:
         if self.sizes.n_posts:
             return 1
         for n in range(min(n_points, MOST_POINTS), 1, -1):
-            each = self.attribution(n_pos, n, shares_base=shares_base, keeps_runs=keeps_runs)
-            if each <= _POINT_BYTES:
+            if self.attribution(n_pos, n, keeps_runs=keeps_runs) <= _POINT_BYTES:
                 return n
         return 1
 
@@ -244,20 +229,14 @@ class Footprint:
         return max(1, memory // 2 // self.plain(n_pos))
 
     def prompts_at_once(
-        self,
-        n_pos: int,
-        memory: int,
-        together: int = 1,
-        *,
-        shares_base: bool = False,
-        keeps_runs: bool = True,
+        self, n_pos: int, memory: int, together: int = 1, *, keeps_runs: bool = True
     ) -> int:
         """How many prompts attribution takes at once; parameters as above.
 
         Of a multiple of those whose gradients are mapped back together: so what is added up
         together is the same whatever the memory.
         """
-        each = self.attribution(n_pos, together, shares_base=shares_base, keeps_runs=keeps_runs)
+        each = self.attribution(n_pos, together, keeps_runs=keeps_runs)
         at_once = max(1, self.tokens_at_once // n_pos)
         left = memory - self.products(n_pos, at_once)
         return max(1, left // each // at_once) * at_once

@@ -186,15 +186,15 @@ def _of_passes(
     footprint: Footprint, n_pos: int, n_batch: int, passes: tuple[int, int] | None, memory: int
 ) -> tuple[int, int, int]:
     """Prompts at a time of attribution; what one takes, and these together."""
-    forwards, backwards = passes or (2 + MOST_POINTS, MOST_POINTS)
+    _, backwards = passes or (2 + MOST_POINTS, MOST_POINTS)
     if not backwards:
         n = min(n_batch, footprint.runs_at_once(n_pos, memory))
         one, all_ = (k * footprint.plain(n_pos) + footprint.rows(k * n_pos) for k in (1, n))
         return n, one, min(all_, n * footprint.plain(n_pos) + memory // 2)
-    kind = {"shares_base": forwards - backwards == 1, "keeps_runs": passes is None}
-    together = footprint.points_at_once(n_pos, backwards, **kind)
-    each = footprint.attribution(n_pos, together, **kind)
-    n = min(n_batch, footprint.prompts_at_once(n_pos, memory, together, **kind))
+    keeps = passes is None
+    together = footprint.points_at_once(n_pos, backwards, keeps_runs=keeps)
+    each = footprint.attribution(n_pos, together, keeps_runs=keeps)
+    n = min(n_batch, footprint.prompts_at_once(n_pos, memory, together, keeps_runs=keeps))
     one, all_ = (k * each + footprint.products(n_pos, k) for k in (1, n))
     return n, one, all_
 
