@@ -39,6 +39,7 @@ from acdc.runs.forecast import Forecast, foresee
 from acdc.runs.reporter import Silent
 from acdc.settings import Settings
 from benchmarks.memory import LLAMAS
+from graphs.order import edge_order, receiver_order
 
 
 def random_folder(family: str, folder: Path) -> None:
@@ -112,6 +113,28 @@ def test_the_state_of_a_search_is_as_large_as_predicted(family: str) -> None:
     assert experiment.state_bytes == sum(map(held, run.states.values()))
 
 
+@pytest.mark.parametrize("family", ["LN", "grouped rotary", "Gemma2"])
+def test_a_search_adds_no_more_to_its_state_than_predicted(family: str) -> None:
+    """Each receiver reads something of its own once something above it was committed."""
+    experiment = Experiment(o.small_model(family, 0), o.small_task(0), get_metric("logit_diff"))
+    run = IncrementalRun(experiment)
+    for receiver in receiver_order(run.graph):
+        edges = edge_order(run.graph, receiver)
+        if run.can_change(edges).any():
+            _, outcomes = run.evaluate(edges[:1], np.ones((1, 1), dtype=bool))
+            run.commit(outcomes, 0)
+        run.finish(receiver, edges[1:])
+    moved = [
+        sum(x.nbytes for x in (*state.inputs._read.values(), *state.inputs._raw.values()))
+        for state in run.states.values()
+        if isinstance(state.inputs, Changes)
+    ]
+    every = sum(experiment.moved_bytes_by_batch)
+    assert sum(moved) <= every
+    if not experiment.footprint.sizes.n_posts:
+        assert sum(moved) > 0.9 * every
+
+
 def foreseen(experiment: Experiment, memory: int = 1 << 30, **asked: Any) -> Forecast:
     """What is foretold of a search on some prompts."""
     settings = Settings.of("any", **asked)
@@ -137,7 +160,7 @@ def test_a_batch_larger_than_the_memory_is_foretold_as_it_is() -> None:
     """Nothing is left for scenarios then: that is no reason to promise less."""
     experiment = Experiment(o.small_model("LN", 0), o.small_task(0), get_metric("logit_diff"))
     footprint, n_pos = experiment.footprint, len(experiment.task.pairs[0].clean)
-    one = footprint.state(n_pos) + 2 * footprint.plain(n_pos)
+    one = footprint.state(n_pos) + footprint.moved(n_pos) + 2 * footprint.plain(n_pos)
     found = foreseen(experiment, one, method="acdc")
     assert found.prompts_at_once > 1
     assert found.chunk == found.prompts_at_once * one

@@ -167,6 +167,11 @@ class Experiment:
         """What ``acdc`` keeps of the prompts of each batch, see :meth:`Footprint.state`."""
         return tuple(x.n_prompts * self.footprint.state(x.clean.shape[1]) for x in self.batches)
 
+    @cached_property
+    def moved_bytes_by_batch(self) -> tuple[int, ...]:
+        """What comes to that during a search, at most, see :meth:`Footprint.moved`."""
+        return tuple(x.n_prompts * self.footprint.moved(x.clean.shape[1]) for x in self.batches)
+
     @property
     def state_bytes(self) -> int:
         """What it keeps of all prompts."""

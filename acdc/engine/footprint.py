@@ -53,8 +53,9 @@ class Footprint:
         Senders that write vectors, and those that write multiples of one direction.
     stages, blocks
         Of :class:`acdc.engine.program.Program`.
-    receivers
-        Most that a stage has; those of a transcoder, few of them on each token, do not count.
+    receivers, n_receivers
+        Most that a stage has, and all; those of a transcoder, few of them on each token, do not
+        count.
     whole_vocab
         Whether the metric reads every logit.
     """
@@ -65,20 +66,21 @@ class Footprint:
     stages: int
     blocks: int
     receivers: int
+    n_receivers: int
     whole_vocab: bool
 
     @classmethod
     def of(cls, program: Program, *, whole_vocab: bool) -> Footprint:
         """Return that of a model that is loaded, with its dictionaries."""
+        receivers = [s.n_receivers for s in program.stages if not isinstance(s, Transcoder)]
         return cls(
             sizes=Sizes.of(program.model),
             vectors=sum(len(block) for block in program.blocks if not block.narrow),
             latents=sum(len(block) for block in program.blocks if block.narrow),
             stages=len(program.stages),
             blocks=len(program.blocks),
-            receivers=max(
-                stage.n_receivers for stage in program.stages if not isinstance(stage, Transcoder)
-            ),
+            receivers=max(receivers),
+            n_receivers=sum(receivers),
             whole_vocab=whole_vocab,
         )
 
@@ -90,13 +92,15 @@ class Footprint:
         sources = 2 if shape.split_embed else 1
         split = shape.n_heads + 2 * shape.kv_heads
         whole = shape.n_heads + (shape.kv_heads if shape.grouped else 0)
+        receivers = split if shape.split_qkv else whole
         return cls(
             sizes=sizes,
             vectors=sources + shape.n_layers * (shape.n_heads + shape.has_mlp),
             latents=0,
             stages=n_blocks + 1,
             blocks=n_blocks + 1,
-            receivers=split if shape.split_qkv else whole,
+            receivers=receivers,
+            n_receivers=shape.n_layers * (receivers + shape.has_mlp) + 1,
             whole_vocab=whole_vocab,
         )
 
@@ -109,6 +113,14 @@ class Footprint:
         d, sizes = self.sizes.d_model, self.sizes
         numbers = 2 * (self.vectors * d + self.latents) + d * (self.stages + sizes.n_posts)
         return self._bytes((numbers + sizes.shape.n_layers * self._qkv) * n_pos)
+
+    def moved(self, n_pos: int) -> int:
+        """What a prompt takes more at the end of a search: an input of each receiver's own.
+
+        At most, as those of a stage share one until something is ablated in front of them.
+        """
+        behind_posts = self.sizes.n_posts * self.n_receivers  # at most
+        return self._bytes((self.n_receivers + behind_posts) * self.sizes.d_model * n_pos)
 
     def evaluation(self, n_pos: int, share: float = 1.0) -> int:
         """What one circuit's evaluation keeps of a prompt.

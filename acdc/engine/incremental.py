@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from acdc.ablations.base import ZERO
+from acdc.engine.allocator import give_back
 from acdc.engine.batch import sum_of
 from acdc.engine.experiment import Experiment
 from acdc.engine.footprint import room_for_scenarios, streams
@@ -452,13 +453,15 @@ class IncrementalRun:
         model = experiment.model
         kept_beside = model.offloads and model.device.type != "cpu"
         is_streamed = kept_beside or streams(experiment.state_bytes, memory)
-        held = max(experiment.state_bytes_by_batch) if is_streamed else experiment.state_bytes
-        self._room = room_for_scenarios(memory, held)
+        pairs = zip(experiment.state_bytes_by_batch, experiment.moved_bytes_by_batch, strict=True)
+        each = list(map(sum, pairs))
+        self._room = room_for_scenarios(memory, max(each) if is_streamed else sum(each))
 
         def begin(i: int) -> Tensor:
             state = self.states[i] = BatchState(experiment, i, places, units)
             if is_streamed:
                 state.stream()
+                give_back()  # a batch's holes are not left beside the next one's
             return torch.from_numpy(state.touched)
 
         with torch.no_grad():
@@ -551,6 +554,8 @@ class IncrementalRun:
             return outcomes[i].values
 
         found = self.experiment.by_batch(values, about=[edges.tobytes(), scenarios.tobytes()])
+        if not fits:  # what some scenarios made is held, and holes between that
+            give_back()
         for batch in self.batches:
             plan = batch.plan(edges)
             if plan.reaches_logits:

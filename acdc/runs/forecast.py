@@ -116,6 +116,7 @@ def foresee(
     if method.keeps_state:
         n, least = n_batch, _of_state(footprint, max(counts), 1)
         held = _of_state(footprint, max(counts), n) if is_streamed else state
+        held += n * footprint.moved(max(counts)) if is_streamed else _moved(footprint, counts)
         chunk = held + room_for_scenarios(memory, held)
     elif method.trains:
         each = footprint.masks(max(counts))
@@ -175,6 +176,10 @@ def check_room(
 
 def _state(footprint: Footprint, counts: Mapping[int, int]) -> int:
     return sum(n * footprint.state(n_pos) for n_pos, n in counts.items())
+
+
+def _moved(footprint: Footprint, counts: Mapping[int, int]) -> int:
+    return sum(n * footprint.moved(n_pos) for n_pos, n in counts.items())
 
 
 def _of_state(footprint: Footprint, n_pos: int, n_prompts: int) -> int:
