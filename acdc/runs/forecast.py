@@ -114,10 +114,12 @@ def foresee(
     state = _state(footprint, counts) if method.keeps_state else 0
     is_streamed = streams(state, memory)
     if method.keeps_state:
-        n, least = n_batch, _of_state(footprint, max(counts), 1)
-        held = _of_state(footprint, max(counts), n) if is_streamed else state
-        held += n * footprint.moved(max(counts)) if is_streamed else _moved(footprint, counts)
-        chunk = held + room_for_scenarios(memory, held)
+        n = n_batch
+        least = _of_search(footprint, max(counts), 1, footprint.state(max(counts)), 1, 0)
+        held, n_moved = (
+            (n * footprint.state(max(counts)), n) if is_streamed else (state, len(lengths))
+        )
+        chunk = _of_search(footprint, max(counts), n, held, n_moved, memory)
     elif method.trains:
         each = footprint.masks(max(counts))
         n = min(prompts_of_part(MOST_TOGETHER, each, memory), max(counts.values()))
@@ -178,13 +180,18 @@ def _state(footprint: Footprint, counts: Mapping[int, int]) -> int:
     return sum(n * footprint.state(n_pos) for n_pos, n in counts.items())
 
 
-def _moved(footprint: Footprint, counts: Mapping[int, int]) -> int:
-    return sum(n * footprint.moved(n_pos) for n_pos, n in counts.items())
+def _of_search(
+    footprint: Footprint, n_pos: int, n_batch: int, held: int, n_moved: int, memory: int
+) -> int:
+    """What a search takes that keeps a state of which so much is held: at its start, or later.
 
-
-def _of_state(footprint: Footprint, n_pos: int, n_prompts: int) -> int:
-    """What a batch of a search takes that keeps a state, and the runs that it starts from."""
-    return n_prompts * (footprint.state(n_pos) + 2 * footprint.plain(n_pos))
+    It starts from two runs of each batch in turn.  Then something comes to the state of
+    ``n_moved`` prompts, and scenarios take half of what is left.
+    """
+    later = held + n_moved * footprint.moved(n_pos)
+    return max(
+        held + n_batch * 2 * footprint.plain(n_pos), later + room_for_scenarios(memory, later)
+    )
 
 
 def _of_passes(
