@@ -22,7 +22,7 @@ from test_attribution import build
 
 import acdc
 from acdc.dictionaries.attach import attach_neurons
-from acdc.engine.doses import edge_doses, node_doses
+from acdc.engine.doses import _in_parts, edge_doses, node_doses
 from acdc.engine.experiment import Experiment
 from acdc.engine.patched import PatchedModel
 from acdc.errors import CircuitFileError, OptionError
@@ -81,6 +81,22 @@ def check_edges(experiment: Experiment, n: int = 8) -> None:
     only[some] = True
     np.testing.assert_allclose(values[:, 3], base + exact(experiment, only=only)[some], atol=close)
     check_slopes(slopes, scores[some])
+
+
+def test_slopes_keep_to_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With little of it their gradients are taken of one prompt at a time, with the same result."""
+    experiment, _ = build("LN")
+    some, sizes = np.arange(experiment.graph.n_edges)[-4:], list[int]()
+
+    def noting(experiment: Experiment, memory: int) -> PatchedModel:
+        found = _in_parts(experiment, memory)
+        sizes.append(found.experiment.batch_size)
+        return found
+
+    monkeypatch.setattr("acdc.engine.doses._in_parts", noting)
+    found = [edge_doses(experiment, some, AT, memory)[1] for memory in (1 << 30, 1)]
+    assert sizes == [experiment.batch_size, 1]
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,21 @@ def test_the_state_of_a_search_is_as_large_as_predicted(family: str) -> None:
     assert experiment.state_bytes == sum(map(held, run.states.values()))
 
 
+def test_a_search_starts_with_one_run_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = Experiment(o.small_model("LN", 0), o.small_task(0), get_metric("logit_diff"))
+    forward, before = LoweredModel.forward, list[weakref.ref[torch.Tensor]]()
+
+    def noting(model: LoweredModel, *args: Any, **more: Any) -> Trace:
+        assert not any(x() is not None for x in before)
+        trace = forward(model, *args, **more)
+        before.append(weakref.ref(trace.q[0]))
+        return trace
+
+    monkeypatch.setattr(LoweredModel, "forward", noting)
+    run = IncrementalRun(experiment)
+    assert len(before) == 2 * len(run.states)
+
+
 @pytest.mark.parametrize("family", ["LN", "grouped rotary", "Gemma2"])
 def test_a_search_adds_no_more_to_its_state_than_predicted(family: str) -> None:
     """Each receiver reads something of its own once something above it was committed."""
@@ -160,7 +175,7 @@ def test_a_batch_larger_than_the_memory_is_foretold_as_it_is() -> None:
     """Nothing is left for scenarios then: that is no reason to promise less."""
     experiment = Experiment(o.small_model("LN", 0), o.small_task(0), get_metric("logit_diff"))
     footprint, n_pos = experiment.footprint, len(experiment.task.pairs[0].clean)
-    one = footprint.state(n_pos) + max(footprint.moved(n_pos), 2 * footprint.plain(n_pos))
+    one = footprint.state(n_pos) + max(footprint.moved(n_pos), footprint.starting(n_pos))
     found = foreseen(experiment, one, method="acdc")
     assert found.prompts_at_once > 1
     assert found.chunk == found.prompts_at_once * one

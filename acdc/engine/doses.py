@@ -71,7 +71,9 @@ def node_doses(
         coefficient at 0, which is the node's score of attribution patching.
     """
     if experiment.crosses_layers:
-        return _by_whole_passes(experiment, senders, coefficients, progress, of_senders=True)
+        return _by_whole_passes(
+            experiment, senders, coefficients, memory, progress, of_senders=True
+        )
     graph = experiment.whole_graph
     c, tell = torch.as_tensor(coefficients).to(experiment.model.W_U), Told(progress)
 
@@ -163,7 +165,7 @@ def edge_doses(
             "left out are always ablated; ask for nodes"
         )
     if experiment.crosses_layers:
-        return _by_whole_passes(experiment, edges, coefficients, progress, of_senders=False)
+        return _by_whole_passes(experiment, edges, coefficients, memory, progress, of_senders=False)
     graph, run = experiment.graph, IncrementalRun(experiment, memory)
     values = np.full((graph.n_edges, len(coefficients)), run.metric())
     wanted = np.zeros(graph.n_edges, dtype=bool)
@@ -176,19 +178,20 @@ def edge_doses(
         while len(rest):
             now = rest[: max(1, run.capacity(rest) // len(coefficients))]
             doses = np.kron(np.eye(len(now)), coefficients[:, None])
-            found, _ = run.evaluate(now, doses)
+            found = run.evaluate(now, doses)[0]
             values[now] = found.reshape(len(now), len(coefficients))
             rest = rest[len(now) :]
         progress(n_done * len(experiment.task))
         run.finish(receiver, every)
-    return values[edges], _slopes(experiment, of_senders=False)[edges]
+    del run  # before the gradients are taken
+    return values[edges], _slopes(experiment, memory, of_senders=False)[edges]
 
 
-def _slopes(experiment: Experiment, *, of_senders: bool) -> NDArray[np.float64]:
+def _slopes(experiment: Experiment, memory: int, *, of_senders: bool) -> NDArray[np.float64]:
     """Derivative at c = 0 of every edge or sender, of one patched pass forward and backward."""
     graph = experiment.graph
     n = graph.n_senders if of_senders else graph.n_edges
-    patched = _in_parts(experiment)
+    patched = _in_parts(experiment, memory)
 
     def slopes(i: int) -> Tensor:
         with torch.enable_grad():
@@ -204,7 +207,7 @@ def _intact(experiment: Experiment, n: int) -> Tensor:
     return torch.ones(n, device=experiment.model.device, dtype=experiment.model.dtype)
 
 
-def _in_parts(experiment: Experiment, memory: int = 2 << 30) -> PatchedModel:
+def _in_parts(experiment: Experiment, memory: int) -> PatchedModel:
     """Patched passes over so few prompts that a gradient fits into the memory."""
     longest = max(len(pair.clean) for pair in experiment.task.pairs)
     each = PatchedModel(experiment).bytes_per_prompt(longest)
@@ -216,6 +219,7 @@ def _by_whole_passes(
     experiment: Experiment,
     which: Sequence[int] | NDArray[np.int64],
     coefficients: NDArray[np.float64],
+    memory: int,
     progress: Progress,
     *,
     of_senders: bool,
@@ -232,5 +236,5 @@ def _by_whole_passes(
             with torch.no_grad():
                 values[i, k] = torch.cat(experiment.by_batch(rows)).sum()
         progress(len(experiment.task))
-    slopes = _slopes(experiment, of_senders=of_senders)[np.asarray(which)]
+    slopes = _slopes(experiment, memory, of_senders=of_senders)[np.asarray(which)]
     return values / experiment.n_rows, slopes

@@ -122,6 +122,16 @@ class Footprint:
         behind_posts = self.sizes.n_posts * self.n_receivers  # at most
         return self._bytes((self.n_receivers + behind_posts) * self.sizes.d_model * n_pos)
 
+    def starting(self, n_pos: int) -> int:
+        """What a prompt takes beside its state while that is made.
+
+        What is written in both runs, and vectors of one layer's heads; or a run beside the other's.
+        """
+        shape, differences = self.sizes.shape, self._bytes(self._differences * n_pos)
+        vectors = self._bytes(2 * shape.n_heads * self.sizes.d_model * n_pos)
+        runs = self.plain(n_pos) + differences - self.state(n_pos)
+        return max(2 * differences + vectors, runs)
+
     def evaluation(self, n_pos: int, share: float = 1.0) -> int:
         """What one circuit's evaluation keeps of a prompt.
 

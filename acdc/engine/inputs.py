@@ -31,7 +31,7 @@ from acdc.engine.program import Program
 from acdc.engine.stages import Index
 from acdc.engine.start import Start
 from acdc.engine.streamed import Arena, bytes_of
-from acdc.engine.values import MOST, Values, coefficients
+from acdc.engine.values import MOST, Block, Values, coefficients
 from graphs.plan import Flow, Numbers, Step
 
 __all__ = [
@@ -242,8 +242,8 @@ class Written:
     ----------
     places
         Where it is kept.
-    parts
-        By block, see :meth:`acdc.engine.values.Block.parts`; of one scenario.
+    blocks, values
+        What writes, and its values of one scenario.
 
     Attributes
     ----------
@@ -253,10 +253,15 @@ class Written:
         By block, ``[batch, pos, latent]``.
     """
 
-    def __init__(self, places: Places, parts: Values) -> None:
-        pairs = list(zip(places.blocks, parts, strict=True))
+    def __init__(self, places: Places, blocks: Sequence[Block], values: Values) -> None:
+        pairs = list(zip(blocks, values, strict=True))
         self.places = places
-        self.vectors = torch.cat([x[:, 0] for block, x in pairs if not block.narrow])
+        embeds = values[0]
+        self.vectors = embeds.new_empty(int(places.row.max()) + 1, *embeds.shape[2:])
+        for block, x in pairs:
+            if not block.narrow:  # one after the other: each takes more than its values
+                row = int(places.row[block.start])
+                self.vectors[row : row + len(block)] = block.vectors(x)[:, 0]
         self.latents = {
             b: coefficients(x)[0].clone(memory_format=torch.contiguous_format)
             for b, (block, x) in enumerate(pairs)
@@ -350,7 +355,8 @@ class Changes:
 
     def __init__(self, start: Start, places: Places) -> None:
         self.places = places
-        self.out, self.ablation = Written(places, start.parts), Written(places, start.ablated)
+        self.out = Written(places, start.blocks, start.values)
+        self.ablation = Written(places, start.blocks, start.ablated)
         self.ablation.subtract(self.out)
         self._base, self._base_raw = start.inputs, start.raw
         self._posts = start.posts

@@ -15,7 +15,7 @@ from acdc.engine.mixtures import EXPERT, ROUTER, Experts, Projection
 from acdc.engine.patched import PatchedModel
 from acdc.engine.program import Program
 from acdc.engine.stages import Heads, LatentHeads, Stage
-from acdc.engine.values import Values
+from acdc.engine.values import Block, Values
 from acdc.models.lowering.attention import Kind
 from acdc.models.lowering.norm import Norm
 
@@ -37,9 +37,10 @@ class Start:
     ----------
     program
         Stages, with the norms of this batch.
-    parts, ablated
-        By block: what senders write, and what ablated edges carry; see
-        :meth:`acdc.engine.values.Block.parts`.
+    blocks
+        What is made of values.
+    values, ablated
+        By block: what senders write, and what ablated edges carry.
     inputs
         By receiver, ``[batch, pos, d_model]``; receivers that read the same share a tensor.
     raw
@@ -55,7 +56,8 @@ class Start:
     experiment: Experiment
     i: int
     program: Program = field(init=False)
-    parts: Values = field(default_factory=list, init=False)
+    blocks: list[Block] = field(default_factory=list, init=False)
+    values: Values = field(default_factory=list, init=False)
     ablated: Values = field(default_factory=list, init=False)
     inputs: dict[int, Tensor] = field(default_factory=dict, init=False)
     raw: dict[tuple[int, int], Tensor] = field(default_factory=dict, init=False)
@@ -97,13 +99,12 @@ class Start:
     def _run_plain(self) -> None:
         experiment, program = self.experiment, self.experiment.program
         batch = experiment.batches[self.i]
-        base, other = (experiment.model.forward(x) for x in experiment.runs(batch))
-        self.program = experiment.program_on(batch, base)
-        values = program.values(base)
-        ablated = experiment.ablated_values(program.values(other), values)
-        for block, x, y in zip(program.blocks, values, ablated, strict=True):
-            self.parts.append(block.parts(x))
-            self.ablated.append(block.parts(y))
+        tokens, others = experiment.runs(batch)
+        written = program.values(experiment.model.forward(others))  # all that is kept of it
+        base = experiment.model.forward(tokens)
+        self.program, self.blocks = experiment.program_on(batch, base), program.blocks
+        self.values = program.values(base)
+        self.ablated = experiment.ablated_values(written, self.values)
         for stage in program.stages:
             for v in range(stage.ports.start, stage.ports.stop):
                 self.inputs[v] = base.at(stage.stream)
@@ -116,12 +117,10 @@ class Start:
     def _run_patched(self) -> None:
         patched = PatchedModel(self.experiment)
         plain = patched.plain(self.i)
-        self.program, blocks = plain.program, plain.program.blocks
-        self.ablated = [block.parts(x) for block, x in zip(blocks, plain.ablated, strict=True)]
-        self.parts = [plain.embeds + plain.ablated[0]]
+        self.program, self.blocks, self.ablated = plain.program, plain.program.blocks, plain.ablated
+        self.values = [plain.embeds + plain.ablated[0]]
         for stage, inputs, raw, values in patched.states(self.i):
-            written = zip(stage.blocks, values, strict=True)
-            self.parts += [blocks[b].parts(x) for b, x in written]
+            self.values += values
             for v, row in enumerate(inputs.index, stage.ports.start):
                 self.inputs[v] = inputs.distinct[row, 0]
                 self.raw |= {(v, layer): x[row, 0] for layer, x in raw.items()}

@@ -185,12 +185,12 @@ def _of_search(
 ) -> int:
     """What a search takes that keeps a state of which so much is held: at its start, or later.
 
-    It starts from two runs of each batch in turn.  Then something comes to the state of
+    It is made of two runs of each batch in turn.  Then something comes to the state of
     ``n_moved`` prompts, and scenarios take half of what is left.
     """
     later = held + n_moved * footprint.moved(n_pos)
     return max(
-        held + n_batch * 2 * footprint.plain(n_pos), later + room_for_scenarios(memory, later)
+        held + n_batch * footprint.starting(n_pos), later + room_for_scenarios(memory, later)
     )
 
 
