@@ -101,6 +101,16 @@ def test_kl_is_not_divided_by_the_vocabulary() -> None:
     assert by_hand > 0.05
 
 
+@torch.no_grad()
+def test_kl_is_exact_over_a_large_vocabulary() -> None:
+    clean, logits = torch.randn(2, 16, 50_257, generator=torch.Generator().manual_seed(0))
+    nothing = torch.zeros(16, 1)
+    targets = Targets(nothing.long(), nothing, nothing, torch.log_softmax(clean, -1))
+    p, q = (torch.log_softmax(x.double(), -1) for x in (clean, logits))
+    found = get_metric("kl")(logits, targets).double()
+    np.testing.assert_allclose(found, (p.exp() * (p - q)).sum(-1), rtol=1e-6)
+
+
 def test_kl_of_the_clean_run_is_zero_and_does_not_see_a_shift() -> None:
     experiment = Experiment(MODEL, Task("t", (pair((5,)),)), get_metric("kl"))
     assert experiment.plain("clean") == pytest.approx(0, abs=1e-6)

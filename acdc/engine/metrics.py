@@ -103,11 +103,12 @@ def _logit_diff(logits: Tensor, targets: Targets) -> Tensor:
 def _kl(logits: Tensor, targets: Targets) -> Tensor:
     clean = targets.clean
     assert clean is not None
-    logq = torch.log_softmax(logits, -1)
+    logq, p = torch.log_softmax(logits, -1), clean.exp()
     # sum (q - p) - p (log q - log p): what logsumexp rounds cancels to first order
-    total = logq.exp().sum(-1) - clean.exp().sum(-1)
-    ratio = logq - clean if logq.requires_grad else logq.sub_(clean)
-    return total - torch.einsum("...rv,rv->...r", ratio, clean.exp())
+    total = logq.exp().sum(-1) - p.sum(-1)
+    if logq.requires_grad:
+        return total - torch.linalg.vecdot(logq - clean, p)
+    return total - logq.sub_(clean).mul_(p).sum(-1)
 
 
 def _mse(logits: Tensor, targets: Targets) -> Tensor:
