@@ -26,7 +26,7 @@ from acdc.engine.metrics import get_metric
 from acdc.engine.work import Work
 from acdc.errors import UnknownNameError
 from acdc.methods import METHODS
-from acdc.runs.forecast import foresee
+from acdc.runs.forecast import batch_size_of, foresee
 from acdc.settings import Settings
 from acdc.tasks import Task
 from benchmarks.memory import process_bytes
@@ -55,8 +55,9 @@ class Plan:
         Of two prompts each, for a model as GPT-2 small.
     methods
         Searches, by name; UnknownNameError if there is none of it.
-    threshold
-        Tau of ``acdc``.
+    threshold, long_threshold
+        Tau of ``acdc`` on many and on long prompts; of the latter a single decision takes seconds,
+        so that it is to take everything out.
     memory
         GiB beside the weights.
     """
@@ -65,6 +66,7 @@ class Plan:
     tokens: tuple[int, ...] = ()
     methods: tuple[str, ...] = ("eap", "acdc")
     threshold: float = 2e-5
+    long_threshold: float = 1e3
     memory: float = 2.0
 
     def __post_init__(self) -> None:
@@ -124,7 +126,9 @@ def measure(plan: Plan) -> Iterator[Row]:
     for method in plan.methods:
         for size in plan.sizes:
             asked: dict[str, Any] = {"method": method, "size": asdict(size)}
-            asked |= {"threshold": plan.threshold, "memory": int(plan.memory * 2**30)}
+            is_long = size.n_pos != _SHORT.n_pos
+            threshold = plan.long_threshold if is_long else plan.threshold
+            asked |= {"threshold": threshold, "memory": int(plan.memory * 2**30)}
             code = "import sys; from benchmarks.extent import child; child(sys.argv[1])"
             done = subprocess.run(
                 [sys.executable, "-c", code, json.dumps(asked)],
@@ -147,6 +151,7 @@ def child(asked: str) -> None:
     settings = Settings.of("random", method=method.name, **taus)
     lengths = [size.n_pos] * size.n_prompts
     forecast = foresee(experiment.footprint, lengths, settings, method, memory)
+    experiment = experiment.in_batches_of(batch_size_of(forecast, settings, lengths))
     before, started = process_bytes("VmRSS"), resource.getrusage(resource.RUSAGE_SELF)
     found = _search(experiment, method, settings, memory)
     ended = resource.getrusage(resource.RUSAGE_SELF)
@@ -199,8 +204,9 @@ def markdown(rows: Sequence[Row], plan: Plan) -> str:
         "MiB beside the weights: what `--memory` allows, what is foretold (of the search, the "
         "evaluation that follows it, which is not measured here, and the 64 MiB of code and lists "
         "that a process takes besides), the peak measured of the search. `acdc` with the logit "
-        f"difference and tau {plan.threshold:g}. Written by `acdc bench memory --prompts` and "
-        f"`--tokens`.\n\n{markdown_table(_COLUMNS, map(_cells, rows))}"
+        f"difference and tau {plan.threshold:g}; on long prompts {plan.long_threshold:g}, where "
+        "everything is taken out and nothing comes to the state. Written by `acdc bench memory "
+        f"--prompts` and `--tokens`.\n\n{markdown_table(_COLUMNS, map(_cells, rows))}"
     )
 
 

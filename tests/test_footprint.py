@@ -171,14 +171,33 @@ def test_what_is_said_follows_the_memory() -> None:
     assert double.state_bytes == 2 * state
 
 
-def test_a_batch_larger_than_the_memory_is_foretold_as_it_is() -> None:
-    """Nothing is left for scenarios then: that is no reason to promise less."""
-    experiment = Experiment(o.small_model("LN", 0), o.small_task(0), get_metric("logit_diff"))
-    footprint, n_pos = experiment.footprint, len(experiment.task.pairs[0].clean)
+def test_a_batch_larger_than_the_memory_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lies in files prompt by prompt then, and the circuit is the same."""
+    model, task = o.small_model("LN", 0), o.small_task(0)
+    experiment = Experiment(model, task, get_metric("logit_diff"))
+    footprint, n_pos = experiment.footprint, len(task.pairs[0].clean)
     one = footprint.state(n_pos) + max(footprint.moved(n_pos), footprint.starting(n_pos))
-    found = foreseen(experiment, one, method="acdc")
-    assert found.prompts_at_once > 1
-    assert found.chunk == found.prompts_at_once * one
+    found = foreseen(experiment, 2 * one, method="acdc")
+    assert found.is_streamed
+    assert found.prompts_at_once == 1
+    assert found.chunk <= 2 * one
+    sizes: list[int] = []
+    begin = IncrementalRun.__init__
+
+    def noting(run: IncrementalRun, experiment: Experiment, memory: int) -> None:
+        sizes.append(experiment.batch_size)
+        begin(run, experiment, memory)
+
+    monkeypatch.setattr(IncrementalRun, "__init__", noting)
+    names = ("clean", "corrupt", "answers", "wrong_answers")
+    rows = [{name: [*getattr(p, name)] for name in names} for p in task.pairs]
+    runs = [
+        discover(rows, model=model, method="acdc", threshold=1e-2, holdout=0.0, memory=memory)
+        for memory in (1 << 30, 2 * one)
+    ]
+    assert sizes[0] == Settings.batch_size
+    assert sizes[-1] == 1
+    assert np.array_equal(*(run.circuit.in_circuit for run in runs))
 
 
 def test_a_search_says_what_it_takes_before_it_begins() -> None:

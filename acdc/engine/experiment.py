@@ -136,6 +136,15 @@ class Experiment:
             self, memory=memory, in_float32=None if exact is None else exact.within(memory)
         )
 
+    def in_batches_of(self, n: int) -> Self:
+        """Return the same experiment, of which so many prompts are run together."""
+        if n == self.batch_size:
+            return self
+        exact = self.in_float32
+        return replace(
+            self, batch_size=n, in_float32=None if exact is None else exact.in_batches_of(n)
+        )
+
     @cached_property
     def selection(self) -> Experiment:
         """The same experiment on the prompts that the size of a circuit is chosen on."""

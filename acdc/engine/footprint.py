@@ -132,6 +132,11 @@ class Footprint:
         runs = self.plain(n_pos) + differences - self.state(n_pos)
         return max(2 * differences + vectors, runs)
 
+    def searched_at_once(self, n_pos: int, memory: int) -> int:
+        """How many prompts of a streamed search are in memory together: half of it is theirs."""
+        each = self.state(n_pos) + max(self.moved(n_pos), self.starting(n_pos))
+        return max(1, memory // 2 // each)
+
     def evaluation(self, n_pos: int, share: float = 1.0) -> int:
         """What one circuit's evaluation keeps of a prompt.
 

@@ -45,7 +45,7 @@ from acdc.runs.building import (
 from acdc.runs.checks import check_discovery, check_settings
 from acdc.runs.claim import Claims
 from acdc.runs.folder import Run, Timer, versions
-from acdc.runs.forecast import Forecast, check_room, foresee
+from acdc.runs.forecast import Forecast, batch_size_of, check_room, foresee
 from acdc.runs.given import method_of, metric_of, settings_of, spec_of
 from acdc.runs.prompts import DEFAULT_N_OTHERS, load_prompts, split_prompts
 from acdc.runs.pt import group_heads
@@ -134,6 +134,7 @@ def discover(
         able, experiment, attached, tokenizer, forecast = prepare(settings, memory, sites, strict)
     if checkpoint is not None and here().size == 1:
         identity = {**settings.plain(), **_fingerprint(experiment), "versions": versions()}
+        identity["batch_size"] = experiment.batch_size  # fewer than asked for, if more do not fit
         del identity["offload"]  # which changes nothing
         work = replace(work, checkpoint=Checkpoint(checkpoint, identity))
     if experiment.ablation.trained:
@@ -229,6 +230,8 @@ def prepare(
         )
     experiment = experiment if attached is None else attached.experiment
     forecast = _foresee(settings, memory, experiment.footprint, experiment.task)
+    lengths = [len(pair.clean) for pair in experiment.task.pairs]
+    experiment = experiment.in_batches_of(batch_size_of(forecast, settings, lengths))
     return Prepared(able, with_means(experiment), attached, tokenizer, forecast)
 
 

@@ -21,7 +21,7 @@ from acdc.models.devices import free_memory
 from acdc.models.sizes import Sizes
 from acdc.settings import Settings
 
-__all__ = ["BESIDE", "Forecast", "check_room", "foresee", "of_evaluation"]
+__all__ = ["BESIDE", "Forecast", "batch_size_of", "check_room", "foresee", "of_evaluation"]
 
 BESIDE = 64 << 20
 """Bytes of a process beyond tensors: code that the first computations bring in, graphs, lists."""
@@ -114,6 +114,8 @@ def foresee(
     state = _state(footprint, counts) if method.keeps_state else 0
     is_streamed = streams(state, memory)
     if method.keeps_state:
+        if is_streamed:
+            n_batch = min(n_batch, footprint.searched_at_once(max(counts), memory))
         n = n_batch
         least = _of_search(footprint, max(counts), 1, footprint.state(max(counts)), 1, 0)
         held, n_moved = (
@@ -141,6 +143,15 @@ def foresee(
         forwards=None if passes is None else passes[0],
         backwards=None if passes is None else passes[1],
     )
+
+
+def batch_size_of(forecast: Forecast, settings: Settings, lengths: Sequence[int]) -> int:
+    """Prompts of a batch: as many as are asked for, or as fit if they are kept in files.
+
+    Where a batch fits it is as it was, and so is every sum over it.
+    """
+    n, most = forecast.prompts_at_once, max(Counter(lengths).values())
+    return n if forecast.is_streamed and n < most else settings.batch_size
 
 
 def check_room(
