@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -281,32 +282,19 @@ def _search(experiment: Experiment, options: Options, work: Means, two_sided: bo
     expected: NDArray[np.float64] | None = None
     guess = options.guess
     start = _shared_start(experiment, options, work)
+    roughly: Rough | None = None
 
-    def rough() -> Callable[[float], Circuit]:
-        nonlocal guess
-        guess, own = "rough", Rough(experiment, work.memory)
-        few = None if own.few.crosses_layers else IncrementalRun(own.few, work.memory)
-
-        def run_roughly(threshold: float) -> Circuit:
-            nonlocal expected
-            circuit, _ = acdc(
-                own.few,
-                threshold,
-                expected=own.expected,
-                candidates=own.candidates(threshold),
-                two_sided=two_sided,
-                memory=work.memory,
-                start=few,
-            )
-            own.learn(circuit, threshold)
-            expected = own.expected
-            return circuit
-
-        return run_roughly
+    def rough() -> Rough:
+        nonlocal guess, roughly
+        guess = "rough"
+        roughly = Rough(experiment, work.memory, partial(acdc, two_sided=two_sided))
+        return roughly
 
     def run(threshold: float) -> Found:
         nonlocal expected
-        if expected is None:
+        if expected is None and roughly is not None:
+            expected = roughly.expected
+        elif expected is None:
             expected = expected_changes(experiment, options, work.memory)
         circuit, counts = acdc(
             experiment,

@@ -2,8 +2,8 @@
 
 A search has measured what each edge's removal changes: at another tau about those edges stay out
 whose change is below it.  So one circuit says where to look for one of another size, first from
-rough searches (:mod:`acdc.methods.rough`), then from whole ones.  The circuit is exactly the one
-that ACDC finds at the tau that is returned.
+attribution scores, then from rough searches (:mod:`acdc.methods.rough`), then from whole ones.  The
+circuit is exactly the one that ACDC finds at the tau that is returned.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from acdc.methods.base import Found
+from acdc.methods.rough import Rough
 from graphs import Circuit
 
 __all__ = ["MOST", "of_size"]
@@ -23,7 +24,7 @@ MOST = 12
 """Searches at most."""
 
 _FIRST, _TOP, _BOTTOM = 0.003, 2.0, 1e-6
-"""Tau that is tried first, and between which: fractions of the metric's gap."""
+"""Tau that is tried first where no scores say more, and between which: fractions of the gap."""
 
 _ENOUGH = 0.98
 """Share of the edges asked for that is enough."""
@@ -47,6 +48,9 @@ class _Sizes:
         Of the metric.
     n_edges
         At most so many edges.
+    scores
+        ``[edge]``: attribution scores, which say where to begin: edges with a score of at least
+        tau are about those that stay.  Few at first cost little; many may take hours.
 
     Attributes
     ----------
@@ -57,10 +61,15 @@ class _Sizes:
         Where to look next.
     """
 
-    def __init__(self, gap: float, n_edges: int) -> None:
+    def __init__(
+        self, gap: float, n_edges: int, scores: NDArray[np.float64] | None = None
+    ) -> None:
         self.gap, self.n_edges = gap, n_edges
         self.low, self.high = 0.0, math.inf
-        self.tau = _FIRST * gap
+        first = _FIRST * gap
+        if scores is not None and n_edges < len(scores):
+            first = float(np.sort(np.abs(scores))[-n_edges - 1])
+        self.tau = self._allowed(first)
         self._side = 0  # how many circuits in turn had too many (below 0: few enough) edges
 
     def add(self, circuit: Circuit) -> None:
@@ -101,6 +110,9 @@ class _Sizes:
             tau = min(max(tau, self.low * step), self.low * _FARTHEST)
         else:
             tau = max(min(tau, self.high / step), self.high / _FARTHEST)
+        return self._allowed(tau)
+
+    def _allowed(self, tau: float) -> float:
         return min(max(tau, _BOTTOM * self.gap), _TOP * self.gap)
 
 
@@ -114,7 +126,7 @@ def of_size(
     gap: float,
     n_edges: int,
     run: Callable[[float], Found],
-    rough: Callable[[], Callable[[float], Circuit]] | None,
+    rough: Callable[[], Rough] | None,
 ) -> Found:
     """Look for the largest circuit of at most ``n_edges`` edges.
 
@@ -129,8 +141,8 @@ def of_size(
     run
         ``tau -> Found``.
     rough
-        Returns ``tau -> circuit``: about what ``run`` finds, in a fraction of the time; None:
-        every search is a whole one.
+        Returns what finds about what ``run`` finds, in a fraction of the time; None: every
+        search is a whole one.
     """
     if not gap:
         return run(0.0)
@@ -149,9 +161,9 @@ def of_size(
     return run(_TOP * gap) if best is None else best
 
 
-def _roughly(gap: float, n_edges: int, rough: Callable[[float], Circuit]) -> float:
+def _roughly(gap: float, n_edges: int, rough: Rough) -> float:
     """Tau at which rough circuits have about so many edges."""
-    sizes, size = _Sizes(gap, n_edges), -1
+    sizes, size = _Sizes(gap, n_edges, rough.scores), -1
     for _ in range(_MOST_ROUGH):
         tau, before, circuit = sizes.tau, size, rough(sizes.tau)
         size = circuit.n_edges

@@ -21,6 +21,7 @@ from acdc.measure.evaluation import (
     standard_error,
 )
 from acdc.methods.base import Found
+from acdc.methods.rough import Rough
 from acdc.methods.sizes import MOST, of_size
 from graphs import Circuit
 
@@ -61,7 +62,7 @@ def at_threshold(
     threshold: float | None,
     n_edges: int | None,
     run: Callable[[float], Found],
-    rough: Callable[[], Callable[[float], Circuit]] | None = None,
+    rough: Callable[[], Rough] | None = None,
 ) -> Found:
     """Run at the threshold that is asked for, or look for one.
 
@@ -77,8 +78,8 @@ def at_threshold(
     run
         ``tau -> Found``.
     rough
-        Returns ``tau -> circuit``: about what ``run`` finds, in a fraction of the time, from few
-        of the prompts; None: the first tau is the same for all.
+        Returns what finds about what ``run`` finds, in a fraction of the time, from few of the
+        prompts; None: the first tau is the same for all.
     """
     if n_edges is not None:
         return of_size(_gap(experiment), n_edges, run, rough)
@@ -199,7 +200,7 @@ class _Bracket:
 def _of_faithfulness(
     experiment: Experiment,
     run: Callable[[float], Found],
-    rough: Callable[[], Callable[[float], Circuit]] | None,
+    rough: Callable[[], Rough] | None,
 ) -> Found:
     """Look for the smallest faithful circuit, see :data:`DEFAULT`.
 

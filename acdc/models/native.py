@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,7 @@ def load_native(
     source, state = read_weights(folder.path)
     _check_extent(fields, state, path, source)
     cfg = _configuration(fields, path)
-    with torch.device("meta"):
-        check_sizes(_boot(cfg, path).original_model, state, path)
+    check_sizes(_without_weights(cfg, path), state, path)
     weights = fit_weights(cfg, state, source)
     bridge = _boot(cfg, path, device=device, dtype=dtype)
     load_weights(bridge, weights, state, source)
@@ -155,6 +155,14 @@ def _configuration(fields: dict[str, Any], path: Path) -> Any:
 
     with _errors(path):
         return TransformerBridgeConfig(**fields | {"init_weights": False})
+
+
+def _without_weights(cfg: Any, path: Path) -> torch.nn.Module:
+    """Return the bare module of a native model, which takes no memory."""
+    from transformer_lens.model_bridge.sources.native import NativeModel
+
+    with _errors(path), torch.device("meta"):
+        return NativeModel(deepcopy(cfg))  # its defaults would be written into the configuration
 
 
 def _boot(cfg: Any, path: Path, **options: Any) -> Any:
