@@ -60,6 +60,16 @@ def test_changes_that_do_not_depend_on_tau_say_where_it_is(
     assert len(tried) <= 4
 
 
+def test_scores_say_where_to_begin(graph: Graph) -> None:
+    """A third of the edges expected stay at first: three times as many are to be expected."""
+    scores = np.linspace(1, 0, graph.n_edges)
+    tried = sizes._Sizes(1.0, 30, -scores)
+    assert np.count_nonzero(scores > tried.tau) == 30
+    few = scores > scores[10]
+    tried.add(Circuit(graph, np.where(few, scores, 0), few))
+    assert np.count_nonzero(scores > tried.tau) == pytest.approx(90, abs=2)
+
+
 @pytest.mark.parametrize("n_edges", [30, 300])
 def test_changes_that_depend_on_tau_take_a_few_more(graph: Graph, n_edges: int) -> None:
     def changes(tau: float) -> NDArray[np.float64]:

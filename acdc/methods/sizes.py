@@ -32,11 +32,11 @@ _ENOUGH = 0.98
 _NEAR = 1.004
 """Or a circuit with too many edges was found at a tau at most so many times smaller."""
 
-_ROUGH, _MOST_ROUGH = 0.1, 4
+_ROUGH, _MOST_ROUGH = 0.1, 6
 """How near to the number a rough search has to come, as a share of it, and how many there are."""
 
-_FARTHEST = 30.0
-"""By how much a tau changes at most in one step."""
+_FARTHEST_UP, _FARTHEST_DOWN = 30.0, 4.0
+"""By how much a tau changes at most in one step: one that is too small may take hours."""
 
 
 class _Sizes:
@@ -61,15 +61,11 @@ class _Sizes:
         Where to look next.
     """
 
-    def __init__(
-        self, gap: float, n_edges: int, scores: NDArray[np.float64] | None = None
-    ) -> None:
+    def __init__(self, gap: float, n_edges: int, scores: NDArray[np.float64] | None = None) -> None:
         self.gap, self.n_edges = gap, n_edges
         self.low, self.high = 0.0, math.inf
-        first = _FIRST * gap
-        if scores is not None and n_edges < len(scores):
-            first = float(np.sort(np.abs(scores))[-n_edges - 1])
-        self.tau = self._allowed(first)
+        self._scores = None if scores is None else np.sort(np.abs(scores))[::-1]
+        self.tau = self._allowed(self._of_rank(n_edges) or _FIRST * gap)
         self._side = 0  # how many circuits in turn had too many (below 0: few enough) edges
 
     def add(self, circuit: Circuit) -> None:
@@ -98,7 +94,17 @@ class _Sizes:
             changes = np.sort(np.abs(kept))
             return _between(changes, -more)
         changes = np.sort(removed[removed > 0])[::-1]
-        return _between(changes, more) if more < len(changes) else 0.0
+        tau = _between(changes, more) if more < len(changes) else 0.0
+        if self._scores is not None and not self.low:
+            rank = int(np.count_nonzero(self._scores > self.tau))
+            tau = max(tau, self._of_rank(round(rank * wanted / max(1, circuit.n_edges))))
+        return tau
+
+    def _of_rank(self, rank: int) -> float:
+        """Tau that so many edges have an attribution score of; 0 where nothing says."""
+        if self._scores is None or rank >= len(self._scores):
+            return 0.0
+        return float(self._scores[rank])
 
     def _within(self, tau: float) -> float:
         """Tau strictly between what was tried; the middle where steps come from one side only."""
@@ -107,9 +113,9 @@ class _Sizes:
             return tau if inside and abs(self._side) < 3 else math.sqrt(self.low * self.high)
         step = _NEAR ** (2 ** abs(self._side))
         if self.low > 0:
-            tau = min(max(tau, self.low * step), self.low * _FARTHEST)
+            tau = min(max(tau, self.low * step), self.low * _FARTHEST_UP)
         else:
-            tau = max(min(tau, self.high / step), self.high / _FARTHEST)
+            tau = max(min(tau, self.high / step), self.high / _FARTHEST_DOWN)
         return self._allowed(tau)
 
     def _allowed(self, tau: float) -> float:
