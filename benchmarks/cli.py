@@ -288,6 +288,9 @@ def memory(
         str | None, typer.Option("--arithmetic", help="Only these, as float32,bfloat16.")
     ] = None,
     repeats: Annotated[int, typer.Option("--repeats", help="Times each is timed.", min=0)] = 3,
+    acdc: Annotated[
+        bool, typer.Option("--acdc", help="Time ACDC's search for 100 edges, too: minutes to hours.")
+    ] = False,
     prompts: Annotated[
         str | None,
         typer.Option("--prompts", help="Numbers of prompts of 12 tokens, as 2500,5000,10000."),
@@ -320,7 +323,7 @@ def memory(
 
     folder, rows, usual = check_folder(out or Path("runs") / "memory"), list[Row](), Plan()
     chosen = tuple(_names(sizes) or usual.sizes), tuple(_names(arithmetic) or usual.arithmetics)
-    plan = Plan(*chosen, repeats=repeats)
+    plan = Plan(*chosen, repeats=repeats, acdc=acdc)
     for row in measure(plan):
         rows.append(row)
         say(f"{row.model} billion, {row.arithmetic}, {row.what}", stderr=True)

@@ -33,6 +33,7 @@ from acdc.engine.work import Work
 from acdc.errors import UnknownNameError
 from acdc.measure.evaluation import Evaluator
 from acdc.methods import METHODS
+from acdc.methods.base import Found
 from acdc.models import devices, load_model
 from acdc.models.described import sizes_of_config
 from acdc.runs.forecast import BESIDE, Forecast, foresee, of_evaluation
@@ -57,6 +58,9 @@ FORMAT, VERSION = "acdc-bench-memory", 1
 
 N_PROMPTS, N_POS, N_EDGES = 8, 20, 200
 """Prompts, their tokens, and edges of the circuit that is evaluated."""
+
+SOUGHT = 100
+"""Edges that ``acdc`` is asked for."""
 
 _ARITHMETIC = {
     "float32": ("float32", None),
@@ -119,6 +123,8 @@ class Plan:
         GiB beside the weights.
     repeats
         How often each thing is timed.
+    acdc
+        Whether ACDC's search for 100 edges is timed, too, once and in float32 alone.
 
     Raises
     ------
@@ -130,6 +136,12 @@ class Plan:
     arithmetics: tuple[str, ...] = tuple(_ARITHMETIC)
     memory: float = 1.0
     repeats: int = 3
+    acdc: bool = False
+
+    def computations(self, arithmetic: str) -> tuple[str, ...]:
+        """What is computed in an arithmetic."""
+        usual = "eap", "eap-ig", "circuit"
+        return (*usual, "acdc") if self.acdc and arithmetic == "float32" else usual
 
     def __post_init__(self) -> None:
         built = [name for name in LLAMAS if name != PAPER]
@@ -149,7 +161,7 @@ class Row:
     Parameters
     ----------
     model, arithmetic, what
-        Billions of parameters, see :class:`Plan`, and ``eap``, ``eap-ig`` or ``circuit``.
+        Billions of parameters, see :class:`Plan`, and ``eap``, ``eap-ig``, ``circuit`` or ``acdc``.
     weights, foretold, measured
         Bytes; of what is not built nothing is measured.
     allowed
@@ -177,11 +189,11 @@ def measure(plan: Plan) -> Iterator[Row]:
     for name in plan.sizes:
         with random_llama(LLAMAS[name]) as folder:
             for arithmetic in plan.arithmetics:
-                for what in ("eap", "eap-ig", "circuit"):
+                for what in plan.computations(arithmetic):
                     yield _row(plan, name, arithmetic, what, folder)
     on_paper = replace(plan, memory=2 * plan.memory)
     for arithmetic in plan.arithmetics:
-        for what in ("eap", "eap-ig", "circuit"):
+        for what in plan.computations(arithmetic):
             yield _row(on_paper, PAPER, arithmetic, what, None)
 
 
@@ -206,7 +218,7 @@ def random_llama(llama: Llama) -> Iterator[Path]:
 def _row(plan: Plan, name: str, arithmetic: str, what: str, folder: Path | None) -> Row:
     memory = int(plan.memory * 2**30)
     weights, foretold = _foretold(LLAMAS[name], arithmetic, what, memory)
-    found: dict[str, Any] = {"peak": None, "ratio": None}
+    found: dict[str, Any] = {"peak": None, "ratio": None, "unit": None}
     if folder is not None:
         asked = [str(folder), arithmetic, what, str(memory), str(plan.repeats)]
         code = "import sys; from benchmarks.memory import child; child(*sys.argv[1:])"
@@ -225,7 +237,7 @@ def _row(plan: Plan, name: str, arithmetic: str, what: str, folder: Path | None)
         allowed=int(1.3 * weights) + memory,
         error=None if peak is None else foretold / peak - 1,
         ratio=found["ratio"],
-        unit=_UNITS[what],
+        unit=found["unit"] or _UNITS[what],
     )
 
 
@@ -233,6 +245,7 @@ _UNITS = {
     "eap": "1 forward + 1 forward and backward",
     "eap-ig": "2 forwards + 5 forwards and backwards",
     "circuit": "forward",
+    "acdc": "forward",
 }
 
 
@@ -246,7 +259,8 @@ def _foretold(llama: Llama, arithmetic: str, what: str, memory: int) -> tuple[in
     if what == "circuit":
         beside = of_evaluation(footprint, N_POS, N_PROMPTS, N_PROMPTS, memory)
     else:
-        settings = Settings.of("random", method=what)
+        edges = SOUGHT if what == "acdc" else None
+        settings = Settings.of("random", method=what, n_edges=edges)
         lengths = [N_POS] * N_PROMPTS
         forecast: Forecast = foresee(footprint, lengths, settings, METHODS[what], memory)
         beside = forecast.chunk
@@ -270,13 +284,34 @@ def child(folder: str, arithmetic: str, what: str, memory: str, repeats: str) ->
     experiment = Experiment(model, task, get_metric("logit_diff"), memory=room)
     mask = np.zeros(experiment.graph.n_edges, dtype=bool)
     mask[np.random.default_rng(0).choice(len(mask), N_EDGES, replace=False)] = True
+    ratio, unit = None, None
     if what == "circuit":
         Evaluator(experiment).evaluate(mask)
+    elif what == "acdc":
+        ratio, unit = _search(experiment, room)
     else:
         METHODS[what].scores(experiment, None, Work(room))
     peak = process_bytes("VmHWM") - before
-    ratio = _ratio(experiment, what, room, int(repeats)) if int(repeats) else None
-    print(json.dumps({"peak": peak, "ratio": ratio}))
+    if what != "acdc" and int(repeats):
+        ratio = _ratio(experiment, what, room, int(repeats))
+    print(json.dumps({"peak": peak, "ratio": ratio, "unit": unit}))
+
+
+def _search(experiment: Experiment, memory: int) -> tuple[float, str]:
+    """Time of all searches for a number of edges in forwards, and what was found."""
+    passes = [Passes(experiment, 1) for _ in range(2)]
+    passes[0].measure()
+    found: list[Found] = []
+    seconds = _timed(
+        lambda: found.append(METHODS["acdc"].find(experiment, Work(memory), n_edges=SOUGHT))
+    )
+    passes[1].measure()
+    kept, last = found[0].circuit, found[0].details["work"]
+    forward = statistics.mean(x.forward_seconds for x in passes)
+    return seconds / forward, (
+        f"forward; {kept.n_edges} of {kept.graph.n_edges:,} edges kept, "
+        f"{last['n_evaluations']:,} scenarios in the last search"
+    )
 
 
 def _ratio(experiment: Experiment, what: str, memory: int, repeats: int) -> float:
