@@ -289,7 +289,8 @@ def memory(
     ] = None,
     repeats: Annotated[int, typer.Option("--repeats", help="Times each is timed.", min=0)] = 3,
     acdc: Annotated[
-        bool, typer.Option("--acdc", help="Time ACDC's search for 100 edges, too: minutes to hours.")
+        bool,
+        typer.Option("--acdc", help="Time ACDC's search for 100 edges, too: minutes to hours."),
     ] = False,
     prompts: Annotated[
         str | None,

@@ -31,9 +31,11 @@ def test_eight_billion_on_paper(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_tiny_one_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(LLAMAS, "0.1", Llama(512, 64, 128, 2, 4, 2, head_dim=16))
-    rows = [row for row in measure(Plan(("0.1",), ("float32",), repeats=1)) if row.measured]
-    assert [row.what for row in rows] == ["eap", "eap-ig", "circuit"]
+    monkeypatch.setitem(LLAMAS, "0.1", Llama(512, 64, 128, 4, 8, 4, head_dim=8))
+    plan = Plan(("0.1",), ("float32",), repeats=1, acdc=True)
+    rows = [row for row in measure(plan) if row.measured]
+    assert [row.what for row in rows] == ["eap", "eap-ig", "circuit", "acdc"]
+    assert rows[-1].unit.startswith("forward; ")
     for row in rows:
         assert row.ratio is not None
         assert row.measured is not None
