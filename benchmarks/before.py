@@ -130,7 +130,9 @@ def _measured(root: Path, part: str, device: str, quick: bool) -> list[Row]:
 
 
 def _key(row: Row) -> tuple[str, ...]:
-    return row.group, row.model, row.method, row.metric, f"{row.threshold}"
+    """What a row is of; a threshold that is a share of a gap is the same but for rounding."""
+    tau = "" if row.threshold is None else f"{row.threshold:.5g}"
+    return row.group, row.model, row.method, row.metric, tau
 
 
 _HEAD = """Two worktrees, part by part in turn: seconds of the process on a CPU, and multiples of a

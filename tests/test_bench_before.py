@@ -20,7 +20,9 @@ ROW = Row(
     forward_seconds=0.5, forward_backward_seconds=None, seconds=30.0, ratio=60.0, error=0.0,
     n_edges=100, n_prompts=8, n_pos=12, threshold=0.1, n_kept=12, n_evaluations=80,
 )  # fmt: skip
-NOW = replace(ROW, forward_seconds=0.25, seconds=10.0, ratio=40.0, n_evaluations=70)
+NOW = replace(
+    ROW, forward_seconds=0.25, seconds=10.0, ratio=40.0, n_evaluations=70, threshold=0.1 + 1e-9
+)
 
 
 @pytest.fixture
