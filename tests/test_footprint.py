@@ -113,8 +113,8 @@ def test_the_state_of_a_search_is_as_large_as_predicted(family: str) -> None:
     assert experiment.state_bytes == sum(map(held, run.states.values()))
 
 
-def test_a_search_starts_with_one_run_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    experiment = Experiment(o.small_model("LN", 0), o.small_task(0), get_metric("logit_diff"))
+def one_run_at_a_time(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[torch.Tensor]]:
+    """Fail where a run begins while the projections of another are held; return those of all."""
     forward, before = LoweredModel.forward, list[weakref.ref[torch.Tensor]]()
 
     def noting(model: LoweredModel, *args: Any, **more: Any) -> Trace:
@@ -124,6 +124,12 @@ def test_a_search_starts_with_one_run_at_a_time(monkeypatch: pytest.MonkeyPatch)
         return trace
 
     monkeypatch.setattr(LoweredModel, "forward", noting)
+    return before
+
+
+def test_a_search_starts_with_one_run_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment = Experiment(o.small_model("LN", 0), o.small_task(0), get_metric("logit_diff"))
+    before = one_run_at_a_time(monkeypatch)
     run = IncrementalRun(experiment)
     assert len(before) == 2 * len(run.states)
 
@@ -369,15 +375,7 @@ def test_what_is_done_with_is_not_held(method: str, monkeypatch: pytest.MonkeyPa
     experiment = Experiment(o.small_model("LN", 0), o.small_task(0), get_metric("logit_diff"))
     whole = METHODS[method].scores(experiment)
     monkeypatch.setattr("acdc.engine.footprint._POINT_BYTES", 0)  # one point at a time
-    forward, before = LoweredModel.forward, list[weakref.ref[torch.Tensor]]()
-
-    def noting(model: LoweredModel, *args: Any, **more: Any) -> Trace:
-        assert not any(x() is not None for x in before)
-        trace = forward(model, *args, **more)
-        before.append(weakref.ref(trace.q[0]))
-        return trace
-
-    monkeypatch.setattr(LoweredModel, "forward", noting)
+    before = one_run_at_a_time(monkeypatch)
 
     def looking(*args: Any) -> Gradients:
         found = gradients(*args)

@@ -114,14 +114,12 @@ def foresee(
     state = _state(footprint, counts) if method.keeps_state else 0
     is_streamed = streams(state, memory)
     if method.keeps_state:
+        each, n_held = footprint.state(max(counts)), len(lengths)
         if is_streamed:
-            n_batch = min(n_batch, footprint.searched_at_once(max(counts), memory))
-        n = n_batch
-        least = _of_search(footprint, max(counts), 1, footprint.state(max(counts)), 1, 0)
-        held, n_moved = (
-            (n * footprint.state(max(counts)), n) if is_streamed else (state, len(lengths))
-        )
-        chunk = _of_search(footprint, max(counts), n, held, n_moved, memory)
+            n_held = n_batch = min(n_batch, footprint.searched_at_once(max(counts), memory))
+        n, least = n_batch, _of_search(footprint, max(counts), 1, each, 1, 0)
+        held = n * each if is_streamed else state
+        chunk = _of_search(footprint, max(counts), n, held, n_held, memory)
     elif method.trains:
         each = footprint.masks(max(counts))
         n = min(prompts_of_part(MOST_TOGETHER, each, memory), max(counts.values()))
@@ -192,14 +190,14 @@ def _state(footprint: Footprint, counts: Mapping[int, int]) -> int:
 
 
 def _of_search(
-    footprint: Footprint, n_pos: int, n_batch: int, held: int, n_moved: int, memory: int
+    footprint: Footprint, n_pos: int, n_batch: int, held: int, n_held: int, memory: int
 ) -> int:
     """What a search takes that keeps a state of which so much is held: at its start, or later.
 
-    It is made of two runs of each batch in turn.  Then something comes to the state of
-    ``n_moved`` prompts, and scenarios take half of what is left.
+    It is made of two runs of each batch in turn.  Then something comes to the state of the
+    ``n_held`` prompts that it is of, and scenarios take half of what is left.
     """
-    later = held + n_moved * footprint.moved(n_pos)
+    later = held + n_held * footprint.moved(n_pos)
     return max(
         held + n_batch * footprint.starting(n_pos), later + room_for_scenarios(memory, later)
     )
