@@ -107,17 +107,19 @@ def test_bounds_end_the_search(graph: Graph) -> None:
 def test_the_circuit_is_that_of_its_tau_and_takes_few_searches(
     experiment: Experiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole: list[int] = []
+    whole, begins = list[int](), list[bool]()
     add = sizes._Sizes.add
 
     def counting(self: sizes._Sizes, circuit: Circuit) -> None:
         whole.append(circuit.n_edges)
+        begins.append(self._scores is not None)
         add(self, circuit)
 
     monkeypatch.setattr(sizes._Sizes, "add", counting)
     found = METHODS["acdc"].find(experiment, n_edges=40)
     assert 40 >= found.circuit.n_edges >= 0.98 * 40
     assert len(whole) <= 9  # 12 whole ones, where tau was bisected; four of these are rough
+    assert begins[0]  # where scores say
     alone, _ = acdc(experiment, found.details["threshold"])
     np.testing.assert_array_equal(alone.in_circuit, found.circuit.in_circuit)
 
